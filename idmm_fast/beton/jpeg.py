@@ -1,0 +1,63 @@
+"""Decoding JPEG from inside a kernel, through the libjpeg-turbo that FFCV was built with.
+
+FFCV's own binding is a ctypes pointer, which numba can't cache, and it drops the decoder's return code: a corrupt image
+leaves the pixels of another one behind. Named external functions are cacheable, and here every code is looked at.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from llvmlite import binding
+from numba import types
+
+from ..jit import kernel
+
+# Found, not imported: importing FFCV imports torch and changes its thread count.
+_library = next(Path(find_spec("ffcv").submodule_search_locations[0]).glob("_libffcv*.so"))
+binding.load_library_permanently(str(_library))
+
+_int, _ptr, _ulong = types.int32, types.intp, types.uint64
+_init = types.ExternalFunction("tjInitDecompress", _ptr())
+_destroy = types.ExternalFunction("tjDestroy", _int(_ptr))
+_header = types.ExternalFunction("tjDecompressHeader3", _int(_ptr, _ptr, _ulong, _ptr, _ptr, _ptr, _ptr))
+_decompress = types.ExternalFunction("tjDecompress2", _int(_ptr, _ptr, _ulong, _ptr, _int, _int, _int, _int, _int))
+
+_TJPF_RGB = 0
+_TJFLAG_ACCURATEDCT = 4096
+
+OK, NOT_A_JPEG, WRONG_SIZE, CORRUPT = range(4)
+MESSAGES = {
+    NOT_A_JPEG: "its bytes are not a JPEG",
+    WRONG_SIZE: "the JPEG's own width and height are not those of the beton's table",
+    CORRUPT: "the JPEG is damaged or cut short",
+}
+
+
+@kernel
+def open_decoder():
+    """A libjpeg-turbo decompressor handle; one a thread."""
+    return _init()
+
+
+@kernel
+def close_decoder(handle):
+    """Free a handle from `open_decoder`."""
+    return _destroy(handle)
+
+
+@kernel
+def decode_jpeg(handle, data, height, width, out):
+    """Decode `data` (uint8, 1-d) to RGB in `out` (uint8, 1-d, at least height * width * 3). Returns one of the codes above.
+
+    The JPEG's own header is compared with the expected size first, so that `out` can't be overrun.
+    """
+    shape = np.empty(4, dtype=np.int32)
+    at = shape.ctypes.data
+    if _header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
+        return NOT_A_JPEG
+    if shape[0] != width or shape[1] != height:
+        return WRONG_SIZE
+    if _decompress(handle, data.ctypes.data, data.size, out.ctypes.data, width, 0, height, _TJPF_RGB, _TJFLAG_ACCURATEDCT) != 0:
+        return CORRUPT
+    return OK

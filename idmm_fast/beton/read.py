@@ -1,0 +1,104 @@
+"""Opening a beton: the cheap checks that tell a whole file from a truncated, interrupted or foreign one."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, JPG, RAW, VERSION
+from .write import sidecar_path
+
+# FFCV's other field types, whose columns are stepped over: bytes and JSON (pointer, size), arrays and tensors (pointer).
+_POINTER_AND_SIZE = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+_COLUMNS = {0: np.dtype("<f8"), INT_FIELD: np.dtype("<i8"), IMAGE_FIELD: IMAGE, 3: _POINTER_AND_SIZE, 4: np.dtype("<u8"),
+            5: _POINTER_AND_SIZE, 6: np.dtype("<u8")}  # fmt: skip
+
+
+class BetonError(Exception):
+    """A file that is not a whole beton. The message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Beton:
+    """An opened beton: where every row's image is, and its label. All arrays have one entry a row."""
+
+    path: Path
+    metadata: np.ndarray
+    mode: np.ndarray  # uint8: 0 jpg, 1 raw
+    height: np.ndarray  # int64, pixels
+    width: np.ndarray
+    ptr: np.ndarray  # int64, bytes from the start of the file
+    length: np.ndarray  # int64, bytes
+    label: np.ndarray  # int64; -1 where the file has no integer field
+    image_column: str
+
+    def __len__(self):
+        return self.mode.size
+
+    @cached_property
+    def sidecar(self):
+        """What `write_datasets.py` wrote beside the file, or {}."""
+        try:
+            return json.loads(sidecar_path(self.path).read_text())
+        except (OSError, ValueError):
+            return {}
+
+    @cached_property
+    def classes(self):
+        """Class names, from the sidecar, else made up from the labels."""
+        return self.sidecar.get("classes") or [f"class_{c}" for c in range(int(self.label.max()) + 1)]
+
+    @cached_property
+    def bytes(self):
+        """The file as a read-only memory map, uint8 (file size,)."""
+        return np.memmap(self.path, np.uint8, mode="r")
+
+
+def _again(path):
+    return f"Convert it again with write_datasets.py (a conversion that was interrupted leaves {path.name}.tmp, never {path.name})."
+
+
+def open_beton(path):
+    """Open and check the FFCV file `path`. Returns Beton; raises BetonError, or FileNotFoundError with what to do."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. Make it with: python write_datasets.py --ds NAME (see --help).")
+    size = path.stat().st_size
+    if size < HEADER.itemsize:
+        raise BetonError(f"{path} is not a beton: it has {size} bytes. {_again(path)}")
+    header = np.fromfile(path, HEADER, count=1)[0]
+    count, table, columns = int(header["num_samples"]), int(header["alloc_table_ptr"]), int(header["num_fields"])
+    if header["version"] != VERSION or not 0 < columns <= 256:
+        raise BetonError(f"{path} is not a beton of format version {VERSION} (it says {header['version']}).")
+    if table == 0:
+        raise BetonError(f"{path} was never finished: its allocation table is missing. {_again(path)}")
+    if table > size or (size - table) % ALLOCATION.itemsize or HEADER.itemsize + columns * FIELD.itemsize > size:
+        raise BetonError(f"{path} is cut short or damaged: its tables do not fit its {size} bytes. {_again(path)}")
+    described = np.fromfile(path, FIELD, count=columns, offset=HEADER.itemsize)
+    kinds = [IMAGE_FIELD if t == 255 else int(t) for t in described["type_id"]]
+    if IMAGE_FIELD not in kinds or any(k not in _COLUMNS for k in kinds):
+        raise BetonError(f"{path} has no image field that can be read (field types {kinds}).")
+    sample = np.dtype([("", _COLUMNS[k]) for k in kinds], align=True)
+    start = HEADER.itemsize + columns * FIELD.itemsize
+    if count == 0 or start + count * sample.itemsize > size:
+        raise BetonError(f"{path} is cut short or damaged: {count} rows do not fit its {size} bytes. {_again(path)}")
+    metadata = np.fromfile(path, sample, count=count, offset=start)
+    allocations = np.fromfile(path, ALLOCATION, offset=table)
+    column = f"f{kinds.index(IMAGE_FIELD)}"
+    image = metadata[column]
+    by_ptr = np.argsort(allocations["ptr"], kind="stable")
+    pointers = allocations["ptr"][by_ptr]
+    found = np.minimum(np.searchsorted(pointers, image["data_ptr"]), max(pointers.size - 1, 0))
+    if pointers.size == 0 or (pointers[found] != image["data_ptr"]).any():
+        raise BetonError(f"{path} is damaged: some rows point to data that was never allocated. {_again(path)}")
+    length = allocations["size"][by_ptr][found].astype(np.int64)
+    ptr, height, width = (image[c].astype(np.int64) for c in ("data_ptr", "height", "width"))
+    mode = np.ascontiguousarray(image["mode"])
+    wrong = (ptr < start) | (length <= 0) | (ptr > size) | (ptr + length > size) | (height < 1) | (width < 1)
+    wrong |= ((mode != JPG) & (mode != RAW)) | ((mode == RAW) & (length < height * width * 3))
+    if wrong.any():
+        raise BetonError(f"{path} is damaged: row {int(wrong.argmax())} does not describe an image inside the file. {_again(path)}")
+    label = metadata[f"f{kinds.index(INT_FIELD)}"].astype(np.int64) if INT_FIELD in kinds else np.full(count, -1)
+    return Beton(path, metadata, mode, height, width, ptr, length, label, column)

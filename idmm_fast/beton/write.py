@@ -1,0 +1,211 @@
+"""Writing a beton: encoded in threads, written in order to a temporary name, renamed when complete.
+
+FFCV's own writer forks processes, hangs for ever when one of them fails, and leaves an unfinished file under the final
+name. Here the same input and options give the same bytes, whatever the number of workers.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .encode import describe, encode, stored_size
+from .format import (
+    ALLOCATION,
+    DEFAULT_PAGE,
+    HEADER,
+    MAX_PAGE,
+    SAMPLE,
+    VERSION,
+    fields,
+)
+
+RAW_SHARE = 0.125  # mode auto stores pixels when they fit this share of the machine's memory
+
+
+class WriteError(Exception):
+    """A conversion that can't go on. The message says why and what to do; nothing is left under the final name."""
+
+
+class _PageTooSmall(Exception):
+    pass
+
+
+@dataclass
+class Written:
+    """What a conversion made: the file, its sidecar, how many images it holds, and which were skipped and why."""
+
+    path: Path
+    sidecar: Path
+    count: int
+    mode: str
+    skipped: list[dict] = field(default_factory=list)
+
+
+def sidecar_path(path):
+    """`flowers_train.beton` -> `flowers_train.json`."""
+    return Path(path).with_suffix(".json")
+
+
+def _choose_mode(images, max_resolution):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = 0
+    for source in images:
+        try:
+            height, width = stored_size(source, max_resolution)
+        except (OSError, ValueError, SyntaxError):
+            continue  # a bad image is reported when it is converted
+        total += height * width * 3
+        if total > RAW_SHARE * memory:
+            return "jpg"
+    return "raw"
+
+
+def _encoded(images, order, workers, mode, max_resolution, quality):
+    """(place, Encoded or the exception) in the order given, at most a few images a worker ahead of the consumer."""
+
+    def work(source):
+        try:
+            return encode(source, mode, max_resolution, quality)
+        except Exception as error:  # PIL raises many kinds for damaged files; each becomes a listed skip
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque()
+        try:
+            for place in order:
+                ahead.append((place, pool.submit(work, images[place])))
+                if len(ahead) > 4 * workers:
+                    place, future = ahead.popleft()
+                    yield place, future.result()
+            while ahead:
+                place, future = ahead.popleft()
+                yield place, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _write(file, split, order, encoded, page_size, on_error, progress):
+    """The whole file, header last. Returns (rows written, skipped)."""
+    samples = np.zeros(len(order), SAMPLE)
+    allocations = np.zeros(len(order), ALLOCATION)
+    descriptions = fields()
+    start = HEADER.itemsize + descriptions.nbytes + samples.nbytes
+    position = -(-start // page_size) * page_size
+    file.seek(position)
+    left = page_size
+    count, skipped = 0, []
+    for place, image in encoded:
+        progress.update()
+        if isinstance(image, Exception):
+            reason = str(image) or type(image).__name__
+            reason = "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason
+            if on_error == "fail":
+                raise WriteError(f"{describe(split.images[place])} can't be converted: {reason}. Mend or remove it, or use --on-error skip.")
+            skipped.append({"file": describe(split.images[place]), "reason": reason})
+            continue
+        size = len(image.data)
+        if size > page_size:
+            raise _PageTooSmall(size)
+        if size > left:  # a sample never crosses the end of a page
+            position += left
+            left = page_size
+            file.seek(position)
+        file.write(image.data)
+        samples[count]["f0"] = (image.mode, image.width, image.height, position)
+        samples[count]["f1"] = split.labels[place]
+        allocations[count] = (count, position, size)
+        position, left, count = position + size, left - size, count + 1
+    if not count:
+        raise WriteError("none of the images could be converted; " + (f"first: {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else "there are none"))
+    table = position + left
+    file.seek(table)
+    file.write(allocations[:count].tobytes())
+    header = np.zeros(1, HEADER)
+    header[0] = (VERSION, len(descriptions), page_size, count, table)
+    file.seek(0)
+    file.write(header.tobytes() + descriptions.tobytes() + samples[:count].tobytes())
+    return count, skipped
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path):
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_beton(path, split, *, dataset, name, mode="auto", max_resolution=None, quality=90, workers=0, seed=0, on_error="skip", quiet=False):
+    """Convert `split` (datasets.Split) to the FFCV file `path` and its sidecar. Returns Written; raises WriteError.
+
+    mode: "jpg", "raw" or "auto" (raw when all pixels fit an eighth of the machine's memory). max_resolution: longer
+    side in pixels, larger images are shrunk. quality: of JPEGs that have to be encoded. workers: threads, 0 for one a
+    core. seed: of the order of the rows. on_error: "skip" lists an image that can't be read and goes on, "fail" stops.
+    """
+    path = Path(path)
+    if len(split) == 0:
+        raise WriteError(f"the {name} split is empty; nothing to convert")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workers = workers or len(os.sched_getaffinity(0))
+    order = np.random.default_rng(seed).permutation(len(split))
+    if mode == "auto":
+        mode = _choose_mode(split.images, max_resolution)
+    temporary = path.with_name(path.name + ".tmp")
+    page_size = DEFAULT_PAGE
+    try:
+        while True:
+            encoded = _encoded(split.images, order, workers, mode, max_resolution, quality)
+            with open(temporary, "wb") as file, tqdm(total=len(split), desc=path.name, unit="img", disable=quiet or None, leave=False) as bar:
+                try:
+                    count, skipped = _write(file, split, order, encoded, page_size, on_error, bar)
+                    break
+                except _PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
+                    while page_size < small.args[0]:
+                        page_size *= 2
+                    if page_size > MAX_PAGE:
+                        raise WriteError("an image of over 2 GB does not fit a beton; use --max-resolution or --mode jpg") from None
+                finally:
+                    encoded.close()
+        _sync(temporary)
+        content = {
+            "dataset": dataset,
+            "split": name,
+            "count": count,
+            "classes": split.classes,
+            "mode": mode,
+            "max_resolution": max_resolution,
+            "quality": quality,
+            "order_seed": seed,
+            "skipped": skipped,
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
+            "sha256": _sha256(temporary),
+        }
+        sidecar = sidecar_path(path)
+        draft = sidecar.with_name(sidecar.name + ".tmp")
+        draft.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, path)
+        os.replace(draft, sidecar)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free >> 20
+        raise WriteError(f"{temporary} could not be written: {error.strerror or error} ({free} MB are free there)") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Written(path, sidecar, count, mode, skipped)
+
+

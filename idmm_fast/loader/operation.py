@@ -1,0 +1,194 @@
+"""The FFCV operation: a decoder that turns the rows of a batch into groups of views, in parallel threads.
+
+FFCV would compile an operation's function anew in every process (about 10 s) and run it on numba's threading layer, of
+which two can't always live at once. The kernels below are compiled once and cached, so the function itself stays plain
+Python, hands slices of the batch to threads that run without the GIL, and looks at what they return.
+"""
+
+import os
+import queue
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..beton.jpeg import MESSAGES, OK
+from .cutmix import CutMix, draw_cutmix
+from .draws import DRAW, VIEW, draw_view
+from .multicrop import Scratch, make_views, max_taps
+from .stock import Operation
+
+_TASKS_PER_WORKER = 4  # slices a worker gets of a batch: enough that an image of ten times the size holds nobody up
+
+
+class LoaderError(RuntimeError):
+    """A batch that could not be made. The message names the file and the row."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """A group of views of every image: `count` random crops of `size` x `size` pixels.
+
+    scale: range of the crop's share of the image's area; ratio: of its width over its height (torchvision's
+    RandomResizedCrop). interpolation: "bilinear" or "bicubic", both antialiased as in PIL. resize: if not 0, no random
+    crop but the evaluation view: the shorter side becomes `resize` pixels, then the centre is cut out.
+    """
+
+    count: int
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
+    resize: int = 0
+
+    def __post_init__(self):
+        if self.count < 1 or self.size < 1:
+            raise ValueError(f"Views needs a count and a size of at least 1, not {self.count} and {self.size}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"Views.scale is a range of shares of the image within 0..1, not {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"Views.ratio is a range of width over height, not {self.ratio}")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"Views.interpolation is 'bilinear' or 'bicubic', not '{self.interpolation}'")
+        if self.resize and self.resize < self.size:
+            raise ValueError(f"Views.resize {self.resize} is smaller than the size {self.size} that is cut out of it")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of views of a batch of B images; rows are crop-major: view 0 of all images, then view 1, ...
+
+    images: uint8 (count * B, 3, H, W), channels-last in memory. idx_a, idx_b: int64 (count * B,), dataset rows: whose
+    pixels lie outside and inside the CutMix box. lam: float32 (count * B,), share of idx_a's pixels.
+    """
+
+    images: torch.Tensor
+    idx_a: torch.Tensor
+    idx_b: torch.Tensor
+    lam: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Position:
+    """Which batch is to be made, and where: the draws depend on this and the seed alone."""
+
+    epoch: int
+    step: int
+    buffer: np.ndarray
+
+
+def view_table(views, augment):
+    """One VIEW record a view, in the order of the groups."""
+    table = np.zeros(sum(v.count for v in views), VIEW)
+    record = iter(table)
+    for group, spec in enumerate(views):
+        for place in range(spec.count):
+            r = next(record)
+            r["group"], r["place"], r["size"], r["resize"] = group, place, spec.size, spec.resize
+            r["bicubic"] = spec.interpolation == "bicubic"
+            r["scale"], r["ratio"], r["sigma"] = spec.scale, spec.ratio, augment.sigma
+            for name in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "gray", "blur"):
+                r[name] = getattr(augment, name)
+    return table
+
+
+class MultiCropDecoder(Operation):
+    """Decodes each image once and writes all its views, mixed by CutMix. Made by MultiCropLoader.
+
+    In FFCV's graph its input is the rows of a batch and its memory a Position; its output is a list of Group.
+    """
+
+    def __init__(self, beton, views, augment, cutmix_alpha, seed, num_workers):
+        super().__init__()
+        self.beton, self.views, self.cutmix_alpha, self.seed, self.num_workers = beton, views, cutmix_alpha, seed, num_workers
+        self.table = view_table(views, augment)
+        self._process = None
+
+    def declare_state_and_memory(self, previous_state):
+        return replace(previous_state, jit_mode=False), None  # the loader passes the memory, see Position
+
+    def generate_code(self):
+        def decode(rows, position, metadata, storage):
+            return self.make(rows, position)
+
+        return decode
+
+    def buffer_size(self, batch_size):
+        """Bytes that the images of one batch take."""
+        return sum(v.count * v.size * v.size * 3 for v in self.views) * batch_size
+
+    def cutmix(self, epoch, step, batch):
+        """The draw of every group for a batch of `batch` images: list of CutMix."""
+        return [
+            draw_cutmix(np.uint64(self.seed), epoch, step, g, v.count * batch, v.size, self.cutmix_alpha) for g, v in enumerate(self.views)
+        ]
+
+    def draws(self, epoch, rows):
+        """What is drawn for every view of `rows`: DRAW records (views, len(rows)). The pixels follow from it alone."""
+        result = np.zeros((self.table.size, len(rows)), DRAW)
+        for v, view in enumerate(self.table):
+            for b, row in enumerate(rows):
+                draw_view(np.uint64(self.seed), epoch, int(row), v, self.beton.height[row], self.beton.width[row], view, result[v, b])
+        return result
+
+    def _start(self):
+        if self._process == os.getpid():
+            return
+        height, width = int(self.beton.height.max()), int(self.beton.width.max())
+        decode = bool((self.beton.mode == 0).any())
+        self._process = os.getpid()  # a forked child has none of its parent's threads and makes its own
+        self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="idmm-loader")
+        self._scratch = queue.SimpleQueue()
+        for _ in range(self.num_workers):
+            self._scratch.put(Scratch(height, width, int(self.table["size"].max()), max_taps(self.table, height, width), decode))
+
+    def make(self, rows, position):
+        """The groups of the batch `rows` (int64 (B,)) at `position`: list of Group over its buffer. Raises LoaderError."""
+        self._start()
+        batch = len(rows)
+        mixes: list[CutMix] = self.cutmix(position.epoch, position.step, batch)
+        sizes = np.array([v.count * v.size * v.size * 3 * batch for v in self.views])
+        offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        boxes = np.array([m.box for m in mixes], np.int64)
+        takers = np.concatenate([np.argsort(m.partner) for m in mixes])
+        b = self.beton
+
+        def work(first, last):
+            scratch = self._scratch.get()
+            try:
+                return make_views(
+                    first, last, rows, b.bytes, b.mode, b.height, b.width, b.ptr, b.length, np.uint64(self.seed), position.epoch,
+                    self.table, offsets, boxes, takers, position.buffer, scratch.decoder, *scratch.arrays,
+                )  # fmt: skip
+            finally:
+                self._scratch.put(scratch)
+
+        edges = np.linspace(0, batch, min(batch, self.num_workers * _TASKS_PER_WORKER) + 1).astype(np.int64)
+        futures = [self._pool.submit(work, first, last) for first, last in zip(edges[:-1], edges[1:])]
+        results = [f.result() for f in futures]  # all of them: no thread may still write when this returns
+        for place, code in results:
+            if code != OK:
+                raise LoaderError(
+                    f"row {rows[place]} of {b.path} can't be decoded: {MESSAGES[code]}. Convert the dataset again with write_datasets.py."
+                )
+        groups = []
+        for view, mix, offset, size in zip(self.views, mixes, offsets, sizes):
+            pixels = torch.from_numpy(position.buffer[offset : offset + size]).view(view.count * batch, view.size, view.size, 3)
+            idx = np.tile(rows, view.count)
+            groups.append(
+                Group(
+                    pixels.permute(0, 3, 1, 2),
+                    torch.from_numpy(idx),
+                    torch.from_numpy(idx[mix.partner]),
+                    torch.full((idx.size,), mix.lam, dtype=torch.float32),
+                )
+            )
+        return groups
+
+    def close(self):
+        """End the threads and free their scratch."""
+        if self._process == os.getpid():
+            self._pool.shutdown(wait=not sys.is_finalizing())
+        self._process = None
