@@ -87,6 +87,15 @@ class MultiCropLoader(Loader):
         """Make the next iteration that of `epoch` (0, 1, ...); without it, each iteration is the next epoch's."""
         self.next_epoch, self._first_step = int(epoch), 0
 
+    @property
+    def cutmix_alpha(self):
+        """Of the Beta distribution of CutMix's share; may be set between two epochs."""
+        return self.operation.cutmix_alpha
+
+    @cutmix_alpha.setter
+    def cutmix_alpha(self, alpha):
+        self.operation.cutmix_alpha = alpha
+
     def __iter__(self):
         self.close()
         self.epoch = self.next_epoch

@@ -1,0 +1,5 @@
+"""Pretraining methods, one file each."""
+
+from .idmm import IDMM
+
+__all__ = ["IDMM"]

@@ -1,0 +1,37 @@
+"""IDMM: every image its own class, multi-crop, CutMix, label smoothing (Cao, Yu and Wu, arXiv 2201.10728)."""
+
+import torch
+from torch import nn
+
+from ..losses import instance_loss
+from ..models import Normalize, feature_dim, init_head
+from ..models.backbone import PRETRAIN_STD
+
+
+class IDMM(nn.Module):
+    """A backbone, and a linear layer that tells `instances` images apart."""
+
+    def __init__(self, backbone, instances, smoothing=0.1):
+        super().__init__()
+        self.normalize = Normalize(std=PRETRAIN_STD)
+        self.backbone = backbone
+        self.head = init_head(feature_dim(backbone), instances)
+        self.smoothing = smoothing
+
+    def forward(self, images, idx_a, idx_b, lam):
+        """The loss: the sum over the groups of views of the mean over a group's rows.
+
+        Each argument has an entry a group: images uint8 (n, 3, H, W), idx_a and idx_b int64 (n,), lam float32 (n,).
+        Groups of one size go through the network together.
+        """
+        loss = 0.0
+        for size in dict.fromkeys(x.shape[-1] for x in images):
+            members = [g for g, x in enumerate(images) if x.shape[-1] == size]
+            x = torch.cat([images[g] for g in members]) if len(members) > 1 else images[members[0]]
+            logits = self.head(self.backbone(self.normalize(x)))
+            first = 0
+            for g in members:
+                rows = logits[first : first + images[g].shape[0]]
+                loss = loss + instance_loss(rows, idx_a[g], idx_b[g], lam[g], self.smoothing)
+                first += images[g].shape[0]
+        return loss

@@ -1,0 +1,6 @@
+"""Backbones and what sits on them."""
+
+from .backbone import Normalize, create_backbone, feature_dim, load_backbone, save_backbone
+from .head import init_head
+
+__all__ = ["Normalize", "create_backbone", "feature_dim", "init_head", "load_backbone", "save_backbone"]

@@ -1,0 +1,87 @@
+"""timm's backbones at any resolution, and their weights from one resolution to another."""
+
+import inspect
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+
+PRETRAIN_STD = (0.228, 0.224, 0.225)  # as the authors released it; 0.229 is the usual figure
+FINETUNE_STD = (0.229, 0.224, 0.225)
+
+
+class Normalize(nn.Module):
+    """uint8 (B, 3, H, W), levels 0..255, to float: (x / 255 - mean) / std, per channel, on whatever device x is on."""
+
+    def __init__(self, mean=(0.485, 0.456, 0.406), std=FINETUNE_STD):
+        super().__init__()
+        mean, std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+
+    def forward(self, images):
+        return images.to(self.scale.dtype) * self.scale + self.shift
+
+
+def create_backbone(name, image_size, drop_path=0.0, options=None):
+    """timm's model `name` without classifier: (B, 3, image_size, image_size) -> features (B, d).
+
+    The feature is the class token after the last norm (DeiT, ViT) or the mean of the last stage's tokens (PVTv2).
+    options: further arguments of the timm model, e.g. {"patch_size": 4, "depth": 6}. Raises ValueError for a name that
+    timm does not know, with the nearest ones, or options that do not fit.
+    """
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        raise ValueError(f"timm has no model '{name}'. Names that come near: {', '.join(near) or 'see timm.list_models()'}.")
+    options = dict(options or {})
+    entry = timm.model_entrypoint(name)
+    if "pvt" not in inspect.getmodule(entry).__name__:  # PVTv2 takes any size as it is
+        options["img_size"] = image_size
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path, **options)
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"timm can't make '{name}' at {image_size} pixels with model.options {options}: {error}") from error
+
+
+def feature_dim(backbone):
+    """Length of the backbone's feature vector."""
+    return backbone.num_features
+
+
+def save_backbone(backbone, path):
+    """Write the weights, with timm's own keys, as safetensors."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}, str(path))
+
+
+def load_backbone(backbone, path):
+    """Load weights from a run folder, a checkpoint or a `.safetensors` file into `backbone`; returns how many tensors came.
+
+    The position embedding is resampled (bicubic) where the resolution differs; everything else must agree by name and
+    shape, the head of the pretraining is left out. Nothing is unpickled but plain tensors. Raises ValueError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "backbone.safetensors"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a run folder of a finished pretraining, a checkpoint or a .safetensors file")
+    if path.suffix == ".safetensors":
+        weights = load_file(str(path))
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        weights = {k.removeprefix("backbone."): v for k, v in state["model"].items() if k.startswith("backbone.")}
+    own = backbone.state_dict()
+    if "pos_embed" in own and "pos_embed" in weights and own["pos_embed"].shape != weights["pos_embed"].shape:
+        weights["pos_embed"] = resample_abs_pos_embed(
+            weights["pos_embed"], new_size=list(backbone.patch_embed.grid_size), num_prefix_tokens=backbone.num_prefix_tokens
+        )
+    wrong = sorted(k for k in own if k not in weights or own[k].shape != weights[k].shape)
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit this model: {len(wrong)} of {len(own)} tensors are missing or of another shape, first '{wrong[0]}'. "
+            f"Use the model.name and model.options that it was trained with."
+        )
+    backbone.load_state_dict({k: weights[k] for k in own})
+    return len(own)

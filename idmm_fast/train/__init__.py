@@ -1,0 +1,1 @@
+"""Training: pretraining without labels, fine-tuning with them."""

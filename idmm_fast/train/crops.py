@@ -1,0 +1,43 @@
+"""A picture of one augmented batch, with its CutMix boxes."""
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+
+def draw_batch(loader, path, epoch=0, images=6):
+    """Write a PNG: a row for each of the first images of `epoch`, a column for each view, CutMix boxes outlined.
+
+    The views are those that training sees; the title of a column says which group it belongs to.
+    """
+    loader.set_epoch(epoch)
+    iterator = iter(loader)
+    batch = next(iterator)
+    iterator.close()
+    loader.set_epoch(epoch)
+    size = batch[0].idx_a.numel() // loader.views[0].count
+    shown = min(images, size)
+    mixes = loader.operation.cutmix(epoch, 0, size)
+    columns = sum(v.count for v in loader.views)
+    figure = Figure(figsize=(1.5 * columns, 1.5 * shown + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(shown, columns, squeeze=False)
+    column = 0
+    for g, (spec, group, mix) in enumerate(zip(loader.views, batch, mixes)):
+        for view in range(spec.count):
+            for b in range(shown):
+                axis, row = axes[b, column], view * size + b
+                axis.imshow(np.ascontiguousarray(group.images[row].permute(1, 2, 0).numpy()), interpolation="nearest")
+                axis.set_xticks([])
+                axis.set_yticks([])
+                top, left, bottom, right = mix.box
+                if bottom > top and right > left:
+                    axis.add_patch(
+                        Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="red", linewidth=1.2)
+                    )
+                axis.set_xlabel(f"{group.idx_a[row]} | {group.idx_b[row]}", fontsize=7, labelpad=1)
+            axes[0, column].set_title(f"{'ABCDEFGH'[g % 8]}{view + 1}  λ={mix.lam:.2f}", fontsize=9)
+            column += 1
+    figure.suptitle("One batch: a row an image, a column a view. Red: the CutMix box. Below: rows outside | inside the box", fontsize=9)
+    figure.savefig(path, dpi=110)

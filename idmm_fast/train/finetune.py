@@ -1,0 +1,154 @@
+"""Fine-tuning with labels, at one resolution: mixup in even epochs, CutMix in odd ones."""
+
+import numpy as np
+import torch
+from scipy.special import betaincinv
+from torch import nn
+
+from ..beton import BetonError, open_beton
+from ..config import ConfigError, Param, Text, Whole
+from ..loader import Augment, MultiCropLoader, Views, evaluation_loader
+from ..loader.philox import MIXUP_STREAM, permutation, uniforms
+from ..losses import instance_loss
+from ..models import Normalize, create_backbone, feature_dim, init_head, load_backbone
+from . import settings
+from .accuracy import top_k
+from .crops import draw_batch
+from .curves import draw_curves
+from .device import choose
+from .loop import fit
+from .run import Run
+
+AUGMENT = Augment(jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
+
+SCHEMA = {
+    "data": (
+        "what is read",
+        {
+            **settings.data(test=True)[1],
+            "per_class": Param(Whole(0), "use this many labelled training images a class, chosen by training.seed; 0: all", default=0),
+        },
+    ),
+    "model": (
+        "the backbone",
+        {
+            **settings.MODEL[1],
+            "image_size": Param(Whole(4, 4096), "side of the input in pixels", default=224),
+            "init": Param(Text(), "run folder, checkpoint or .safetensors to start from; none: random weights", default=None),
+        },
+    ),
+    "augment": settings.augment(AUGMENT),
+    "mixing": settings.mixing(0.5),
+    "training": (
+        "how it is trained",
+        {
+            **settings.training(lr=5e-4, epochs=200)[1],
+            "evaluate_every": Param(Whole(0), "epochs between evaluations on data.test; 0: only after the last", default=10),
+        },
+    ),
+    "logging": settings.logging(),
+}
+
+
+class Classifier(nn.Module):
+    """Backbone and linear layer, from uint8 images (B, 3, H, W) to logits (B, classes)."""
+
+    def __init__(self, backbone, classes):
+        super().__init__()
+        self.normalize = Normalize()
+        self.backbone = backbone
+        self.head = init_head(feature_dim(backbone), classes)
+
+    def forward(self, images, partner=None, share=None):
+        """With `partner` (int64 (B,)) and `share` (float): mixup, x = share * x + (1 - share) * x[partner]."""
+        x = self.normalize(images)
+        if partner is not None:
+            x = share * x + (1 - share) * x[partner]
+        return self.head(self.backbone(x))
+
+
+def draw_mixup(seed, epoch, step, n, alpha):
+    """(share, partner int64 (n,)): share ~ Beta(alpha, alpha), folded to its larger half (Zhang et al., arXiv 1710.09412)."""
+    share = betaincinv(alpha, alpha, uniforms(np.uint64(seed), step, epoch, MIXUP_STREAM, 0)[0])
+    return max(share, 1 - share), permutation(np.uint64(seed), step, epoch, MIXUP_STREAM + 1, n)
+
+
+def choose_rows(labels, per_class, seed):
+    """Dataset rows, sorted: all, or `per_class` of each class chosen at random. Raises ConfigError if a class has fewer."""
+    if per_class == 0:
+        return np.arange(labels.size)
+    counts = np.bincount(labels)
+    if counts[counts > 0].min() < per_class:
+        raise ConfigError(f"data.per_class is {per_class}, but class {int(np.where(counts > 0, counts, 1 << 60).argmin())} has {counts[counts > 0].min()} images")
+    rng = np.random.default_rng(seed)
+    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.flatnonzero(counts)]))
+
+
+def finetune(cfg):
+    """Fine-tune as `cfg` (see SCHEMA) says. Returns {"top1", "top5", ...}, percent on data.test after the last epoch.
+
+    Raises ConfigError, BetonError, LoaderError, ValueError; Interrupted after a signal, when a checkpoint is written.
+    """
+    torch.manual_seed(cfg.training.seed)
+    if cfg.data.test is None:
+        raise ConfigError("data.test is required: the beton whose accuracy is reported")
+    train, test = open_beton(cfg.data.train), open_beton(cfg.data.test)
+    for beton in (train, test):
+        if beton.label.min() < 0:
+            raise BetonError(f"{beton.path} has no labels; fine-tuning needs them")
+    classes = int(max(train.label.max(), test.label.max())) + 1
+    labels = torch.from_numpy(train.label)
+    rows = choose_rows(train.label, cfg.data.per_class, cfg.training.seed)
+    size = cfg.model.image_size
+    loader = MultiCropLoader(
+        cfg.data.train, cfg.training.batch_size, cfg.data.num_workers, cfg.training.seed, 0.0,
+        [Views(1, size, (0.08, 1.0), interpolation="bicubic")], settings.make_augment(cfg), rows=rows,
+    )  # fmt: skip
+    backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
+    if cfg.model.init is not None:
+        load_backbone(backbone, cfg.model.init)
+    run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
+    machine = choose(cfg.training, cfg.training.epochs * len(loader))
+    model = machine.place(Classifier(backbone, classes)).train()
+    labels = labels.to(machine.device)
+    if run.state is None:
+        draw_batch(loader, run.folder / "crops.png")
+    run.announce(
+        f"{cfg.model.name} at {size} from {cfg.model.init or 'random weights'}, {rows.size} images, {classes} classes, "
+        f"{cfg.training.epochs} epochs of {len(loader)} steps; {machine}"
+    )
+    compiled = machine.prepare(model)
+    alpha, seed = cfg.mixing.alpha, cfg.training.seed
+
+    def begin_epoch(epoch):
+        loader.cutmix_alpha = alpha if epoch % 2 == 1 else 0.0
+
+    def loss_of(groups, epoch, step):
+        ((images, rows_a, rows_b, lam),) = groups
+        if alpha > 0 and epoch % 2 == 0:
+            share, partner = draw_mixup(seed, epoch, step, rows_a.numel(), alpha)
+            partner = torch.from_numpy(partner).to(rows_a.device)
+            rows_b, lam = rows_a[partner], torch.full_like(lam, share)
+        else:
+            partner, share = torch.arange(rows_a.numel(), device=rows_a.device), 1.0
+        logits = compiled(images, partner, torch.tensor(share, device=images.device))
+        return instance_loss(logits, labels[rows_a], labels[rows_b], lam, cfg.training.smoothing)
+
+    test_labels = torch.from_numpy(test.label)
+    result = {}
+
+    def end_epoch(epoch, last):
+        every = cfg.training.evaluate_every
+        if last or (every and (epoch + 1) % every == 0):
+            loader_ = evaluation_loader(cfg.data.test, cfg.training.batch_size, size, cfg.data.num_workers)
+            result.update(top_k(model, loader_, test_labels, machine))
+        return result if last or (every and (epoch + 1) % every == 0) else None
+
+    if run.state is not None and run.state["step"] == cfg.training.epochs * len(loader):
+        model.load_state_dict(run.state["model"])
+        end_epoch(cfg.training.epochs - 1, True)
+    fit(run, cfg, loader, model, machine, loss_of, title="fine-tune", begin_epoch=begin_epoch, end_epoch=end_epoch)
+    result = {**result, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
+    run.write_json("result.json", result)
+    draw_curves(run.folder)
+    return result

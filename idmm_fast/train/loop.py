@@ -1,0 +1,91 @@
+"""The training loop, the same for pretraining and fine-tuning: steps, schedule, checkpoints, signals, metrics."""
+
+import math
+
+import torch
+
+from ..config import as_dict
+from .device import to_device
+from .run import Interrupt, Interrupted, Meter, random_state, set_random_state
+from .schedule import learning_rate
+
+
+def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, end_epoch=None):
+    """Train `model` to the last epoch of `cfg.training`, from the checkpoint `run.state` if there is one.
+
+    loss_of(groups, epoch, step) gives the loss of one batch, groups being a list of (images, idx_a, idx_b, lam) on the
+    device. begin_epoch(epoch) runs before an epoch; end_epoch(epoch, last) after it, and what it returns (a dict of
+    numbers) is logged. Raises Interrupted after a signal, and FloatingPointError for a loss that is not finite.
+    """
+    training, per_epoch = cfg.training, len(loader)
+    steps, warmup = training.epochs * per_epoch, training.warmup_epochs * per_epoch
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=training.weight_decay, fused=True)
+    scaler = machine.scaler()
+    step = 0
+    if run.state is not None:
+        model.load_state_dict(run.state["model"])
+        optimizer.load_state_dict(run.state["optimizer"])
+        scaler.load_state_dict(run.state["scaler"])
+        loader.load_state_dict(run.state["loader"])
+        set_random_state(run.state["random"])
+        step = run.state["step"]
+
+    def save(epoch):
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                 "loader": {"epoch": step // per_epoch, "step": step % per_epoch}, "random": random_state(),
+                 "step": step, "config": as_dict(cfg)}  # fmt: skip
+        return run.save(state, epoch, step)
+
+    images, batch_size = loader.indices.size, training.batch_size
+    done = step // per_epoch * images + min(step % per_epoch * batch_size, images)
+    meter = Meter(loader, training.epochs * images, done, title)
+    pending = None
+
+    def write(entry):
+        loss = entry.pop("loss").item()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} at step {entry['step']} (epoch {entry['epoch']}). Go on from the last checkpoint, or begin again, "
+                f"with a smaller training.lr or training.amp=fp32."
+            )
+        run.log(**entry, loss=loss)
+        meter.show(loss=f"{loss:.3f}", lr=f"{entry['lr']:.1e}")
+
+    with Interrupt() as interrupt:
+        try:
+            while step < steps:
+                epoch = step // per_epoch
+                if begin_epoch:
+                    begin_epoch(epoch)
+                for groups in to_device(loader, machine.device):
+                    lr = learning_rate(step, steps, warmup, training.lr)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+                    with machine.autocast():
+                        loss = loss_of(groups, epoch, step % per_epoch)
+                    scaler.scale(loss).backward()
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    meter.step(groups[0][0].shape[0] // loader.views[0].count)
+                    if pending:  # a step late, so that a GPU is never waited for
+                        write(pending)
+                    pending = {"epoch": epoch, "step": step, "loss": loss.detach(), "lr": lr,
+                               "images_per_s": round(meter.images_per_s, 2), "wait": round(meter.wait, 4)}  # fmt: skip
+                    step += 1
+                    if interrupt.signal:
+                        write(pending)
+                        raise Interrupted(interrupt.signal, save(epoch))
+                last = step == steps
+                if end_epoch and (results := end_epoch(epoch, last)):
+                    write({**pending, **results})
+                    pending = None
+                if (epoch + 1) % training.checkpoint_every == 0 or last:
+                    if pending:
+                        write(pending)
+                    pending = None
+                    save(epoch)
+        finally:
+            meter.bar.close()
+            loader.close()
+            run.close()

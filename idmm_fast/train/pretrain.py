@@ -1,0 +1,58 @@
+"""Pretraining: every image its own class, no labels."""
+
+import torch
+
+from ..loader import Augment, MultiCropLoader, Views
+from ..methods import IDMM
+from ..models import create_backbone, save_backbone
+from . import settings
+from .crops import draw_batch
+from .curves import draw_curves
+from .device import choose
+from .loop import fit
+from .run import Run
+
+SCHEMA = {
+    "data": settings.data(test=False),
+    "model": settings.MODEL,
+    "views": settings.views(),
+    "augment": settings.augment(Augment()),
+    "cutmix": settings.mixing(0.5),
+    "training": settings.training(lr=5e-4, epochs=800),
+    "logging": settings.logging(),
+}
+
+
+def make_loader(cfg):
+    """The loader that a pretraining configuration asks for."""
+    groups = [Views(g["count"], g.get("size", cfg.model.image_size), tuple(g["scale"])) for g in cfg.views.groups]
+    augment = settings.make_augment(cfg)
+    return MultiCropLoader(cfg.data.train, cfg.training.batch_size, cfg.data.num_workers, cfg.training.seed, cfg.cutmix.alpha, groups, augment)
+
+
+def pretrain(cfg):
+    """Pretrain as `cfg` (see SCHEMA) says. Returns the run folder, which holds backbone.safetensors at the end.
+
+    Raises ConfigError, BetonError, LoaderError, ValueError; Interrupted after a signal, when a checkpoint is written.
+    """
+    torch.manual_seed(cfg.training.seed)
+    loader = make_loader(cfg)
+    backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
+    run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
+    machine = choose(cfg.training, cfg.training.epochs * len(loader))
+    model = machine.place(IDMM(backbone, len(loader.beton), cfg.training.smoothing)).train()
+    if run.state is None:
+        draw_batch(loader, run.folder / "crops.png")
+    run.announce(
+        f"{cfg.model.name} at {cfg.model.image_size}, {len(loader.indices)} images, {sum(v.count for v in loader.views)} views each, "
+        f"{cfg.training.epochs} epochs of {len(loader)} steps; {machine}"
+    )
+    compiled = machine.prepare(model)
+
+    def loss_of(groups, epoch, step):
+        return compiled(*map(list, zip(*groups)))
+
+    fit(run, cfg, loader, model, machine, loss_of, title="pretrain")
+    save_backbone(model.backbone, run.folder / "backbone.safetensors")
+    draw_curves(run.folder)
+    return run.folder

@@ -1,0 +1,97 @@
+"""The sections of a configuration, shared by pretraining and fine-tuning."""
+
+from ..config import Groups, Mapping, Number, OneOf, Pair, Param, Text, Whole
+from ..loader import Augment
+
+AUTO = OneOf("auto", True, False)
+
+MODEL = (
+    "the backbone",
+    {
+        "name": Param(Text(), "timm's name of the model, e.g. deit_tiny_patch16_224, pvt_v2_b0", required=True),
+        "image_size": Param(Whole(4, 4096), "side of the input in pixels", default=112),
+        "drop_path": Param(Number(0, 0.99), "stochastic depth rate", default=0.1),
+        "options": Param(Mapping(), "further arguments of the timm model, e.g. {patch_size: 4, depth: 6}", default={}),
+    },
+)
+
+
+def data(test):
+    return (
+        "what is read",
+        {
+            "train": Param(Text(), "beton to train on (made by write_datasets.py)", required=True),
+            "test": Param(Text(), f"beton to test on{'' if test else ' (not read while pretraining; evaluate.py does)'}", default=None),
+            "num_workers": Param(Whole(0, 1024), "loader threads, 0 for one a core", default=0),
+        },
+    )
+
+
+def augment(defaults):
+    """The `augment` section; `defaults` is a loader Augment."""
+    return (
+        "what happens to each view, in this order; 0 switches one off",
+        {
+            "flip": Param(Number(0, 1), "probability of a horizontal flip", default=defaults.flip),
+            "jitter": Param(Number(0, 1), "probability of the colour jitter", default=defaults.jitter),
+            "brightness": Param(Number(0, 10), "its factors are drawn from 1 - x .. 1 + x", default=defaults.brightness),
+            "contrast": Param(Number(0, 10), "likewise", default=defaults.contrast),
+            "saturation": Param(Number(0, 10), "likewise", default=defaults.saturation),
+            "hue": Param(Number(0, 0.5), "its shift is drawn from -x .. x turns", default=defaults.hue),
+            "gray": Param(Number(0, 1), "probability of grayscale", default=defaults.gray),
+            "blur": Param(Number(0, 1), "probability of a Gaussian blur", default=defaults.blur),
+            "sigma": Param(Pair(), "its sigma in pixels is drawn from this range", default=list(defaults.sigma)),
+        },
+    )
+
+
+def make_augment(cfg):
+    """The loader's Augment from the `augment` section."""
+    return Augment(**{**vars(cfg.augment), "sigma": tuple(cfg.augment.sigma)})
+
+
+def training(lr, epochs):
+    return (
+        "how it is trained",
+        {
+            "epochs": Param(Whole(1), "passes over the data", default=epochs),
+            "batch_size": Param(Whole(1, 1 << 20), "images a step (each with all its views)", default=256),
+            "lr": Param(Number(0), "peak learning rate of AdamW", default=lr),
+            "weight_decay": Param(Number(0), "on all parameters", default=1e-3),
+            "warmup_epochs": Param(Number(0), "linear warm-up from 0, before the cosine", default=2.0),
+            "smoothing": Param(Number(0, 1), "label smoothing", default=0.1),
+            "seed": Param(Whole(0), "of the order, the crops, the mixing, the weights", default=0),
+            "resume": Param(Text(), "no, auto (go on if the run folder holds a checkpoint), or a checkpoint's path", default="no"),
+            "checkpoint_every": Param(Whole(1), "epochs between checkpoints", default=10),
+            "device": Param(OneOf("auto", "cpu", "cuda"), "where to compute", default="auto"),
+            "amp": Param(OneOf("auto", "fp32", "bf16", "fp16"), "mixed precision; auto: bf16 where the hardware has it", default="auto"),
+            "channels_last": Param(AUTO, "memory format", default="auto"),
+            "compile": Param(AUTO, "torch.compile; auto: for runs of 200 steps or more", default="auto"),
+        },
+    )
+
+
+def logging():
+    return (
+        "what is written",
+        {"run_dir": Param(Text(), "folder of the run", required=True)},
+    )
+
+
+def views():
+    return (
+        "the groups of views of every image",
+        {
+            "groups": Param(
+                Groups(),
+                "count of views, range of the share of the image's area, and size in pixels (default: model.image_size)",
+                default=[{"count": 2, "scale": [0.14, 1.0]}, {"count": 4, "scale": [0.05, 0.4]}],
+            ),
+        },
+    )
+
+
+def mixing(default):
+    return ("how images are mixed", {"alpha": Param(Number(0), "of the Beta distribution of the shares; 0: no mixing", default=default)})
+
+

@@ -1,0 +1,29 @@
+#!/usr/bin/env python
+"""Pretrain a vision transformer on images alone, with IDMM.
+
+    python train_idmm.py --config rn_configs/pets.yaml
+    python train_idmm.py --config rn_configs/flowers.yaml --training.epochs=100 --logging.run_dir=runs/short
+"""
+
+import sys
+
+
+def main(argv=None):
+    from idmm_fast.beton import BetonError
+    from idmm_fast.config import ConfigError, parse
+    from idmm_fast.loader import LoaderError
+    from idmm_fast.train.pretrain import SCHEMA, pretrain
+    from idmm_fast.train.run import Interrupted
+
+    try:
+        folder = pretrain(parse(SCHEMA, sys.argv[1:] if argv is None else argv, __doc__))
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except (ConfigError, BetonError, LoaderError, FileNotFoundError, FloatingPointError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"done: {folder} (backbone.safetensors, metrics.jsonl, crops.png, curves.png)")
+
+
+if __name__ == "__main__":
+    main()
