@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .format import JPG, MODES, RAW
-from .jpeg import OK, close_decoder, decode_jpeg, open_decoder
+from .jpeg import OK, Decoder, decode_jpeg
 
 MAX_SIDE = 65535  # the table's width and height are 16 bits
 
@@ -66,18 +66,10 @@ def to_rgb(image):
 _local = threading.local()
 
 
-class _Decoder:
-    def __init__(self):
-        self.handle = open_decoder()
-
-    def __del__(self):
-        close_decoder(self.handle)
-
-
 def _decodes(data, height, width):
     # The loader's own decoder judges: it refuses JPEGs that others read with a warning.
     if not hasattr(_local, "decoder"):
-        _local.decoder = _Decoder()
+        _local.decoder = Decoder()
         _local.pixels = np.empty(0, np.uint8)
     if _local.pixels.size < height * width * 3:
         _local.pixels = np.empty(height * width * 3, np.uint8)

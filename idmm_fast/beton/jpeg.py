@@ -4,6 +4,7 @@ FFCV's own binding is a ctypes pointer, which numba can't cache, and it drops th
 leaves the pixels of another one behind. Named external functions are cacheable, and here every code is looked at.
 """
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,15 +36,24 @@ MESSAGES = {
 
 
 @kernel
-def open_decoder():
-    """A libjpeg-turbo decompressor handle; one a thread."""
+def _open():
     return _init()
 
 
 @kernel
-def close_decoder(handle):
-    """Free a handle from `open_decoder`."""
+def _close(handle):
     return _destroy(handle)
+
+
+class Decoder:
+    """A libjpeg-turbo decompressor, one a thread; `handle` (int) is what `decode_jpeg` takes."""
+
+    def __init__(self):
+        self.handle = _open()
+
+    def __del__(self):
+        if not sys.is_finalizing():
+            _close(self.handle)
 
 
 @kernel

@@ -8,8 +8,9 @@ import math
 
 import numpy as np
 
-from .draws import BRIGHTNESS, CONTRAST, SATURATION
 from ..jit import kernel
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # how `jitter` numbers the operations
 
 _R, _G, _B = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 _ZERO, _ONE, _TOP = np.float32(0), np.float32(1), np.float32(255)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..jit import kernel
 from .philox import uniforms
+from .randaugment import draw_operation
 
 # One drawn view. Lengths in source pixels, factors as torchvision's functional API takes them, sigma in output pixels.
 DRAW = np.dtype(
@@ -17,7 +18,7 @@ DRAW = np.dtype(
         ("top", "i4"), ("left", "i4"), ("height", "i4"), ("width", "i4"),
         ("flip", "i4"), ("jitter", "i4"), ("order", "i4", 4),
         ("brightness", "f4"), ("contrast", "f4"), ("saturation", "f4"), ("hue", "f4"),
-        ("gray", "i4"), ("sigma", "f4"),
+        ("gray", "i4"), ("sigma", "f4"), ("operation", "i4", 2), ("argument", "f4", 2),
     ],
     align=True,
 )  # fmt: skip
@@ -28,12 +29,10 @@ VIEW = np.dtype(
         ("group", "i4"), ("place", "i4"), ("size", "i4"), ("bicubic", "i4"), ("resize", "i4"),
         ("scale", "f8", 2), ("ratio", "f8", 2),
         ("flip", "f8"), ("jitter", "f8"), ("brightness", "f8"), ("contrast", "f8"), ("saturation", "f8"), ("hue", "f8"),
-        ("gray", "f8"), ("blur", "f8"), ("sigma", "f8", 2),
+        ("gray", "f8"), ("blur", "f8"), ("sigma", "f8", 2), ("operations", "i4"),
     ],
     align=True,
 )  # fmt: skip
-
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 # Blocks of the counter: 0..9 are the attempts at a crop.
 _SWITCHES, _FACTORS, _SHAPES = 16, 17, 18
@@ -46,7 +45,8 @@ class Augment:
     flip: probability of a horizontal flip. jitter: probability that the four colour operations run, in a random order,
     with factors uniform in [max(0, 1 - x), 1 + x] for brightness, contrast and saturation and a shift uniform in
     [-hue, hue] turns. gray: probability of grayscale. blur: probability of a Gaussian blur whose sigma, in output
-    pixels, is uniform in `sigma`. Defaults: the pretraining recipe of IDMM (arXiv 2201.10728).
+    pixels, is uniform in `sigma`. operations: how many operations of RandAugment follow, 0 to 2. Defaults: the
+    pretraining recipe of IDMM (arXiv 2201.10728).
     """
 
     flip: float = 0.5
@@ -58,6 +58,7 @@ class Augment:
     gray: float = 0.2
     blur: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)
+    operations: int = 0
 
     def __post_init__(self):
         for name in ("flip", "jitter", "gray", "blur"):
@@ -70,6 +71,8 @@ class Augment:
             raise ValueError(f"Augment.hue is in turns, 0..0.5: {self.hue}")
         if not 0 <= self.sigma[0] <= self.sigma[1] <= 8:
             raise ValueError(f"Augment.sigma is a range of pixels within 0..8: {self.sigma}")
+        if self.operations not in (0, 1, 2):
+            raise ValueError(f"Augment.operations is 0, 1 or 2: {self.operations}")
 
     @classmethod
     def none(cls):
@@ -117,9 +120,13 @@ def draw_view(seed, epoch, row, stream, height, width, view, draw):
     draw.hue = view.hue * (2.0 * u[3] - 1.0)
     u = uniforms(seed, row, epoch, stream, _SHAPES)
     draw.sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * u[0] if blurred else 0.0
+    for k in range(2):
+        draw.operation[k], draw.argument[k] = -1, 0.0
+        if k < view.operations:
+            draw.operation[k], draw.argument[k] = draw_operation(seed, epoch, row, stream, k)
     # One of the 24 orders, by its number in the factorial base.
     number = min(int(u[1] * 24), 23)
-    left_over = np.array([BRIGHTNESS, CONTRAST, SATURATION, HUE])
+    left_over = np.arange(4)  # color.BRIGHTNESS .. color.HUE
     for k in range(4):
         base = (6, 2, 1, 1)[k]
         pick = number // base

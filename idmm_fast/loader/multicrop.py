@@ -6,7 +6,8 @@ from .blur import MAX_RADIUS, gaussian_blur
 from .color import jitter, to_gray
 from .draws import DRAW, draw_view
 from ..jit import kernel, to_level
-from ..beton.jpeg import CORRUPT, OK, close_decoder, decode_jpeg, open_decoder
+from ..beton.jpeg import CORRUPT, OK, Decoder, decode_jpeg
+from .randaugment import apply_operation
 from .resize import crop_resize, taps, weights
 
 JPG, RAW = 0, 1  # FFCV's write modes
@@ -16,7 +17,7 @@ class Scratch:
     """What one worker thread needs beside its input and output; made once, so that no kernel allocates for an image."""
 
     def __init__(self, max_height, max_width, max_size, max_taps, decode):
-        self.decoder = open_decoder()
+        self.decoder = Decoder()
         pixels = max_height * max_width * 3 if decode else 0
         self.arrays = (
             np.empty(pixels, np.uint8),
@@ -26,10 +27,6 @@ class Scratch:
             np.empty((2, max_size, max_taps), np.float32),
             np.zeros(1, DRAW),
         )
-
-    def __del__(self):
-        if getattr(self, "decoder", 0):
-            close_decoder(self.decoder)
 
 
 def max_taps(views, max_height, max_width):
@@ -64,6 +61,9 @@ def render_view(source, view, draw, planes, line, starts, tables):
         to_gray(planes)
     if draw.sigma > 0:
         gaussian_blur(planes, draw.sigma, line)
+    for k in range(2):
+        if draw.operation[k] >= 0:
+            apply_operation(planes, draw.operation[k], draw.argument[k], line)
 
 
 @kernel

@@ -89,7 +89,7 @@ def view_table(views, augment):
             r["group"], r["place"], r["size"], r["resize"] = group, place, spec.size, spec.resize
             r["bicubic"] = spec.interpolation == "bicubic"
             r["scale"], r["ratio"], r["sigma"] = spec.scale, spec.ratio, augment.sigma
-            for name in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "gray", "blur"):
+            for name in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "gray", "blur", "operations"):
                 r[name] = getattr(augment, name)
     return table
 
@@ -160,7 +160,7 @@ class MultiCropDecoder(Operation):
             try:
                 return make_views(
                     first, last, rows, b.bytes, b.mode, b.height, b.width, b.ptr, b.length, np.uint64(self.seed), position.epoch,
-                    self.table, offsets, boxes, takers, position.buffer, scratch.decoder, *scratch.arrays,
+                    self.table, offsets, boxes, takers, position.buffer, scratch.decoder.handle, *scratch.arrays,
                 )  # fmt: skip
             finally:
                 self._scratch.put(scratch)

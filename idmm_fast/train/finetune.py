@@ -19,7 +19,7 @@ from .device import choose
 from .loop import fit
 from .run import Run
 
-AUGMENT = Augment(jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
+AUGMENT = Augment(jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0, operations=2)
 
 SCHEMA = {
     "data": (

@@ -1,0 +1,288 @@
+"""Writing and opening betons: what stock FFCV reads, what is skipped, and that nothing half-written is left."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from idmm_fast.beton import BetonError, WriteError, open_beton, write_beton
+from idmm_fast.beton.encode import encode, stored_size, to_rgb
+from idmm_fast.beton.format import HEADER
+from idmm_fast.datasets import Split, load
+from idmm_fast.loader.whole import decode_rows
+
+SCRIPT = Path(__file__).parent.parent / "write_datasets.py"
+
+
+def convert(*args, **kwargs):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, check=False, timeout=120, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, photos):
+    """JPEG (baseline, progressive, gray, CMYK, rotated by EXIF, with a warning), PNG (RGB, RGBA, 16-bit, palette) and two
+    files that no decoder reads."""
+    root = tmp_path_factory.mktemp("mixed")
+    (root / "a").mkdir()
+    (root / "b").mkdir()
+    image = Image.fromarray(photos[0])
+    image.save(root / "a" / "baseline.jpg", quality=90)
+    image.save(root / "a" / "progressive.jpg", quality=95, progressive=True)
+    image.convert("L").save(root / "a" / "gray.jpg", quality=95)
+    image.convert("CMYK").save(root / "a" / "cmyk.jpg", quality=95)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(root / "a" / "rotated.jpg", quality=95, exif=exif)
+    image.save(root / "b" / "rgb.png")
+    rgba = image.convert("RGBA")
+    rgba.putalpha(128)
+    rgba.save(root / "b" / "rgba.png")
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(root / "b" / "deep.png")
+    image.quantize(64).save(root / "b" / "palette.png")
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    (root / "b" / "corrupt.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    (root / "b" / "empty.png").write_bytes(b"")
+    return root
+
+
+def stock_ffcv(path):
+    """What the unmodified ffcv.loader.Loader reads from `path`: [(image, label)], in a process of its own."""
+    code = """
+import sys, numpy as np
+from ffcv.loader import Loader, OrderOption
+from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder
+loader = Loader(sys.argv[1], batch_size=1, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
+                pipelines={"image": [CenterCropRGBImageDecoder((64, 64), ratio=1)], "label": [IntDecoder()]})
+images, labels = [], []
+for image, label in loader:
+    images.append(np.array(image)); labels.append(np.array(label))
+np.savez(sys.argv[2], images=np.concatenate(images), labels=np.concatenate(labels))
+"""
+    out = Path(path).with_suffix(".npz")
+    subprocess.run([sys.executable, "-c", code, str(path), str(out)], check=True, timeout=200, capture_output=True)
+    with np.load(out) as result:
+        return result["images"], result["labels"]
+
+
+@pytest.mark.parametrize("mode", ["jpg", "raw"])
+def test_mixed_tree_converts_names_the_corrupt_files_and_opens_in_stock_ffcv(mixed, tmp_path, mode):
+    result = convert("--ds", "folder", "--root", mixed, "--out", tmp_path, "--name", "mixed", "--mode", mode)
+    assert result.returncode == 0, result.stderr
+    assert "corrupt.jpg" in result.stderr
+    assert "empty.png" in result.stderr
+    path = tmp_path / "mixed_train.beton"
+    beton = open_beton(path)
+    assert len(beton) == 9
+    assert beton.sidecar["count"] == 9
+    assert {Path(s["file"]).name for s in beton.sidecar["skipped"]} == {"corrupt.jpg", "empty.png"}
+    assert beton.sidecar["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert beton.classes == ["a", "b"]
+    images, labels = stock_ffcv(path)
+    assert sorted(labels.ravel().tolist()) == [0] * 5 + [1] * 4
+    assert (labels.ravel() == beton.label).all()
+    # Stock FFCV's pixels are those of our decoder: same decode, its own INTER_AREA resize, so close and not equal.
+    import cv2
+
+    for image, ours in zip(images, decode_rows(beton, range(9))):
+        side = min(ours.shape[:2])
+        top, left = (ours.shape[0] - side) // 2, (ours.shape[1] - side) // 2
+        wanted = cv2.resize(ours[top : top + side, left : left + side], (64, 64), interpolation=cv2.INTER_AREA)
+        assert np.abs(image.astype(int) - wanted).mean() < 1.5
+
+
+def test_every_kind_of_image_keeps_its_pixels(mixed, photos):
+    """Against the photograph itself: exact where the source is lossless, within JPEG's loss where it is not."""
+    original = photos[0].astype(int)
+
+    def pixels(name):
+        stored = encode(mixed / name, "raw")
+        return np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3).astype(int)
+
+    assert np.array_equal(pixels("b/rgb.png"), original)
+    assert np.abs(pixels("b/rgba.png") - (original + 255) / 2).max() <= 1.5  # half transparent, laid on white
+    gray = np.asarray(Image.fromarray(photos[0]).convert("L")).astype(int)
+    assert np.array_equal(pixels("b/deep.png"), np.repeat(gray[:, :, None], 3, 2))
+    for name in ("a/progressive.jpg", "a/cmyk.jpg"):
+        assert np.abs(pixels(name) - original).mean() < 6, name
+    assert np.abs(pixels("a/rotated.jpg") - np.rot90(original, -1)).mean() < 6
+    assert stored_size(mixed / "a/rotated.jpg") == (original.shape[1], original.shape[0])
+
+
+def test_good_jpegs_are_stored_byte_for_byte_and_others_converted(mixed):
+    for name in ("baseline.jpg", "gray.jpg"):
+        assert encode(mixed / "a" / name, "jpg").data == (mixed / "a" / name).read_bytes()
+    for name in ("a/progressive.jpg", "a/cmyk.jpg", "a/rotated.jpg", "b/rgb.png"):
+        stored = encode(mixed / name, "jpg")
+        image = Image.open(io.BytesIO(stored.data))
+        assert image.format == "JPEG"
+        assert image.mode == "RGB"
+        assert not image.info.get("progressive")
+        assert image.size == (stored.width, stored.height)
+
+
+def test_max_resolution_shrinks_the_longer_side(photos):
+    stored = encode(photos[0], "raw", max_resolution=50)
+    assert max(stored.height, stored.width) == 50
+    wanted = np.asarray(Image.fromarray(photos[0]).resize((stored.width, stored.height), Image.LANCZOS))
+    assert np.array_equal(np.frombuffer(stored.data, np.uint8).reshape(wanted.shape), wanted)
+
+
+def test_transparency_is_laid_on_white():
+    image = Image.new("LA", (4, 4), (10, 0))
+    assert (np.asarray(to_rgb(image)) == 255).all()
+
+
+def test_same_bytes_for_any_number_of_workers(tree, tmp_path):
+    split = load("folder", tree)["train"]
+    files = [write_beton(tmp_path / f"{w}.beton", split, dataset="t", name="train", workers=w, mode="jpg", seed=3, quiet=True) for w in (1, 4)]
+    assert files[0].path.read_bytes() == files[1].path.read_bytes()
+    other = write_beton(tmp_path / "s.beton", split, dataset="t", name="train", mode="jpg", seed=4, quiet=True)
+    assert not np.array_equal(open_beton(other.path).label, open_beton(files[0].path).label)
+
+
+def test_images_larger_than_a_page(tmp_path):
+    big = np.random.default_rng(0).integers(0, 256, (1800, 1700, 3), dtype=np.uint8)  # 9.2 MB, a page holds 8.4
+    split = Split([big[:10, :10], big, big[:20, :20]], [0, 1, 2], ["a", "b", "c"])
+    beton = open_beton(write_beton(tmp_path / "big.beton", split, dataset="t", name="train", mode="raw", quiet=True).path)
+    for image, label in zip(decode_rows(beton, range(3)), beton.label):
+        assert np.array_equal(image, split.images[label])
+
+
+def test_on_error_fail_stops_and_leaves_nothing(mixed, tmp_path):
+    result = convert("--ds", "folder", "--root", mixed, "--out", tmp_path, "--on-error", "fail")
+    assert result.returncode != 0
+    assert "can't be converted" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_convert_is_an_error(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"no image")
+    with pytest.raises(WriteError, match=r"none of the images.*x\.jpg"):
+        write_beton(tmp_path / "o.beton", Split([tmp_path / "x.jpg"], [0], ["a"]), dataset="t", name="train", quiet=True)
+    assert not (tmp_path / "o.beton").exists()
+    assert not (tmp_path / "o.beton.tmp").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount a small file system")
+def test_full_disk_is_an_error_that_leaves_the_old_file(tmp_path, photos):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (folder / "a.beton").write_bytes(b"old")
+        split = Split(photos * 20, [0] * len(photos) * 20, ["a"])
+        with pytest.raises(WriteError, match="No space left"):
+            write_beton(folder / "a.beton", split, dataset="t", name="train", mode="raw", quiet=True)
+        assert (folder / "a.beton").read_bytes() == b"old"
+        assert [p.name for p in folder.iterdir()] == ["a.beton"]
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_killed_conversion_leaves_no_file_under_the_final_name(tmp_path, number):
+    root = tmp_path / "many"
+    (root / "a").mkdir(parents=True)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8))
+    noise.save(root / "a" / "0.png")
+    for k in range(1, 300):
+        os.link(root / "a" / "0.png", root / "a" / f"{k}.png")
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, "--ds", "folder", "--root", root, "--out", tmp_path / "out", "--mode", "jpg"], stderr=subprocess.PIPE, text=True
+    )
+    temporary = tmp_path / "out" / "folder_train.beton.tmp"
+    while not temporary.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=10)
+    assert process.returncode != 0
+    left = {p.name for p in (tmp_path / "out").iterdir()}
+    if number == signal.SIGKILL:
+        assert left <= {"folder_train.beton.tmp"}
+    else:
+        assert left == set()
+        assert "nothing was left" in message
+
+
+def damage(path, target, change):
+    data = bytearray(Path(path).read_bytes())
+    data = change(data) or data
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda d: d[:10], "not a beton"),
+    (lambda d: d[:-100], "cut short"),
+    (lambda d: d[: len(d) // 2], "cut short"),
+    (lambda d: d.__setitem__(slice(16, 24), bytes(8)), "never finished"),
+    (lambda d: d.__setitem__(slice(0, 2), b"\x09\x00"), "version"),
+    (lambda d: d.__setitem__(slice(8, 16), b"\xff" * 8), "cut short"),
+    (lambda d: b"PK\x03\x04" + bytes(4000), "not a beton"),
+])  # fmt: skip
+def test_damaged_files_are_a_sentence(jpg_beton, tmp_path, change, says):
+    with pytest.raises(BetonError, match=says):
+        open_beton(damage(jpg_beton, tmp_path / "bad.beton", change))
+
+
+def test_rows_that_point_outside_are_refused(jpg_beton, tmp_path):
+    from idmm_fast.beton.format import FIELD, SAMPLE
+
+    at = HEADER.itemsize + 2 * FIELD.itemsize + 3 * SAMPLE.itemsize + 5  # the pointer of row 3
+    with pytest.raises(BetonError, match="damaged"):
+        open_beton(damage(jpg_beton, tmp_path / "bad.beton", lambda d: d.__setitem__(slice(at, at + 8), (1 << 40).to_bytes(8, "little"))))
+
+
+def test_missing_file_says_how_to_make_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"write_datasets\.py"):
+        open_beton(tmp_path / "none.beton")
+
+
+def test_stock_ffcvs_own_files_open(tmp_path, photos):
+    """A beton that FFCV's DatasetWriter wrote, in a process of its own, since that writer forks."""
+    np.savez(tmp_path / "photos.npz", *photos[:6])
+    code = """
+import sys, numpy as np
+from ffcv.writer import DatasetWriter
+from ffcv.fields import RGBImageField, IntField, FloatField
+class D:
+    images = list(np.load(sys.argv[1]).values())
+    def __len__(self): return 6
+    def __getitem__(self, i): return (0.5 * i, self.images[i], i)
+DatasetWriter(sys.argv[2], {"score": FloatField(), "image": RGBImageField(write_mode="raw"), "label": IntField()}, num_workers=1).from_indexed_dataset(D())
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path / "photos.npz", tmp_path / "stock.beton"], check=True, timeout=100, capture_output=True)
+    beton = open_beton(tmp_path / "stock.beton")
+    assert beton.label.tolist() == list(range(6))
+    for image, wanted in zip(decode_rows(beton, range(6)), photos):
+        assert np.array_equal(image, wanted)
+    assert beton.classes == [f"class_{c}" for c in range(6)]
+
+
+def test_sidecar_says_what_the_file_is(jpg_beton):
+    content = json.loads(jpg_beton.with_suffix(".json").read_text())
+    wanted = {"dataset", "split", "count", "classes", "mode", "max_resolution", "quality", "order_seed", "versions", "sha256", "skipped"}
+    assert wanted <= set(content)
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    (["--ds", "nope"], "no dataset 'nope'"), (["--ds", "folder", "--root", "/nowhere"], "not a folder"), (["--ds", "demo", "--quality", "0"], "--quality"),
+])  # fmt: skip
+def test_bad_arguments_are_a_sentence(args, says, tmp_path):
+    result = convert(*args, "--out", tmp_path)
+    assert result.returncode != 0
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
