@@ -1,5 +1,6 @@
 """timm's backbones at any resolution, and their weights from one resolution to another."""
 
+import difflib
 import inspect
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def create_backbone(name, image_size, drop_path=0.0, options=None):
     timm does not know, with the nearest ones, or options that do not fit.
     """
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
-        raise ValueError(f"timm has no model '{name}'. Names that come near: {', '.join(near) or 'see timm.list_models()'}.")
+        near = difflib.get_close_matches(name, timm.list_models(), 5, 0.0)
+        raise ValueError(f"timm has no model '{name}'. Names that come near: {', '.join(near)}.")
     options = dict(options or {})
     entry = timm.model_entrypoint(name)
     if "pvt" not in inspect.getmodule(entry).__name__:  # PVTv2 takes any size as it is

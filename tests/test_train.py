@@ -1,0 +1,286 @@
+"""Training: the loss falls, resume changes nothing, signals are obeyed, fine-tuning takes over what was learnt."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from idmm_fast.beton import open_beton
+from idmm_fast.config import ConfigError, build
+from idmm_fast.losses import instance_loss
+from idmm_fast.methods import IDMM
+from idmm_fast.models import Normalize, create_backbone, load_backbone
+from idmm_fast.train import checkpoint
+from idmm_fast.train.curves import read_metrics
+from idmm_fast.train.finetune import SCHEMA as FINETUNE
+from idmm_fast.train.finetune import choose_rows, draw_mixup, finetune
+from idmm_fast.train.pretrain import SCHEMA, pretrain
+from idmm_fast.train.schedule import learning_rate
+
+ROOT = Path(__file__).parent.parent
+TINY = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def settings(beton, folder, schema=SCHEMA, **values):
+    tiny = {
+        "data.train": str(beton), "model.name": "vit_tiny_patch16_224", "model.options": TINY, "model.image_size": 32,
+        "training.epochs": 4, "training.batch_size": 16, "training.lr": 2e-3, "training.warmup_epochs": 1, "training.amp": "fp32",
+        "training.compile": False, "training.checkpoint_every": 1, "logging.run_dir": str(folder),
+    }  # fmt: skip
+    if schema is FINETUNE:
+        tiny |= {"data.test": str(beton), "training.evaluate_every": 0}
+    return build(schema, tiny | {k.replace("__", "."): v for k, v in values.items()})
+
+
+def losses(folder):
+    return read_metrics(folder)["loss"]
+
+
+def test_schedule_warms_up_from_zero_and_ends_at_zero():
+    rates = [learning_rate(s, 100, 10, 1.0) for s in range(100)]
+    assert rates[0] == 0
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[10] == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx((1 + math.cos(math.pi * 89 / 90)) / 2)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+
+
+def test_forward_is_the_sum_of_the_groups_means():
+    """One forward over all views, against the definition: group by group."""
+    torch.manual_seed(0)
+    model = IDMM(create_backbone("vit_tiny_patch16_224", 32, options=TINY), 50, smoothing=0.1).eval()
+    images = [torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (4, 8)]
+    a, b = ([torch.randint(0, 50, (n,)) for n in (4, 8)] for _ in range(2))
+    lam = [torch.rand(n) for n in (4, 8)]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.228, 0.224, 0.225]).view(3, 1, 1)
+    wanted = sum(
+        instance_loss(model.head(model.backbone((x / 255.0 - mean) / std)), i, j, w, 0.1) for x, i, j, w in zip(images, a, b, lam)
+    )
+    assert torch.isclose(model(images, a, b, lam), wanted, atol=1e-5)
+    assert torch.allclose(Normalize()(images[0]), (images[0] / 255.0 - mean) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_beton, tmp_path_factory):
+    """A pretraining of 30 epochs that others look at."""
+    return pretrain(settings(tiny_beton, tmp_path_factory.mktemp("run") / "run", training__epochs=30, training__lr=4e-3))
+
+
+def test_pretraining_learns(run):
+    curve = losses(run)
+    assert len(curve) == 120
+    assert curve[:4].mean() == pytest.approx(2 * math.log(64), rel=0.03)  # two groups, 64 classes, nothing known yet
+    assert curve[-8:].mean() < 0.94 * 2 * math.log(64)  # and 120 steps later it is better than a guess
+
+
+def test_run_folder_holds_all_that_is_promised(run):
+    for name in ("config.yaml", "metrics.jsonl", "crops.png", "curves.png", "backbone.safetensors", "checkpoints", "events"):
+        assert (run / name).exists(), name
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(120))
+    assert all({"epoch", "step", "loss", "lr", "images_per_s", "wait"} <= set(line) for line in lines)
+    assert all(0 <= line["wait"] <= 1 for line in lines)
+    assert lines[-1]["epoch"] == 29
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["epochs"] == 30
+    assert list((run / "events").glob("events.out.tfevents*"))
+    assert np.asarray(Image.open(run / "crops.png")).std() > 20
+    assert len(checkpoint.listing(run / "checkpoints")) == checkpoint.KEEP
+
+
+def test_checkpoints_load_without_unpickling(run):
+    state = torch.load(checkpoint.listing(run / "checkpoints")[-1], weights_only=True)
+    assert {"model", "optimizer", "step", "config"} <= set(state)
+
+
+def cut_back(folder, epoch):
+    """Make the folder look as it did after `epoch` epochs, as far as checkpoints go; metrics keep later lines, as after a kill."""
+    for path in checkpoint.listing(folder / "checkpoints"):
+        if int(path.stem.split("_")[1]) >= epoch:
+            path.unlink()
+
+
+@pytest.mark.parametrize("options", [{}, {"model__drop_path": 0.3}], ids=["plain", "drop-path"])
+def test_resumed_run_equals_the_one_never_stopped_to_the_last_bit(tiny_beton, tmp_path, options, monkeypatch):
+    """CPU, fp32, one thread layout: the same kernels on the same numbers in the same order, so bit for bit."""
+    monkeypatch.setattr(checkpoint, "KEEP", 100)
+    whole = pretrain(settings(tiny_beton, tmp_path / "whole", **options))
+    for epoch in (1, 2, 3):
+        other = settings(tiny_beton, tmp_path / "other", training__resume="auto", **options)
+        folder = pretrain(other)
+        cut_back(folder, epoch)
+        (folder / "backbone.safetensors").unlink()
+        again = pretrain(other)
+        assert np.array_equal(losses(again), losses(whole))
+        assert (again / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_checkpoints_in_mid_epoch_and_resume_goes_on(tiny_beton, tmp_path, number):
+    """Stopped by a signal at some step; resumed, the curve is that of the run never stopped, bit for bit."""
+    args = [
+        sys.executable, ROOT / "train_idmm.py", f"--data.train={tiny_beton}", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY}",
+        "--model.image_size=32", "--training.batch_size=4", "--training.epochs=8", "--training.amp=fp32", "--training.compile=false",
+        "--training.lr=1e-3", "--training.device=cpu", "--training.resume=auto",
+    ]  # fmt: skip
+    stopped = [*args, f"--logging.run_dir={tmp_path / 'stopped'}"]
+    process = subprocess.Popen(stopped, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, message
+    assert "checkpoint" in message
+    assert "resume=auto" in message
+    done = metrics.read_text().count("\n")
+    assert 5 <= done < 128
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == done - 1
+    subprocess.run(stopped, check=True, capture_output=True, timeout=120)
+    subprocess.run([*args, f"--logging.run_dir={tmp_path / 'whole'}"], check=True, capture_output=True, timeout=120)
+    assert np.array_equal(losses(tmp_path / "stopped"), losses(tmp_path / "whole"))
+
+
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny_beton, tmp_path):
+    cfg = settings(tiny_beton, tmp_path / "run", training__resume="auto")
+    folder = pretrain(cfg)
+    wanted = losses(folder)
+    newest = checkpoint.listing(folder / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="damaged"):
+        pretrain(cfg)
+    assert np.array_equal(losses(folder), wanted)
+
+
+def test_a_run_is_neither_overwritten_nor_continued_as_another(tiny_beton, tmp_path):
+    pretrain(settings(tiny_beton, tmp_path / "run", training__epochs=1))
+    with pytest.raises(ConfigError, match="holds a run already"):
+        pretrain(settings(tiny_beton, tmp_path / "run", training__epochs=1))
+    with pytest.raises(ConfigError, match=r"begun with training\.lr"):
+        pretrain(settings(tiny_beton, tmp_path / "run", training__epochs=1, training__lr=0.5, training__resume="auto"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny_beton, tmp_path):
+    with pytest.raises(FloatingPointError, match="the loss became"):
+        pretrain(settings(tiny_beton, tmp_path / "run", training__lr=1e30, training__warmup_epochs=0))
+
+
+@pytest.mark.parametrize("model", ["deit_tiny_patch16_224", "pvt_v2_b0"])
+def test_the_papers_backbones_train(tiny_beton, tmp_path, model):
+    folder = pretrain(settings(tiny_beton, tmp_path / "run", model__name=model, model__options={}, training__epochs=1))
+    assert np.isfinite(losses(folder)).all()
+
+
+@pytest.mark.timeout(280)
+def test_compiled_bf16_training_follows_eager_fp32(tiny_beton, tmp_path):
+    """Within 2 % at every step of the first epochs: bf16 has 8 bits of mantissa."""
+    eager = pretrain(settings(tiny_beton, tmp_path / "eager", training__batch_size=24))
+    fast = pretrain(settings(tiny_beton, tmp_path / "fast", training__batch_size=24, training__compile=True, training__amp="bf16"))
+    assert np.abs(losses(fast) / losses(eager) - 1).max() < 0.02
+
+
+def test_finetuning_beats_chance_and_reports(tiny_beton, run, tmp_path):
+    result = finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, training__epochs=30, model__init=str(run)))
+    assert result["top1"] > 60  # four colours; chance is 25
+    assert result["top5"] == 100
+    assert json.loads((tmp_path / "f" / "result.json").read_text()) == result
+    curve = losses(tmp_path / "f")
+    assert curve[-8:].mean() < curve[:8].mean()
+
+
+def test_finetuning_resumes_to_the_last_bit(tiny_beton, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "KEEP", 100)
+    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE, training__resume="auto")
+    first = finetune(cfg)
+    wanted = losses(tmp_path / "f")
+    cut_back(tmp_path / "f", 2)
+    again = finetune(cfg)
+    assert again == first
+    assert np.array_equal(losses(tmp_path / "f"), wanted)
+    assert finetune(cfg) == first  # a finished run is judged again, not trained
+
+
+def test_mixup_draws():
+    draws = [draw_mixup(3, 0, step, 10, 0.5) for step in range(4000)]
+    shares = np.array([s for s, _ in draws])
+    assert shares.min() >= 0.5
+    from scipy import stats
+
+    assert stats.kstest(shares, lambda x: 2 * (stats.beta(0.5, 0.5).cdf(x) - 0.5)).pvalue > 1e-3
+    assert all(sorted(p) == list(range(10)) for _, p in draws[:50])
+
+
+def test_rows_per_class():
+    labels = np.repeat([0, 1, 2], [10, 20, 30])
+    rows = choose_rows(labels, 5, seed=1)
+    assert np.bincount(labels[rows]).tolist() == [5, 5, 5]
+    assert np.array_equal(rows, choose_rows(labels, 5, seed=1))
+    assert not np.array_equal(rows, choose_rows(labels, 5, seed=2))
+    assert choose_rows(labels, 0, 0).size == 60
+    with pytest.raises(ConfigError, match="class 0 has 10"):
+        choose_rows(labels, 11, 0)
+
+
+def test_backbone_moves_to_another_resolution(tmp_path):
+    """The class-token slot is kept, the grid resampled (a constant embedding stays constant), all else is taken as it is."""
+    from idmm_fast.models import save_backbone
+
+    small, large = (create_backbone("deit_tiny_patch16_224", s) for s in (112, 224))
+    with torch.no_grad():
+        small.pos_embed[:, 1:] = torch.linspace(-1, 1, 192)
+    save_backbone(small, tmp_path / "b.safetensors")
+    load_backbone(large, tmp_path / "b.safetensors")
+    assert large.pos_embed.shape == (1, 1 + 14 * 14, 192)
+    assert torch.allclose(large.pos_embed[:, 0], small.pos_embed[:, 0])
+    assert torch.allclose(large.pos_embed[:, 1:], small.pos_embed[:, 1:2].expand(1, 196, 192), atol=1e-5)
+    assert torch.equal(large.blocks[3].attn.qkv.weight, small.blocks[3].attn.qkv.weight)
+    with pytest.raises(ValueError, match="does not fit"):
+        load_backbone(create_backbone("pvt_v2_b0", 112), tmp_path / "b.safetensors")
+
+
+def test_unknown_model_names_near_ones():
+    with pytest.raises(ValueError, match="deit_tiny"):
+        create_backbone("deit_tny_patch16_224", 112)
+
+
+def test_pets_from_upstreams_layout_to_a_falling_loss(tmp_path):
+    """write_datasets.py --ds pets, then train_idmm.py --config rn_configs/pets.yaml with everything made small."""
+    from conftest import photographs
+
+    lines = {"trainval": [], "test": []}
+    (tmp_path / "raw" / "images").mkdir(parents=True)
+    (tmp_path / "raw" / "annotations").mkdir()
+    for k, photo in enumerate(photographs(48, seed=5)):
+        breed = ("Abyssinian", "beagle", "Bengal")[k % 3]
+        Image.fromarray(photo).save(tmp_path / "raw" / "images" / f"{breed}_{k}.jpg")
+        lines["test" if k >= 40 else "trainval"].append(f"{breed}_{k} {k % 3 + 1} 1 1")
+    for split, rows in lines.items():
+        (tmp_path / "raw" / "annotations" / f"{split}.txt").write_text("\n".join(rows) + "\n")
+    subprocess.run([sys.executable, ROOT / "write_datasets.py", "--ds", "pets", "--root", tmp_path / "raw", "--out", tmp_path / "data"], check=True)
+    assert len(open_beton(tmp_path / "data" / "pets_train.beton")) == 40
+    command = [
+        sys.executable, ROOT / "train_idmm.py", "--config", ROOT / "rn_configs" / "pets.yaml", "--training.epochs=25", "--training.batch_size=20",
+        "--training.lr=2e-3", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY | {'patch_size': 16}}", "--training.compile=false",
+        f"--data.train={tmp_path / 'data' / 'pets_train.beton'}", f"--logging.run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    shown = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, timeout=200)
+    assert "done" in shown.stdout
+    curve = losses(tmp_path / "run")
+    assert curve[-6:].mean() < 0.97 * 2 * math.log(40)  # two groups, 40 images
+
+
+@pytest.mark.parametrize("script", ["train_idmm.py", "finetune.py"])
+def test_errors_are_sentences(script, tmp_path):
+    result = subprocess.run([sys.executable, ROOT / script, "--config", ROOT / "rn_configs" / "nope.yaml"], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error:")
+    assert "Traceback" not in result.stderr
