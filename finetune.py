@@ -3,6 +3,8 @@
 
     python finetune.py --config rn_configs/pets_finetune.yaml --init runs/pets_deit_tiny
     python finetune.py --config rn_configs/pets_finetune.yaml --logging.run_dir=runs/pets_scratch
+
+--init NAME is short for --model.init=NAME: the run folder of a pretraining, a checkpoint, or a .safetensors file.
 """
 
 import sys
@@ -15,17 +17,17 @@ def main(argv=None):
     from idmm_fast.train.finetune import SCHEMA, finetune
     from idmm_fast.train.run import Interrupted
 
-    argv = sys.argv[1:] if argv is None else argv
-    argv = ["--model.init" + a.removeprefix("--init") if a.split("=")[0] == "--init" else a for a in argv]
     try:
-        cfg = parse(SCHEMA, argv, __doc__)
+        cfg = parse(SCHEMA, sys.argv[1:] if argv is None else argv, __doc__, aliases={"init": "model.init"})
         result = finetune(cfg)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
     except (ConfigError, BetonError, LoaderError, FileNotFoundError, FloatingPointError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(f"{cfg.logging.run_dir}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {result['test_images']} test images")
+    print(
+        f"{cfg.logging.run_dir}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {result['test_images']} test images"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Pretrain a vision transformer on images alone, with IDMM.
 
-    python train_idmm.py --config rn_configs/pets.yaml
-    python train_idmm.py --config rn_configs/flowers.yaml --training.epochs=100 --logging.run_dir=runs/short
+python train_idmm.py --config rn_configs/pets.yaml
+python train_idmm.py --config rn_configs/flowers.yaml --training.epochs=100 --logging.run_dir=runs/short
 """
 
 import sys

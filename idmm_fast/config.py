@@ -29,7 +29,11 @@ class Whole(Checker):
         return int(value)
 
     def help(self):
-        return f"a whole number of at least {self.low}" if self.high > 2**60 else f"a whole number in {self.low}..{self.high}"
+        return (
+            f"a whole number of at least {self.low}"
+            if self.high > 2**60
+            else f"a whole number in {self.low}..{self.high}"
+        )
 
 
 class Number(Checker):
@@ -42,7 +46,9 @@ class Number(Checker):
         return float(value)
 
     def help(self):
-        return f"a number of at least {self.low}" if self.high == float("inf") else f"a number in {self.low}..{self.high}"
+        return (
+            f"a number of at least {self.low}" if self.high == float("inf") else f"a number in {self.low}..{self.high}"
+        )
 
 
 class Flag(Checker):
@@ -60,7 +66,9 @@ class OneOf(Checker):
         self.choices = choices
 
     def check(self, value):
-        if value not in self.choices or isinstance(value, bool) != isinstance(self.choices[self.choices.index(value)], bool):
+        if value not in self.choices or isinstance(value, bool) != isinstance(
+            self.choices[self.choices.index(value)], bool
+        ):
             raise ValueError
         return value
 
@@ -135,7 +143,7 @@ def _flatten(tree, known, where, prefix=""):
     return flat
 
 
-def _read(path, known):
+def _read(path, known, ignored=()):
     if not Path(path).exists():
         raise ConfigError(f"{path} does not exist; the configurations that come along are in rn_configs/")
     try:
@@ -144,7 +152,8 @@ def _read(path, known):
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold sections of keys, like `training: {{epochs: 10}}`")
-    return _flatten(tree, known, str(path))
+    flat = _flatten(tree, [*known, *ignored], str(path))
+    return {key: value for key, value in flat.items() if key in known}
 
 
 def _parse_value(text):
@@ -155,7 +164,12 @@ def _parse_value(text):
 
 
 def _help(schema, doc):
-    lines = [doc.strip(), "", "  --config FILE (also --config-file)   a YAML file of the keys below; may be given several times, later ones win", ""]
+    lines = [
+        doc.strip(),
+        "",
+        "  --config FILE (also --config-file)   a YAML file of the keys below; may be given several times, later ones win",
+        "",
+    ]
     for section, (description, params) in schema.items():
         lines.append(f"{section}: {description}")
         for key, param in params.items():
@@ -166,13 +180,19 @@ def _help(schema, doc):
     return "\n".join(lines)
 
 
-def parse(schema, argv, doc):
+def keys(schema):
+    """All "section.key" of a schema."""
+    return [f"{section}.{key}" for section, (_, params) in schema.items() for key in params]
+
+
+def parse(schema, argv, doc, aliases=None, ignored=()):
     """Read a configuration from the command line `argv`: --config FILE and --section.key=value.
 
-    schema: {section: (description, {key: fastargs.Param})}. Returns nested namespaces, cfg.section.key. Prints help and
-    exits on --help; raises ConfigError.
+    schema: {section: (description, {key: fastargs.Param})}. aliases: {short name: "section.key"}. ignored: keys of other
+    scripts, which a file may hold. Returns nested namespaces, cfg.section.key. Prints help and exits on --help; raises
+    ConfigError.
     """
-    known = [f"{s}.{k}" for s, (_, params) in schema.items() for k in params]
+    known, aliases = keys(schema), aliases or {}
     files, overrides = {}, {}
     args = list(argv)
     while args:
@@ -188,9 +208,9 @@ def parse(schema, argv, doc):
                 raise ConfigError(f"--{name} needs a value")
             value = args.pop(0)
         if name in ("config", "config-file", "C"):
-            files |= _read(value, known)
+            files |= _read(value, known, ignored)
         else:
-            overrides |= _flatten({name: _parse_value(value)}, known, "command line")
+            overrides |= _flatten({aliases.get(name, name): _parse_value(value)}, known, "command line")
     return build(schema, files | overrides)
 
 
@@ -219,4 +239,19 @@ def as_dict(cfg):
     return {section: dict(vars(keys)) for section, keys in vars(cfg).items()}
 
 
-__all__ = ["ConfigError", "Flag", "Groups", "Mapping", "Number", "OneOf", "Pair", "Param", "Text", "Whole", "as_dict", "build", "parse"]
+__all__ = [
+    "ConfigError",
+    "Flag",
+    "Groups",
+    "Mapping",
+    "Number",
+    "OneOf",
+    "Pair",
+    "Param",
+    "Text",
+    "Whole",
+    "as_dict",
+    "build",
+    "keys",
+    "parse",
+]

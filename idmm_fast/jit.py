@@ -29,7 +29,9 @@ def kernel(function=None, *, inline=False):
     """Compile `function` with numba: nopython, no GIL, C division rules, cached on disk across processes."""
     if function is None:
         return lambda f: kernel(f, inline=inline)
-    compiled = numba.njit(nogil=True, fastmath=_FAST, error_model="numpy", inline="always" if inline else "never")(function)
+    compiled = numba.njit(nogil=True, fastmath=_FAST, error_model="numpy", inline="always" if inline else "never")(
+        function
+    )
     try:
         compiled.enable_caching()
         cache = compiled._cache

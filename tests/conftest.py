@@ -63,4 +63,6 @@ def tiny_beton(tmp_path_factory):
         small = np.asarray(Image.fromarray(photo).resize((32, 32)))
         images.append((small * tints[k % 4] * rng.uniform(0.8, 1.0)).astype(np.uint8))
     split = Split(images, [k % 4 for k in range(64)], ["red", "green", "blue", "yellow"])
-    return write_beton(tmp_path_factory.mktemp("tiny") / "tiny.beton", split, dataset="test", name="train", mode="raw", quiet=True).path
+    return write_beton(
+        tmp_path_factory.mktemp("tiny") / "tiny.beton", split, dataset="test", name="train", mode="raw", quiet=True
+    ).path

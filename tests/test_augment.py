@@ -39,7 +39,20 @@ def crop_resize(image, top, left, h, w, size, bicubic=False, flip=False, first=(
     weights(bicubic, w, full[1], first[1], size, flip, starts[1], tables[1])
     planes = np.empty((3, size, size), np.float32)
     row = np.empty(3 * w, np.float32)
-    resize.crop_resize(image, top, left, starts[0], tables[0], taps(bicubic, h, full[0]), starts[1], tables[1], taps(bicubic, w, full[1]), w, row, planes)
+    resize.crop_resize(
+        image,
+        top,
+        left,
+        starts[0],
+        tables[0],
+        taps(bicubic, h, full[0]),
+        starts[1],
+        tables[1],
+        taps(bicubic, w, full[1]),
+        w,
+        row,
+        planes,
+    )
     return levels(planes)
 
 
@@ -151,8 +164,12 @@ def test_randaugment_operations_are_timms(patches, which):
             if theirs:
                 assert abs(ours) == pytest.approx(abs(theirs[0]), rel=1e-6), name
                 theirs = (abs(theirs[0]),)
-            wanted = timm_aa.NAME_TO_OP[name](Image.fromarray(image), *theirs, fillcolor=(124, 116, 104), resample=Image.BILINEAR)
+            wanted = timm_aa.NAME_TO_OP[name](
+                Image.fromarray(image), *theirs, fillcolor=(124, 116, 104), resample=Image.BILINEAR
+            )
             planes = planes_of(image)
             randaugment.apply_operation(planes, which, ours, np.empty(SIZE * SIZE, np.float32))
             error = np.abs(levels(planes) - np.asarray(wanted).astype(int)).max(axis=2)
-            assert (error > 1).mean() <= (0.01 if which in (randaugment.ROTATE, randaugment.SHEAR_X, randaugment.SHEAR_Y) else 0), (level, error.max())
+            assert (error > 1).mean() <= (
+                0.01 if which in (randaugment.ROTATE, randaugment.SHEAR_X, randaugment.SHEAR_Y) else 0
+            ), (level, error.max())

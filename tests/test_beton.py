@@ -24,7 +24,9 @@ SCRIPT = Path(__file__).parent.parent / "write_datasets.py"
 
 
 def convert(*args, **kwargs):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, check=False, timeout=120, **kwargs)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, check=False, timeout=120, **kwargs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,12 @@ def test_transparency_is_laid_on_white():
 
 def test_same_bytes_for_any_number_of_workers(tree, tmp_path):
     split = load("folder", tree)["train"]
-    files = [write_beton(tmp_path / f"{w}.beton", split, dataset="t", name="train", workers=w, mode="jpg", seed=3, quiet=True) for w in (1, 4)]
+    files = [
+        write_beton(
+            tmp_path / f"{w}.beton", split, dataset="t", name="train", workers=w, mode="jpg", seed=3, quiet=True
+        )
+        for w in (1, 4)
+    ]
     assert files[0].path.read_bytes() == files[1].path.read_bytes()
     other = write_beton(tmp_path / "s.beton", split, dataset="t", name="train", mode="jpg", seed=4, quiet=True)
     assert not np.array_equal(open_beton(other.path).label, open_beton(files[0].path).label)
@@ -153,7 +160,9 @@ def test_same_bytes_for_any_number_of_workers(tree, tmp_path):
 def test_images_larger_than_a_page(tmp_path):
     big = np.random.default_rng(0).integers(0, 256, (1800, 1700, 3), dtype=np.uint8)  # 9.2 MB, a page holds 8.4
     split = Split([big[:10, :10], big, big[:20, :20]], [0, 1, 2], ["a", "b", "c"])
-    beton = open_beton(write_beton(tmp_path / "big.beton", split, dataset="t", name="train", mode="raw", quiet=True).path)
+    beton = open_beton(
+        write_beton(tmp_path / "big.beton", split, dataset="t", name="train", mode="raw", quiet=True).path
+    )
     for image, label in zip(decode_rows(beton, range(3)), beton.label):
         assert np.array_equal(image, split.images[label])
 
@@ -169,7 +178,9 @@ def test_on_error_fail_stops_and_leaves_nothing(mixed, tmp_path):
 def test_nothing_to_convert_is_an_error(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"no image")
     with pytest.raises(WriteError, match=r"none of the images.*x\.jpg"):
-        write_beton(tmp_path / "o.beton", Split([tmp_path / "x.jpg"], [0], ["a"]), dataset="t", name="train", quiet=True)
+        write_beton(
+            tmp_path / "o.beton", Split([tmp_path / "x.jpg"], [0], ["a"]), dataset="t", name="train", quiet=True
+        )
     assert not (tmp_path / "o.beton").exists()
     assert not (tmp_path / "o.beton.tmp").exists()
 
@@ -178,7 +189,9 @@ def test_nothing_to_convert_is_an_error(tmp_path):
 def test_full_disk_is_an_error_that_leaves_the_old_file(tmp_path, photos):
     folder = tmp_path / "small"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], check=False, capture_output=True
+    ).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         (folder / "a.beton").write_bytes(b"old")
@@ -200,7 +213,9 @@ def test_killed_conversion_leaves_no_file_under_the_final_name(tmp_path, number)
     for k in range(1, 300):
         os.link(root / "a" / "0.png", root / "a" / f"{k}.png")
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, "--ds", "folder", "--root", root, "--out", tmp_path / "out", "--mode", "jpg"], stderr=subprocess.PIPE, text=True
+        [sys.executable, SCRIPT, "--ds", "folder", "--root", root, "--out", tmp_path / "out", "--mode", "jpg"],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     temporary = tmp_path / "out" / "folder_train.beton.tmp"
     while not temporary.exists() and process.poll() is None:
@@ -243,7 +258,13 @@ def test_rows_that_point_outside_are_refused(jpg_beton, tmp_path):
 
     at = HEADER.itemsize + 2 * FIELD.itemsize + 3 * SAMPLE.itemsize + 5  # the pointer of row 3
     with pytest.raises(BetonError, match="damaged"):
-        open_beton(damage(jpg_beton, tmp_path / "bad.beton", lambda d: d.__setitem__(slice(at, at + 8), (1 << 40).to_bytes(8, "little"))))
+        open_beton(
+            damage(
+                jpg_beton,
+                tmp_path / "bad.beton",
+                lambda d: d.__setitem__(slice(at, at + 8), (1 << 40).to_bytes(8, "little")),
+            )
+        )
 
 
 def test_missing_file_says_how_to_make_it(tmp_path):
@@ -264,7 +285,12 @@ class D:
     def __getitem__(self, i): return (0.5 * i, self.images[i], i)
 DatasetWriter(sys.argv[2], {"score": FloatField(), "image": RGBImageField(write_mode="raw"), "label": IntField()}, num_workers=1).from_indexed_dataset(D())
 """
-    subprocess.run([sys.executable, "-c", code, tmp_path / "photos.npz", tmp_path / "stock.beton"], check=True, timeout=100, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "photos.npz", tmp_path / "stock.beton"],
+        check=True,
+        timeout=100,
+        capture_output=True,
+    )
     beton = open_beton(tmp_path / "stock.beton")
     assert beton.label.tolist() == list(range(6))
     for image, wanted in zip(decode_rows(beton, range(6)), photos):
@@ -274,7 +300,19 @@ DatasetWriter(sys.argv[2], {"score": FloatField(), "image": RGBImageField(write_
 
 def test_sidecar_says_what_the_file_is(jpg_beton):
     content = json.loads(jpg_beton.with_suffix(".json").read_text())
-    wanted = {"dataset", "split", "count", "classes", "mode", "max_resolution", "quality", "order_seed", "versions", "sha256", "skipped"}
+    wanted = {
+        "dataset",
+        "split",
+        "count",
+        "classes",
+        "mode",
+        "max_resolution",
+        "quality",
+        "order_seed",
+        "versions",
+        "sha256",
+        "skipped",
+    }
     assert wanted <= set(content)
 
 

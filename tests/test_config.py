@@ -18,8 +18,18 @@ def read(*args):
 
 def test_defaults_are_the_papers():
     cfg = read()
-    assert (cfg.training.epochs, cfg.training.batch_size, cfg.training.lr, cfg.training.weight_decay) == (800, 256, 5e-4, 1e-3)
-    assert (cfg.training.smoothing, cfg.training.warmup_epochs, cfg.cutmix.alpha, cfg.model.drop_path) == (0.1, 2, 0.5, 0.1)
+    assert (cfg.training.epochs, cfg.training.batch_size, cfg.training.lr, cfg.training.weight_decay) == (
+        800,
+        256,
+        5e-4,
+        1e-3,
+    )
+    assert (cfg.training.smoothing, cfg.training.warmup_epochs, cfg.cutmix.alpha, cfg.model.drop_path) == (
+        0.1,
+        2,
+        0.5,
+        0.1,
+    )
     assert cfg.model.image_size == 112
     assert cfg.views.groups == [{"count": 2, "scale": [0.14, 1.0]}, {"count": 4, "scale": [0.05, 0.4]}]
     assert vars(cfg.augment) == {"flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2,

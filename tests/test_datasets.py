@@ -31,7 +31,9 @@ def pets(tmp_path):
             lines["test" if n > 5 else "trainval"].append(f"{breed}_{n} {c} 1 {c}")
     (tmp_path / "annotations").mkdir()
     for split, rows in lines.items():
-        (tmp_path / "annotations" / f"{split}.txt").write_text("#Image CLASS-ID SPECIES BREED ID\n" + "\n".join(rows) + "\n")
+        (tmp_path / "annotations" / f"{split}.txt").write_text(
+            "#Image CLASS-ID SPECIES BREED ID\n" + "\n".join(rows) + "\n"
+        )
     (tmp_path / "images" / "._Abyssinian_1.jpg").write_bytes(b"mac")  # upstream's archive has such files
     return tmp_path
 
@@ -43,7 +45,10 @@ def flowers(tmp_path):
     for n in range(1, 10):
         photo(tmp_path / "jpg" / f"image_{n:05d}.jpg", 20 * n)
     savemat(tmp_path / "imagelabels.mat", {"labels": labels[None]})
-    savemat(tmp_path / "setid.mat", {"trnid": np.array([[1, 3, 5]]), "valid": np.array([[2, 4]]), "tstid": np.array([[6, 7, 8, 9]])})
+    savemat(
+        tmp_path / "setid.mat",
+        {"trnid": np.array([[1, 3, 5]]), "valid": np.array([[2, 4]]), "tstid": np.array([[6, 7, 8, 9]])},
+    )
     return tmp_path
 
 
@@ -124,6 +129,8 @@ def test_folder_forms(tmp_path):
 
 
 def test_help_lists_every_dataset():
-    shown = subprocess.run([sys.executable, ROOT / "write_datasets.py", "--help"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, ROOT / "write_datasets.py", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     for name in datasets.names():
         assert name in shown

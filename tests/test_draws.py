@@ -30,7 +30,9 @@ def drawn():
     return draw()
 
 
-@pytest.mark.parametrize(("height", "width", "scale"), [(375, 500, (0.14, 1.0)), (375, 500, (0.05, 0.4)), (60, 500, (0.3, 1.0))])
+@pytest.mark.parametrize(
+    ("height", "width", "scale"), [(375, 500, (0.14, 1.0)), (375, 500, (0.05, 0.4)), (60, 500, (0.3, 1.0))]
+)
 def test_crops_are_drawn_as_torchvision_draws_them(height, width, scale):
     """The last case is so wide that most crops come from the ten attempts' fallback."""
     torch.manual_seed(0)
@@ -72,8 +74,12 @@ def test_randaugment_draws():
     assert stats.binomtest(int(fired.sum()), 2 * N, 0.5).pvalue > P
     assert stats.chisquare(np.bincount(drawn["operation"][fired], minlength=15)).pvalue > P
     rotations = drawn["argument"][drawn["operation"] == 3]
-    assert stats.chisquare(np.unique(np.round(rotations / 3), return_counts=True)[1]).pvalue > P  # +-3, +-6 .. +-27 degrees
-    assert np.unique(np.round(rotations)).tolist() == [s * 3 * k for s in (-1,) for k in range(9, 0, -1)] + [3 * k for k in range(1, 10)]
+    assert (
+        stats.chisquare(np.unique(np.round(rotations / 3), return_counts=True)[1]).pvalue > P
+    )  # +-3, +-6 .. +-27 degrees
+    assert np.unique(np.round(rotations)).tolist() == [s * 3 * k for s in (-1,) for k in range(9, 0, -1)] + [
+        3 * k for k in range(1, 10)
+    ]
 
 
 def test_switching_one_augmentation_off_leaves_the_others(drawn):

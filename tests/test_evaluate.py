@@ -26,7 +26,9 @@ def test_knn_is_scikit_learns_with_the_same_weights(blobs):
     train, train_labels, test, test_labels = blobs
     ours = knn_accuracy(train, train_labels, test, test_labels, chunk=64)
     for k in (10, 20):
-        reference = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(train, train_labels)
+        reference = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(
+            train, train_labels
+        )
         assert ours[f"knn{k}"] == pytest.approx(100 * reference.score(test, test_labels), abs=1e-6)
     assert 20 < ours["knn10"] < 100
 

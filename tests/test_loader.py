@@ -92,7 +92,9 @@ def test_resume_in_mid_epoch_gives_the_same_batches(raw_beton):
 
 def in_pil(image, draw, size):
     """The recipe in PIL and torchvision, with the parameters drawn; PIL cuts off to whole levels after every operation."""
-    view = F.resized_crop(image, int(draw["top"]), int(draw["left"]), int(draw["height"]), int(draw["width"]), [size, size])
+    view = F.resized_crop(
+        image, int(draw["top"]), int(draw["left"]), int(draw["height"]), int(draw["width"]), [size, size]
+    )
     view = F.hflip(view) if draw["flip"] else view
     if draw["jitter"]:
         for k in draw["order"]:
@@ -106,7 +108,9 @@ def in_pil(image, draw, size):
 
 def in_floats(image, draw, size):
     """The same without rounding: torchvision's operations on float tensors, SciPy's Gaussian."""
-    view = F.resized_crop(image, int(draw["top"]), int(draw["left"]), int(draw["height"]), int(draw["width"]), [size, size])
+    view = F.resized_crop(
+        image, int(draw["top"]), int(draw["left"]), int(draw["height"]), int(draw["width"]), [size, size]
+    )
     view = F.to_tensor(F.hflip(view) if draw["flip"] else view)
     if draw["jitter"]:
         for k in draw["order"]:

@@ -32,7 +32,9 @@ def test_equals_dense_cross_entropy_in_value_and_gradient(eps, same):
 
 def test_is_pytorchs_label_smoothing_without_mixing():
     logits, a = torch.randn(16, 50, dtype=torch.float64), torch.randint(0, 50, (16,))
-    assert instance_loss(logits, a, a, 1.0, 0.1) == pytest.approx(float(cross_entropy(logits, a, label_smoothing=0.1)), abs=1e-9)
+    assert instance_loss(logits, a, a, 1.0, 0.1) == pytest.approx(
+        float(cross_entropy(logits, a, label_smoothing=0.1)), abs=1e-9
+    )
 
 
 def test_half_precision_logits_are_reduced_in_float32():
@@ -56,4 +58,6 @@ def test_rows_without_reduction():
 def test_compiles_without_a_graph_break():
     logits, a, lam = torch.randn(8, 30), torch.randint(0, 30, (8,)), torch.rand(8)
     compiled = torch.compile(instance_loss, fullgraph=True)
-    assert torch.isclose(compiled(logits, a, a.flip(0), lam, 0.1), instance_loss(logits, a, a.flip(0), lam, 0.1), atol=1e-6)
+    assert torch.isclose(
+        compiled(logits, a, a.flip(0), lam, 0.1), instance_loss(logits, a, a.flip(0), lam, 0.1), atol=1e-6
+    )

@@ -64,16 +64,23 @@ def test_forward_is_the_sum_of_the_groups_means():
     lam = [torch.rand(n) for n in (4, 8)]
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.228, 0.224, 0.225]).view(3, 1, 1)
     wanted = sum(
-        instance_loss(model.head(model.backbone((x / 255.0 - mean) / std)), i, j, w, 0.1) for x, i, j, w in zip(images, a, b, lam)
+        instance_loss(model.head(model.backbone((x / 255.0 - mean) / std)), i, j, w, 0.1)
+        for x, i, j, w in zip(images, a, b, lam)
     )
     assert torch.isclose(model(images, a, b, lam), wanted, atol=1e-5)
-    assert torch.allclose(Normalize()(images[0]), (images[0] / 255.0 - mean) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), atol=1e-5)
+    assert torch.allclose(
+        Normalize()(images[0]),
+        (images[0] / 255.0 - mean) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+        atol=1e-5,
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tiny_beton, tmp_path_factory):
     """A pretraining of 30 epochs that others look at."""
-    return pretrain(settings(tiny_beton, tmp_path_factory.mktemp("run") / "run", training__epochs=30, training__lr=4e-3))
+    return pretrain(
+        settings(tiny_beton, tmp_path_factory.mktemp("run") / "run", training__epochs=30, training__lr=4e-3)
+    )
 
 
 def test_pretraining_learns(run):
@@ -84,7 +91,15 @@ def test_pretraining_learns(run):
 
 
 def test_run_folder_holds_all_that_is_promised(run):
-    for name in ("config.yaml", "metrics.jsonl", "crops.png", "curves.png", "backbone.safetensors", "checkpoints", "events"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "crops.png",
+        "curves.png",
+        "backbone.safetensors",
+        "checkpoints",
+        "events",
+    ):
         assert (run / name).exists(), name
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(120))
@@ -184,7 +199,9 @@ def test_the_papers_backbones_train(tiny_beton, tmp_path, model):
 def test_compiled_bf16_training_follows_eager_fp32(tiny_beton, tmp_path):
     """Within 2 % at every step of the first epochs: bf16 has 8 bits of mantissa."""
     eager = pretrain(settings(tiny_beton, tmp_path / "eager", training__batch_size=24))
-    fast = pretrain(settings(tiny_beton, tmp_path / "fast", training__batch_size=24, training__compile=True, training__amp="bf16"))
+    fast = pretrain(
+        settings(tiny_beton, tmp_path / "fast", training__batch_size=24, training__compile=True, training__amp="bf16")
+    )
     assert np.abs(losses(fast) / losses(eager) - 1).max() < 0.02
 
 
@@ -265,7 +282,19 @@ def test_pets_from_upstreams_layout_to_a_falling_loss(tmp_path):
         lines["test" if k >= 40 else "trainval"].append(f"{breed}_{k} {k % 3 + 1} 1 1")
     for split, rows in lines.items():
         (tmp_path / "raw" / "annotations" / f"{split}.txt").write_text("\n".join(rows) + "\n")
-    subprocess.run([sys.executable, ROOT / "write_datasets.py", "--ds", "pets", "--root", tmp_path / "raw", "--out", tmp_path / "data"], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / "write_datasets.py",
+            "--ds",
+            "pets",
+            "--root",
+            tmp_path / "raw",
+            "--out",
+            tmp_path / "data",
+        ],
+        check=True,
+    )
     assert len(open_beton(tmp_path / "data" / "pets_train.beton")) == 40
     command = [
         sys.executable, ROOT / "train_idmm.py", "--config", ROOT / "rn_configs" / "pets.yaml", "--training.epochs=25", "--training.batch_size=20",
@@ -280,7 +309,12 @@ def test_pets_from_upstreams_layout_to_a_falling_loss(tmp_path):
 
 @pytest.mark.parametrize("script", ["train_idmm.py", "finetune.py"])
 def test_errors_are_sentences(script, tmp_path):
-    result = subprocess.run([sys.executable, ROOT / script, "--config", ROOT / "rn_configs" / "nope.yaml"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, ROOT / script, "--config", ROOT / "rn_configs" / "nope.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("error:")
     assert "Traceback" not in result.stderr

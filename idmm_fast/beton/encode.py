@@ -87,7 +87,9 @@ def encode(source, mode, max_resolution=None, quality=90):
     image, data = _open(source)
     width, height = image.size
     if max(width, height) > MAX_SIDE:
-        raise ValueError(f"it is {width} x {height} pixels; a beton holds at most {MAX_SIDE} a side (use --max-resolution)")
+        raise ValueError(
+            f"it is {width} x {height} pixels; a beton holds at most {MAX_SIDE} a side (use --max-resolution)"
+        )
     fits = not max_resolution or max(width, height) <= max_resolution
     if (
         mode == "jpg"

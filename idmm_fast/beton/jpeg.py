@@ -68,6 +68,11 @@ def decode_jpeg(handle, data, height, width, out):
         return NOT_A_JPEG
     if shape[0] != width or shape[1] != height:
         return WRONG_SIZE
-    if _decompress(handle, data.ctypes.data, data.size, out.ctypes.data, width, 0, height, _TJPF_RGB, _TJFLAG_ACCURATEDCT) != 0:
+    if (
+        _decompress(
+            handle, data.ctypes.data, data.size, out.ctypes.data, width, 0, height, _TJPF_RGB, _TJFLAG_ACCURATEDCT
+        )
+        != 0
+    ):
         return CORRUPT
     return OK

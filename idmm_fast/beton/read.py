@@ -64,7 +64,9 @@ def open_beton(path):
     """Open and check the FFCV file `path`. Returns Beton; raises BetonError, or FileNotFoundError with what to do."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. Make it with: python write_datasets.py --ds NAME (see --help).")
+        raise FileNotFoundError(
+            f"{path} does not exist. Make it with: python write_datasets.py --ds NAME (see --help)."
+        )
     size = path.stat().st_size
     if size < HEADER.itemsize:
         raise BetonError(f"{path} is not a beton: it has {size} bytes. {_again(path)}")
@@ -99,6 +101,8 @@ def open_beton(path):
     wrong = (ptr < start) | (length <= 0) | (ptr > size) | (ptr + length > size) | (height < 1) | (width < 1)
     wrong |= ((mode != JPG) & (mode != RAW)) | ((mode == RAW) & (length < height * width * 3))
     if wrong.any():
-        raise BetonError(f"{path} is damaged: row {int(wrong.argmax())} does not describe an image inside the file. {_again(path)}")
+        raise BetonError(
+            f"{path} is damaged: row {int(wrong.argmax())} does not describe an image inside the file. {_again(path)}"
+        )
     label = metadata[f"f{kinds.index(INT_FIELD)}"].astype(np.int64) if INT_FIELD in kinds else np.full(count, -1)
     return Beton(path, metadata, mode, height, width, ptr, length, label, column)

@@ -108,9 +108,13 @@ def _write(file, split, order, encoded, page_size, on_error, progress):
         progress.update()
         if isinstance(image, Exception):
             reason = str(image) or type(image).__name__
-            reason = "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason
+            reason = (
+                "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason
+            )
             if on_error == "fail":
-                raise WriteError(f"{describe(split.images[place])} can't be converted: {reason}. Mend or remove it, or use --on-error skip.")
+                raise WriteError(
+                    f"{describe(split.images[place])} can't be converted: {reason}. Mend or remove it, or use --on-error skip."
+                )
             skipped.append({"file": describe(split.images[place]), "reason": reason})
             continue
         size = len(image.data)
@@ -126,7 +130,10 @@ def _write(file, split, order, encoded, page_size, on_error, progress):
         allocations[count] = (count, position, size)
         position, left, count = position + size, left - size, count + 1
     if not count:
-        raise WriteError("none of the images could be converted; " + (f"first: {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else "there are none"))
+        raise WriteError(
+            "none of the images could be converted; "
+            + (f"first: {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else "there are none")
+        )
     table = position + left
     file.seek(table)
     file.write(allocations[:count].tobytes())
@@ -150,7 +157,20 @@ def _sync(path):
         os.fsync(file.fileno())
 
 
-def write_beton(path, split, *, dataset, name, mode="auto", max_resolution=None, quality=90, workers=0, seed=0, on_error="skip", quiet=False):
+def write_beton(
+    path,
+    split,
+    *,
+    dataset,
+    name,
+    mode="auto",
+    max_resolution=None,
+    quality=90,
+    workers=0,
+    seed=0,
+    on_error="skip",
+    quiet=False,
+):
     """Convert `split` (datasets.Split) to the FFCV file `path` and its sidecar. Returns Written; raises WriteError.
 
     mode: "jpg", "raw" or "auto" (raw when all pixels fit an eighth of the machine's memory). max_resolution: longer
@@ -170,7 +190,10 @@ def write_beton(path, split, *, dataset, name, mode="auto", max_resolution=None,
     try:
         while True:
             encoded = _encoded(split.images, order, workers, mode, max_resolution, quality)
-            with open(temporary, "wb") as file, tqdm(total=len(split), desc=path.name, unit="img", disable=quiet or None, leave=False) as bar:
+            with (
+                open(temporary, "wb") as file,
+                tqdm(total=len(split), desc=path.name, unit="img", disable=quiet or None, leave=False) as bar,
+            ):
                 try:
                     count, skipped = _write(file, split, order, encoded, page_size, on_error, bar)
                     break
@@ -178,7 +201,9 @@ def write_beton(path, split, *, dataset, name, mode="auto", max_resolution=None,
                     while page_size < small.args[0]:
                         page_size *= 2
                     if page_size > MAX_PAGE:
-                        raise WriteError("an image of over 2 GB does not fit a beton; use --max-resolution or --mode jpg") from None
+                        raise WriteError(
+                            "an image of over 2 GB does not fit a beton; use --max-resolution or --mode jpg"
+                        ) from None
                 finally:
                     encoded.close()
         _sync(temporary)
@@ -203,9 +228,9 @@ def write_beton(path, split, *, dataset, name, mode="auto", max_resolution=None,
         os.replace(draft, sidecar)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free >> 20
-        raise WriteError(f"{temporary} could not be written: {error.strerror or error} ({free} MB are free there)") from error
+        raise WriteError(
+            f"{temporary} could not be written: {error.strerror or error} ({free} MB are free there)"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return Written(path, sidecar, count, mode, skipped)
-
-

@@ -1,6 +1,6 @@
 """The datasets, one file each. To add one, put a module here whose docstring's first line says what it is, with
 
-    def load(root: Path) -> dict[str, Split]      # "train", "test", ...; downloads what is missing, or says what to do
+def load(root: Path) -> dict[str, Split]      # "train", "test", ...; downloads what is missing, or says what to do
 """
 
 import importlib
@@ -13,7 +13,11 @@ __all__ = ["DatasetError", "Split", "describe", "load", "names"]
 
 def names():
     """The names of all datasets, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if hasattr(importlib.import_module(f".{m.name}", __name__), "load"))
+    return sorted(
+        m.name
+        for m in pkgutil.iter_modules(__path__)
+        if hasattr(importlib.import_module(f".{m.name}", __name__), "load")
+    )
 
 
 def _module(name):

@@ -19,7 +19,11 @@ STEMS = {"train": "train", "test": "t10k"}
 
 def _folder(root):
     for folder in (root, root / "FashionMNIST" / "raw", DEBIAN):
-        if all((folder / f"{stem}-{what}.gz").exists() for stem in STEMS.values() for what in ("images-idx3-ubyte", "labels-idx1-ubyte")):
+        if all(
+            (folder / f"{stem}-{what}.gz").exists()
+            for stem in STEMS.values()
+            for what in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        ):
             return folder
     from torchvision.datasets import FashionMNIST
 

@@ -33,7 +33,9 @@ def _split(root, classes=None):
 
 def load(root):
     if not root.is_dir():
-        raise DatasetError(f"{root} is not a folder. Name your tree of images with --root DIR: DIR/CLASS/*.jpg or DIR/train/CLASS/*.jpg.")
+        raise DatasetError(
+            f"{root} is not a folder. Name your tree of images with --root DIR: DIR/CLASS/*.jpg or DIR/train/CLASS/*.jpg."
+        )
     splits = {}
     for split, aliases in SPLITS.items():
         for alias in aliases:
@@ -43,5 +45,7 @@ def load(root):
         splits = {"train": _split(root)}
     for split, content in splits.items():
         if not len(content):
-            raise DatasetError(f"No image was found for the {split} split under {root} (looked for {', '.join(sorted(EXTENSIONS))}).")
+            raise DatasetError(
+                f"No image was found for the {split} split under {root} (looked for {', '.join(sorted(EXTENSIONS))})."
+            )
     return splits

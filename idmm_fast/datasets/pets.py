@@ -34,6 +34,8 @@ def load(root):
         images = [folder / "images" / f"{r[0]}.jpg" for r in part]
         missing = [p.name for p in images if not p.exists()]
         if missing:
-            raise DatasetError(f"{len(missing)} {split} images are missing under {folder / 'images'}, first {missing[0]}.")
+            raise DatasetError(
+                f"{len(missing)} {split} images are missing under {folder / 'images'}, first {missing[0]}."
+            )
         splits[split] = Split(images, [index[int(r[1])] for r in part], classes)
     return splits

@@ -18,10 +18,18 @@ SCHEMA = {
     "data": settings.data(test=True),
     "model": (
         "the backbone",
-        {**settings.MODEL[1], "init": Param(Text(), "run folder, checkpoint or .safetensors to judge; none: random weights", default=None)},
+        {
+            **settings.MODEL[1],
+            "init": Param(
+                Text(), "run folder, checkpoint or .safetensors to judge; none: random weights", default=None
+            ),
+        },
     ),
     "knn": ("nearest neighbours", {"temperature": Param(Number(1e-6), "of the votes", default=0.07)}),
-    "linear": ("the linear probe", {"strength": Param(Number(1e-9), "C of scikit-learn's LogisticRegression", default=1.0)}),
+    "linear": (
+        "the linear probe",
+        {"strength": Param(Number(1e-9), "C of scikit-learn's LogisticRegression", default=1.0)},
+    ),
     "training": (
         "how it is computed",
         {
@@ -30,8 +38,23 @@ SCHEMA = {
             "seed": Param(Whole(0), "of random weights, and of which images the picture shows", default=0),
         },
     ),
-    "logging": ("what is written", {"run_dir": Param(Text(), "folder for neighbours.png; none: no picture", default=None)}),
+    "logging": (
+        "what is written",
+        {"run_dir": Param(Text(), "folder for neighbours.png; none: no picture", default=None)},
+    ),
 }
+
+
+def run_config(argv):
+    """The arguments that name the config.yaml of the run that --checkpoint names, or none."""
+    for k, arg in enumerate(argv):
+        name, eq, value = arg.partition("=")
+        if name in ("--checkpoint", "--model.init"):
+            path = Path(value if eq else argv[k + 1] if k + 1 < len(argv) else "")
+            for folder in (path, path.parent, path.parent.parent):
+                if (folder / "config.yaml").is_file():
+                    return ["--config", str(folder / "config.yaml")]
+    return []
 
 
 def judge(cfg, linear=True):

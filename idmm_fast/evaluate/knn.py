@@ -1,6 +1,5 @@
 """Weighted k-nearest-neighbour classification on frozen features, as in DINO (Caron et al., arXiv 2104.14294)."""
 
-import torch
 from torch.nn.functional import normalize, one_hot
 
 

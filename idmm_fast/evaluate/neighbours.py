@@ -40,8 +40,12 @@ def draw_neighbours(train_path, train, test_path, test, path, *, labels=None, qu
                 train_labels, test_labels, names = labels
                 mine = int(test_labels[chosen[r]])
                 its = mine if c == 0 else int(train_labels[nearest[r, c - 1]])
-                axis.set_title(names[its], fontsize=7, color="black" if c == 0 else "tab:green" if its == mine else "tab:red")
+                axis.set_title(
+                    names[its], fontsize=7, color="black" if c == 0 else "tab:green" if its == mine else "tab:red"
+                )
             if c:
                 axis.set_xlabel(f"{similarity[r, c - 1]:.2f}", fontsize=6, labelpad=1)
-    figure.suptitle("Left: an image never seen. Right: its nearest training images (cosine similarity below)", fontsize=9)
+    figure.suptitle(
+        "Left: an image never seen. Right: its nearest training images (cosine similarity below)", fontsize=9
+    )
     figure.savefig(path, dpi=110)

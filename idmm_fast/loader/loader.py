@@ -23,7 +23,9 @@ class _Order(TraversalOrder):
     def sample_order(self, epoch):
         if not self.shuffle:
             return self.loader.indices
-        return self.loader.indices[permutation(np.uint64(self.loader.seed), 0, epoch, ORDER_STREAM, self.loader.indices.size)]
+        return self.loader.indices[
+            permutation(np.uint64(self.loader.seed), 0, epoch, ORDER_STREAM, self.loader.indices.size)
+        ]
 
 
 class MultiCropLoader(Loader):
@@ -47,7 +49,12 @@ class MultiCropLoader(Loader):
                  shuffle=True, rows=None, drop_last=False, batches_ahead=2):  # fmt: skip
         self.beton = open_beton(path)
         self.fname, self.batch_size, self.seed, self.drop_last = str(path), int(batch_size), int(seed), drop_last
-        self.batches_ahead, self.views, self.distributed, self.recompile = int(batches_ahead), tuple(views), False, False
+        self.batches_ahead, self.views, self.distributed, self.recompile = (
+            int(batches_ahead),
+            tuple(views),
+            False,
+            False,
+        )
         if self.batch_size < 1 or self.batches_ahead < 1:
             raise ValueError(f"batch_size and batches_ahead are at least 1, not {batch_size} and {batches_ahead}")
         if not 0 <= self.seed < 2**64:
@@ -59,18 +66,31 @@ class MultiCropLoader(Loader):
         cores = len(os.sched_getaffinity(0))
         self.num_workers = min(num_workers, cores) if num_workers > 0 else cores
         if num_workers > cores:
-            warnings.warn(f"num_workers={num_workers} is more than the {cores} cores this process may use; using {cores}", stacklevel=2)
+            warnings.warn(
+                f"num_workers={num_workers} is more than the {cores} cores this process may use; using {cores}",
+                stacklevel=2,
+            )
         self.indices = np.arange(len(self.beton)) if rows is None else np.asarray(rows, np.int64)
         if self.indices.size == 0 or self.indices.min() < 0 or self.indices.max() >= len(self.beton):
             raise ValueError(f"rows must be within 0..{len(self.beton) - 1}, the rows of {path}")
-        self.operation = MultiCropDecoder(self.beton, self.views, augment or Augment(), cutmix_alpha, self.seed, self.num_workers)
-        self.buffers = Buffers(self.operation.buffer_size(min(self.batch_size, self.indices.size)), self.batches_ahead + 2)
+        self.operation = MultiCropDecoder(
+            self.beton, self.views, augment or Augment(), cutmix_alpha, self.seed, self.num_workers
+        )
+        self.buffers = Buffers(
+            self.operation.buffer_size(min(self.batch_size, self.indices.size)), self.batches_ahead + 2
+        )
         self.waited = 0.0  # seconds that consumers spent waiting for a batch
         self.next_epoch, self._first_step, self._iterator = 0, 0, None
         self.traversal_order = _Order(self, shuffle)
         self.first_traversal_order = self.indices  # FFCV's __len__ counts these
         self.pipeline_specs = {"image": PipelineSpec("image", decoder=self.operation)}
-        self.graph = Graph(self.pipeline_specs, {"image": RGBImageField()}, {"image": int(self.beton.image_column[1:])}, self.beton.metadata, None)
+        self.graph = Graph(
+            self.pipeline_specs,
+            {"image": RGBImageField()},
+            {"image": int(self.beton.image_column[1:])},
+            self.beton.metadata,
+            None,
+        )
         self.generate_code()
         weakref.finalize(self, self.operation.close)
 

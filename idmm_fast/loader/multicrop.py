@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from ..beton.jpeg import CORRUPT, OK, Decoder, decode_jpeg
+from ..jit import kernel, to_level
 from .blur import MAX_RADIUS, gaussian_blur
 from .color import jitter, to_gray
 from .draws import DRAW, draw_view
-from ..jit import kernel, to_level
-from ..beton.jpeg import CORRUPT, OK, Decoder, decode_jpeg
 from .randaugment import apply_operation
 from .resize import crop_resize, taps, weights
 
@@ -32,7 +32,9 @@ class Scratch:
 def max_taps(views, max_height, max_width):
     """The longest filter that any of `views` (VIEW) can need on images of at most this size."""
     longest = max(max_height, max_width)
-    return max(taps(bool(v["bicubic"]), longest, max(1, min(int(v["size"]), int(v["resize"]) or 1 << 30))) for v in views)
+    return max(
+        taps(bool(v["bicubic"]), longest, max(1, min(int(v["size"]), int(v["resize"]) or 1 << 30))) for v in views
+    )
 
 
 @kernel
@@ -54,7 +56,20 @@ def render_view(source, view, draw, planes, line, starts, tables):
     weights(view.bicubic, draw.height, out_h, top, size, False, starts[0], tables[0])
     weights(view.bicubic, draw.width, out_w, left, size, draw.flip, starts[1], tables[1])
     y_taps, x_taps = taps(view.bicubic, draw.height, out_h), taps(view.bicubic, draw.width, out_w)
-    crop_resize(source, draw.top, draw.left, starts[0], tables[0], y_taps, starts[1], tables[1], x_taps, draw.width, line, planes)
+    crop_resize(
+        source,
+        draw.top,
+        draw.left,
+        starts[0],
+        tables[0],
+        y_taps,
+        starts[1],
+        tables[1],
+        x_taps,
+        draw.width,
+        line,
+        planes,
+    )
     if draw.jitter:
         jitter(planes, draw.order, draw.brightness, draw.contrast, draw.saturation, draw.hue)
     if draw.gray:

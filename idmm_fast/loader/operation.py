@@ -102,7 +102,13 @@ class MultiCropDecoder(Operation):
 
     def __init__(self, beton, views, augment, cutmix_alpha, seed, num_workers):
         super().__init__()
-        self.beton, self.views, self.cutmix_alpha, self.seed, self.num_workers = beton, views, cutmix_alpha, seed, num_workers
+        self.beton, self.views, self.cutmix_alpha, self.seed, self.num_workers = (
+            beton,
+            views,
+            cutmix_alpha,
+            seed,
+            num_workers,
+        )
         self.table = view_table(views, augment)
         self._process = None
 
@@ -122,7 +128,8 @@ class MultiCropDecoder(Operation):
     def cutmix(self, epoch, step, batch):
         """The draw of every group for a batch of `batch` images: list of CutMix."""
         return [
-            draw_cutmix(np.uint64(self.seed), epoch, step, g, v.count * batch, v.size, self.cutmix_alpha) for g, v in enumerate(self.views)
+            draw_cutmix(np.uint64(self.seed), epoch, step, g, v.count * batch, v.size, self.cutmix_alpha)
+            for g, v in enumerate(self.views)
         ]
 
     def draws(self, epoch, rows):
@@ -130,7 +137,16 @@ class MultiCropDecoder(Operation):
         result = np.zeros((self.table.size, len(rows)), DRAW)
         for v, view in enumerate(self.table):
             for b, row in enumerate(rows):
-                draw_view(np.uint64(self.seed), epoch, int(row), v, self.beton.height[row], self.beton.width[row], view, result[v, b])
+                draw_view(
+                    np.uint64(self.seed),
+                    epoch,
+                    int(row),
+                    v,
+                    self.beton.height[row],
+                    self.beton.width[row],
+                    view,
+                    result[v, b],
+                )
         return result
 
     def _start(self):
@@ -142,7 +158,9 @@ class MultiCropDecoder(Operation):
         self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="idmm-loader")
         self._scratch = queue.SimpleQueue()
         for _ in range(self.num_workers):
-            self._scratch.put(Scratch(height, width, int(self.table["size"].max()), max_taps(self.table, height, width), decode))
+            self._scratch.put(
+                Scratch(height, width, int(self.table["size"].max()), max_taps(self.table, height, width), decode)
+            )
 
     def make(self, rows, position):
         """The groups of the batch `rows` (int64 (B,)) at `position`: list of Group over its buffer. Raises LoaderError."""
@@ -175,7 +193,9 @@ class MultiCropDecoder(Operation):
                 )
         groups = []
         for view, mix, offset, size in zip(self.views, mixes, offsets, sizes):
-            pixels = torch.from_numpy(position.buffer[offset : offset + size]).view(view.count * batch, view.size, view.size, 3)
+            pixels = torch.from_numpy(position.buffer[offset : offset + size]).view(
+                view.count * batch, view.size, view.size, 3
+            )
             idx = np.tile(rows, view.count)
             groups.append(
                 Group(

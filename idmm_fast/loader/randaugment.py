@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from .color import adjust_brightness, adjust_contrast, adjust_saturation
 from ..jit import kernel
+from .color import adjust_brightness, adjust_contrast, adjust_saturation
 from .philox import uniforms
 
 OPERATIONS = (

@@ -20,4 +20,13 @@ finally:
     torch.set_num_threads(_torch_threads)
     numba.set_num_threads(_numba_threads)
 
-__all__ = ["Compiler", "EpochIterator", "Graph", "Loader", "Operation", "PipelineSpec", "RGBImageField", "TraversalOrder"]
+__all__ = [
+    "Compiler",
+    "EpochIterator",
+    "Graph",
+    "Loader",
+    "Operation",
+    "PipelineSpec",
+    "RGBImageField",
+    "TraversalOrder",
+]

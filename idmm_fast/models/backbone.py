@@ -44,7 +44,9 @@ def create_backbone(name, image_size, drop_path=0.0, options=None):
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path, **options)
     except (TypeError, AssertionError, RuntimeError) as error:
-        raise ValueError(f"timm can't make '{name}' at {image_size} pixels with model.options {options}: {error}") from error
+        raise ValueError(
+            f"timm can't make '{name}' at {image_size} pixels with model.options {options}: {error}"
+        ) from error
 
 
 def feature_dim(backbone):
@@ -67,7 +69,9 @@ def load_backbone(backbone, path):
     if path.is_dir():
         path = path / "backbone.safetensors"
     if not path.exists():
-        raise ValueError(f"{path} does not exist; name a run folder of a finished pretraining, a checkpoint or a .safetensors file")
+        raise ValueError(
+            f"{path} does not exist; name a run folder of a finished pretraining, a checkpoint or a .safetensors file"
+        )
     if path.suffix == ".safetensors":
         weights = load_file(str(path))
     else:
@@ -76,7 +80,9 @@ def load_backbone(backbone, path):
     own = backbone.state_dict()
     if "pos_embed" in own and "pos_embed" in weights and own["pos_embed"].shape != weights["pos_embed"].shape:
         weights["pos_embed"] = resample_abs_pos_embed(
-            weights["pos_embed"], new_size=list(backbone.patch_embed.grid_size), num_prefix_tokens=backbone.num_prefix_tokens
+            weights["pos_embed"],
+            new_size=list(backbone.patch_embed.grid_size),
+            num_prefix_tokens=backbone.num_prefix_tokens,
         )
     wrong = sorted(k for k in own if k not in weights or own[k].shape != weights[k].shape)
     if wrong:

@@ -34,10 +34,20 @@ def draw_batch(loader, path, epoch=0, images=6):
                 top, left, bottom, right = mix.box
                 if bottom > top and right > left:
                     axis.add_patch(
-                        Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="red", linewidth=1.2)
+                        Rectangle(
+                            (left - 0.5, top - 0.5),
+                            right - left,
+                            bottom - top,
+                            fill=False,
+                            edgecolor="red",
+                            linewidth=1.2,
+                        )
                     )
                 axis.set_xlabel(f"{group.idx_a[row]} | {group.idx_b[row]}", fontsize=7, labelpad=1)
             axes[0, column].set_title(f"{'ABCDEFGH'[g % 8]}{view + 1}  λ={mix.lam:.2f}", fontsize=9)
             column += 1
-    figure.suptitle("One batch: a row an image, a column a view. Red: the CutMix box. Below: rows outside | inside the box", fontsize=9)
+    figure.suptitle(
+        "One batch: a row an image, a column a view. Red: the CutMix box. Below: rows outside | inside the box",
+        fontsize=9,
+    )
     figure.savefig(path, dpi=110)

@@ -35,7 +35,11 @@ class Machine:
         return torch.compile(function, dynamic=False) if self.compile else function
 
     def __str__(self):
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"CPU, {torch.get_num_threads()} threads"
+        )
         precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.amp]
         return f"{name}; {precision}{', channels-last' if self.channels_last else ''}{', compiled' if self.compile else ''}"
 
@@ -47,7 +51,9 @@ def _cpu_has_bf16():
 
 def choose(training, steps):
     """Machine from the `training` section; `steps` is the length of the run, since compiling pays only over many."""
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if training.device == "auto" else training.device)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if training.device == "auto" else training.device
+    )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device=cuda, but torch sees no CUDA device; use training.device=cpu or auto")
     cuda = device.type == "cuda"
@@ -84,7 +90,9 @@ def to_device(batches, device):
     ready = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            copied = [tuple(t.to(device, non_blocking=True) for t in (g.images, g.idx_a, g.idx_b, g.lam)) for g in batch]
+            copied = [
+                tuple(t.to(device, non_blocking=True) for t in (g.images, g.idx_a, g.idx_b, g.lam)) for g in batch
+            ]
         event = stream.record_event()
         if ready is not None:
             yield _arrived(*ready, device)

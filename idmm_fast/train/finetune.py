@@ -26,7 +26,9 @@ SCHEMA = {
         "what is read",
         {
             **settings.data(test=True)[1],
-            "per_class": Param(Whole(0), "use this many labelled training images a class, chosen by training.seed; 0: all", default=0),
+            "per_class": Param(
+                Whole(0), "use this many labelled training images a class, chosen by training.seed; 0: all", default=0
+            ),
         },
     ),
     "model": (
@@ -34,7 +36,9 @@ SCHEMA = {
         {
             **settings.MODEL[1],
             "image_size": Param(Whole(4, 4096), "side of the input in pixels", default=224),
-            "init": Param(Text(), "run folder, checkpoint or .safetensors to start from; none: random weights", default=None),
+            "init": Param(
+                Text(), "run folder, checkpoint or .safetensors to start from; none: random weights", default=None
+            ),
         },
     ),
     "augment": settings.augment(AUGMENT),
@@ -43,7 +47,9 @@ SCHEMA = {
         "how it is trained",
         {
             **settings.training(lr=5e-4, epochs=200)[1],
-            "evaluate_every": Param(Whole(0), "epochs between evaluations on data.test; 0: only after the last", default=10),
+            "evaluate_every": Param(
+                Whole(0), "epochs between evaluations on data.test; 0: only after the last", default=10
+            ),
         },
     ),
     "logging": settings.logging(),
@@ -79,9 +85,13 @@ def choose_rows(labels, per_class, seed):
         return np.arange(labels.size)
     counts = np.bincount(labels)
     if counts[counts > 0].min() < per_class:
-        raise ConfigError(f"data.per_class is {per_class}, but class {int(np.where(counts > 0, counts, 1 << 60).argmin())} has {counts[counts > 0].min()} images")
+        raise ConfigError(
+            f"data.per_class is {per_class}, but class {int(np.where(counts > 0, counts, 1 << 60).argmin())} has {counts[counts > 0].min()} images"
+        )
     rng = np.random.default_rng(seed)
-    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.flatnonzero(counts)]))
+    return np.sort(
+        np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.flatnonzero(counts)])
+    )
 
 
 def finetune(cfg):

@@ -27,7 +27,15 @@ def make_loader(cfg):
     """The loader that a pretraining configuration asks for."""
     groups = [Views(g["count"], g.get("size", cfg.model.image_size), tuple(g["scale"])) for g in cfg.views.groups]
     augment = settings.make_augment(cfg)
-    return MultiCropLoader(cfg.data.train, cfg.training.batch_size, cfg.data.num_workers, cfg.training.seed, cfg.cutmix.alpha, groups, augment)
+    return MultiCropLoader(
+        cfg.data.train,
+        cfg.training.batch_size,
+        cfg.data.num_workers,
+        cfg.training.seed,
+        cfg.cutmix.alpha,
+        groups,
+        augment,
+    )
 
 
 def pretrain(cfg):

@@ -28,7 +28,9 @@ class Run:
             self.state = checkpoint.newest(self.checkpoints)
         elif resume != "no":
             if not Path(resume).is_file():
-                raise ConfigError(f"training.resume: {resume} is not a checkpoint file; use auto for the newest of {self.checkpoints}")
+                raise ConfigError(
+                    f"training.resume: {resume} is not a checkpoint file; use auto for the newest of {self.checkpoints}"
+                )
             self.state = checkpoint.load(resume)
         elif checkpoint.listing(self.checkpoints):
             raise ConfigError(
@@ -47,7 +49,14 @@ class Run:
         """Refuse to go on with what would not be the same run."""
         for section, keys in self.state["config"].items():
             for key, value in keys.items():
-                if section in ("logging", "data") or key in ("resume", "device", "compile", "amp", "channels_last", "checkpoint_every"):
+                if section in ("logging", "data") or key in (
+                    "resume",
+                    "device",
+                    "compile",
+                    "amp",
+                    "channels_last",
+                    "checkpoint_every",
+                ):
                     continue
                 if config.get(section, {}).get(key) != value:
                     raise ConfigError(
@@ -130,7 +139,15 @@ class Meter:
     def __init__(self, loader, images_total, done, description):
         self._loader, self._images, self._since, self._waited = loader, 0, time.perf_counter(), loader.waited
         self.images_per_s, self.wait = 0.0, 0.0
-        self.bar = tqdm(total=images_total, initial=done, desc=description, unit="img", dynamic_ncols=True, mininterval=0.5, disable=None)
+        self.bar = tqdm(
+            total=images_total,
+            initial=done,
+            desc=description,
+            unit="img",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=None,
+        )
 
     def step(self, images):
         self._images += images

@@ -21,7 +21,11 @@ def data(test):
         "what is read",
         {
             "train": Param(Text(), "beton to train on (made by write_datasets.py)", required=True),
-            "test": Param(Text(), f"beton to test on{'' if test else ' (not read while pretraining; evaluate.py does)'}", default=None),
+            "test": Param(
+                Text(),
+                f"beton to test on{'' if test else ' (not read while pretraining; evaluate.py does)'}",
+                default=None,
+            ),
             "num_workers": Param(Whole(0, 1024), "loader threads, 0 for one a core", default=0),
         },
     )
@@ -34,7 +38,9 @@ def augment(defaults):
         {
             "flip": Param(Number(0, 1), "probability of a horizontal flip", default=defaults.flip),
             "jitter": Param(Number(0, 1), "probability of the colour jitter", default=defaults.jitter),
-            "brightness": Param(Number(0, 10), "its factors are drawn from 1 - x .. 1 + x", default=defaults.brightness),
+            "brightness": Param(
+                Number(0, 10), "its factors are drawn from 1 - x .. 1 + x", default=defaults.brightness
+            ),
             "contrast": Param(Number(0, 10), "likewise", default=defaults.contrast),
             "saturation": Param(Number(0, 10), "likewise", default=defaults.saturation),
             "hue": Param(Number(0, 0.5), "its shift is drawn from -x .. x turns", default=defaults.hue),
@@ -62,10 +68,16 @@ def training(lr, epochs):
             "warmup_epochs": Param(Number(0), "linear warm-up from 0, before the cosine", default=2.0),
             "smoothing": Param(Number(0, 1), "label smoothing", default=0.1),
             "seed": Param(Whole(0), "of the order, the crops, the mixing, the weights", default=0),
-            "resume": Param(Text(), "no, auto (go on if the run folder holds a checkpoint), or a checkpoint's path", default="no"),
+            "resume": Param(
+                Text(), "no, auto (go on if the run folder holds a checkpoint), or a checkpoint's path", default="no"
+            ),
             "checkpoint_every": Param(Whole(1), "epochs between checkpoints", default=10),
             "device": Param(OneOf("auto", "cpu", "cuda"), "where to compute", default="auto"),
-            "amp": Param(OneOf("auto", "fp32", "bf16", "fp16"), "mixed precision; auto: bf16 where the hardware has it", default="auto"),
+            "amp": Param(
+                OneOf("auto", "fp32", "bf16", "fp16"),
+                "mixed precision; auto: bf16 where the hardware has it",
+                default="auto",
+            ),
             "channels_last": Param(AUTO, "memory format", default="auto"),
             "compile": Param(AUTO, "torch.compile; auto: for runs of 200 steps or more", default="auto"),
         },
@@ -93,6 +105,7 @@ def views():
 
 
 def mixing(default):
-    return ("how images are mixed", {"alpha": Param(Number(0), "of the Beta distribution of the shares; 0: no mixing", default=default)})
-
-
+    return (
+        "how images are mixed",
+        {"alpha": Param(Number(0), "of the Beta distribution of the shares; 0: no mixing", default=default)},
+    )

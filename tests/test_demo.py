@@ -1,0 +1,63 @@
+"""The demo from end to end, very small, and that what is done is not done again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from idmm_fast.report.demo import run_demo, table
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--training.epochs=2", "--training.batch_size=16", "--data.per_class=4", "--training.compile=false", "--model.image_size=16",
+         "--model.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tiny_beton, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    data = [f"--data.train={tiny_beton}", f"--data.test={tiny_beton}"]
+    configs = [ROOT / "rn_configs" / name for name in ("demo.yaml", "demo_finetune.yaml")]
+    return (
+        folder,
+        run_demo(*configs, folder, 2, [*data, *SMALL]),
+        lambda: run_demo(*configs, folder, 2, [*data, *SMALL]),
+    )
+
+
+def test_demo_reports(report):
+    folder, content, _ = report
+    page = (folder / "report.md").read_text()
+    assert table(content) in page
+    for arm in ("random", "idmm"):
+        for values in content["results"][arm].values():
+            assert len(values) == 2
+            assert all(0 <= v <= 100 for v in values)
+    picture = np.asarray(Image.open(folder / "report.png"))
+    assert picture.shape[0] > 500
+    assert picture.std() > 10
+
+
+def test_table_holds_the_means_and_spreads(report):
+    _, content, _ = report
+    values = np.array(content["results"]["idmm"]["top1"])
+    assert f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" in table(content)
+
+
+def test_what_is_done_is_not_done_again(report):
+    folder, content, again = report
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+    assert again()["results"] == content["results"]
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
+    assert json.loads((folder / "report.json").read_text())["results"] == content["results"]
+
+
+def test_one_seed_is_refused():
+    result = subprocess.run(
+        [sys.executable, ROOT / "demo.py", "--seeds", "1"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode != 0
+    assert "no spread" in result.stderr

@@ -1,0 +1,52 @@
+"""What only a CUDA device can show; skipped without one."""
+
+import numpy as np
+import pytest
+import torch
+from test_train import FINETUNE, losses, settings
+
+from idmm_fast.loader import MultiCropLoader, Views
+from idmm_fast.train.device import to_device
+from idmm_fast.train.finetune import finetune
+from idmm_fast.train.pretrain import pretrain
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def test_batches_arrive_whole_though_buffers_are_reused(raw_beton):
+    """Copies overlap with a busy device; every batch must be what the CPU saw."""
+    make = lambda: MultiCropLoader(raw_beton, 8, seed=3, views=[Views(2, 64)], batches_ahead=1)  # noqa: E731
+    wanted = [b[0].images.clone() for b in make()]
+    busy = torch.randn(4096, 4096, device="cuda")
+    for reference, ((images, _, _, _),) in zip(wanted, to_device(make(), torch.device("cuda"))):
+        for _ in range(20):
+            busy = busy @ busy * 1e-4
+        assert torch.equal(images.cpu(), reference)
+
+
+@pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
+def test_cuda_follows_the_cpu(tiny_beton, tmp_path, amp):
+    cpu = pretrain(settings(tiny_beton, tmp_path / "cpu", training__device="cpu", training__lr=1e-3))
+    cuda = pretrain(
+        settings(tiny_beton, tmp_path / "cuda", training__device="cuda", training__amp=amp, training__lr=1e-3)
+    )
+    assert np.abs(losses(cuda) / losses(cpu) - 1).max() < (0.005 if amp == "fp32" else 0.03)
+
+
+@pytest.mark.timeout(280)
+def test_compiled_training_and_resume(tiny_beton, tmp_path):
+    cfg = settings(
+        tiny_beton,
+        tmp_path / "run",
+        training__device="cuda",
+        training__compile=True,
+        training__amp="auto",
+        training__resume="auto",
+    )
+    assert np.isfinite(losses(pretrain(cfg))).all()
+    assert (
+        finetune(
+            settings(tiny_beton, tmp_path / "f", FINETUNE, training__device="cuda", model__init=str(tmp_path / "run"))
+        )["top5"]
+        == 100
+    )
