@@ -4,11 +4,11 @@ import numpy as np
 
 from ..beton.jpeg import CORRUPT, OK, Decoder, decode_jpeg
 from ..jit import kernel, to_level
-from .blur import MAX_RADIUS, gaussian_blur
+from .blur import blur_scratch_size, gaussian_blur
 from .color import jitter, to_gray
 from .draws import DRAW, draw_view
 from .randaugment import apply_operation
-from .resize import crop_resize, taps, weights
+from .resize import crop_resize, scratch_size, taps, weights
 
 JPG, RAW = 0, 1  # FFCV's write modes
 
@@ -22,7 +22,7 @@ class Scratch:
         self.arrays = (
             np.empty(pixels, np.uint8),
             np.empty((3, max_size, max_size), np.float32),
-            np.empty(max(3 * max_width, max_size * max(max_size, 2 * MAX_RADIUS + 1)), np.float32),
+            np.empty(max(scratch_size(max_size, max_width), blur_scratch_size(max_size)), np.float32),
             np.empty((2, max_size), np.int32),
             np.empty((2, max_size, max_taps), np.float32),
             np.zeros(1, DRAW),

@@ -19,7 +19,12 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
     """
     training, per_epoch = cfg.training, len(loader)
     steps, warmup = training.epochs * per_epoch, training.warmup_epochs * per_epoch
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=training.weight_decay, fused=True)
+    head = list(model.head.parameters())
+    groups = [
+        {"params": [p for p in model.parameters() if all(p is not h for h in head)], "scale": 1.0},
+        {"params": head, "scale": training.head_lr},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=training.weight_decay, fused=True)
     scaler = machine.scaler()
     step = 0
     if run.state is not None:
@@ -60,7 +65,7 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                 for groups in to_device(loader, machine.device):
                     lr = learning_rate(step, steps, warmup, training.lr)
                     for group in optimizer.param_groups:
-                        group["lr"] = lr
+                        group["lr"] = lr * group["scale"]
                     with machine.autocast():
                         loss = loss_of(groups, epoch, step % per_epoch)
                     scaler.scale(loss).backward()

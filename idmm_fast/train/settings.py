@@ -64,6 +64,7 @@ def training(lr, epochs):
             "epochs": Param(Whole(1), "passes over the data", default=epochs),
             "batch_size": Param(Whole(1, 1 << 20), "images a step (each with all its views)", default=256),
             "lr": Param(Number(0), "peak learning rate of AdamW", default=lr),
+            "head_lr": Param(Number(0), "the head learns at this multiple of lr (short runs gain by more than 1)", default=1.0),
             "weight_decay": Param(Number(0), "on all parameters", default=1e-3),
             "warmup_epochs": Param(Number(0), "linear warm-up from 0, before the cosine", default=2.0),
             "smoothing": Param(Number(0, 1), "label smoothing", default=0.1),
