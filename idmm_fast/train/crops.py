@@ -7,18 +7,22 @@ from matplotlib.patches import Rectangle
 
 
 def draw_batch(loader, path, epoch=0, images=6):
-    """Write a PNG: a row for each of the first images of `epoch`, a column for each view, CutMix boxes outlined.
+    """Write a PNG: a row for each of the first images of a batch, a column for each view, CutMix boxes outlined.
 
-    The views are those that training sees; the title of a column says which group it belongs to.
+    The views are those that training sees in `epoch`; the batch is the one of its first twenty that is mixed most. The
+    title of a column says which group it belongs to.
     """
-    loader.set_epoch(epoch)
+    size = min(loader.batch_size, loader.indices.size)
+    full = max(1, min(20, loader.indices.size // size))
+    mixed = [min(1 - m.lam for m in loader.operation.cutmix(epoch, step, size)) for step in range(full)]
+    step = int(np.argmax(mixed))
+    loader.load_state_dict({"epoch": epoch, "step": step})
     iterator = iter(loader)
     batch = next(iterator)
     iterator.close()
     loader.set_epoch(epoch)
-    size = batch[0].idx_a.numel() // loader.views[0].count
     shown = min(images, size)
-    mixes = loader.operation.cutmix(epoch, 0, size)
+    mixes = loader.operation.cutmix(epoch, step, size)
     columns = sum(v.count for v in loader.views)
     figure = Figure(figsize=(1.5 * columns, 1.5 * shown + 0.5), layout="constrained")
     FigureCanvasAgg(figure)

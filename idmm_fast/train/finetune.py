@@ -6,7 +6,7 @@ from scipy.special import betaincinv
 from torch import nn
 
 from ..beton import BetonError, open_beton
-from ..config import ConfigError, Param, Text, Whole
+from ..config import ConfigError, Pair, Param, Text, Whole
 from ..loader import Augment, MultiCropLoader, Views, evaluation_loader
 from ..loader.philox import MIXUP_STREAM, permutation, uniforms
 from ..losses import instance_loss
@@ -40,6 +40,10 @@ SCHEMA = {
                 Text(), "run folder, checkpoint or .safetensors to start from; none: random weights", default=None
             ),
         },
+    ),
+    "views": (
+        "the view of every image",
+        {"scale": Param(Pair(), "range of the share of the image's area that a random crop takes", default=[0.08, 1.0])},
     ),
     "augment": settings.augment(AUGMENT),
     "mixing": settings.mixing(0.5),
@@ -112,7 +116,7 @@ def finetune(cfg):
     size = cfg.model.image_size
     loader = MultiCropLoader(
         cfg.data.train, cfg.training.batch_size, cfg.data.num_workers, cfg.training.seed, 0.0,
-        [Views(1, size, (0.08, 1.0), interpolation="bicubic")], settings.make_augment(cfg), rows=rows,
+        [Views(1, size, tuple(cfg.views.scale), interpolation="bicubic")], settings.make_augment(cfg), rows=rows,
     )  # fmt: skip
     backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
     if cfg.model.init is not None:
