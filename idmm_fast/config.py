@@ -118,7 +118,7 @@ class Groups(Checker):
                 raise ValueError
             entry = {"count": whole.check(group["count"]), "scale": pair.check(group["scale"])}
             if "size" in group:
-                entry["size"] = Whole(1, 4096).check(group["size"])
+                entry["size"] = Whole(8, 4096).check(group["size"])
             result.append(entry)
         if not result:
             raise ValueError

@@ -33,44 +33,30 @@ def levels(planes):
 
 def crop_resize(image, top, left, h, w, size, bicubic=False, flip=False, first=(0, 0), full=None):
     full = full or (size, size)
-    starts, tables = np.zeros((2, size), np.int32), np.zeros((2, size, taps(bicubic, max(h, w), min(full))), np.float32)
-    weights(bicubic, h, full[0], first[0], size, False, starts[0], tables[0])
-    weights(bicubic, w, full[1], first[1], size, flip, starts[1], tables[1])
+    starts, tables = np.zeros((2, size), np.int64), np.zeros((2, size, taps(bicubic, max(h, w), min(full))), np.float32)
+    down = weights(bicubic, h, full[0], first[0], size, False, starts[0], tables[0])
+    across = weights(bicubic, w, full[1], first[1], size, flip, starts[1], tables[1])
     planes = np.empty((3, size, size), np.float32)
-    scratch = np.empty(resize.scratch_size(size, w), np.float32)
-    resize.crop_resize(
-        image,
-        top,
-        left,
-        starts[0],
-        tables[0],
-        taps(bicubic, h, full[0]),
-        starts[1],
-        tables[1],
-        taps(bicubic, w, full[1]),
-        w,
-        scratch,
-        planes,
-    )
+    scratch = np.empty(resize.scratch_size(size, w, h), np.float32)
+    resample = resize.crop_resize_rounded if bicubic else resize.crop_resize
+    resample(image, top, left, starts[0], down, tables[0], starts[1], across, tables[1], w, scratch, planes)
     return levels(planes)
 
 
-@pytest.mark.parametrize(("interpolation", "beyond"), [("bilinear", 0), ("bicubic", 0.002)])
-def test_crop_resize_is_torchvisions(photos, interpolation, beyond):
-    """On PIL images, within 1 level (PIL rounds between its two passes). Bicubic overshoots at hard edges, and PIL cuts that
-    off between the passes too, so that two pixels in a thousand may differ by more, though never by 10."""
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crop_resize_is_torchvisions(photos, interpolation):
+    """On PIL images, within 1 level at every pixel (PIL rounds between its two passes, and at the end where we do not)."""
     rng = np.random.default_rng(0)
     mode = F.InterpolationMode(interpolation)
     means = []
-    for photo in photos[:16]:
+    for photo in photos[:24]:
         h, w = rng.integers(8, photo.shape[0]), rng.integers(8, photo.shape[1])
         top, left = rng.integers(0, photo.shape[0] - h + 1), rng.integers(0, photo.shape[1] - w + 1)
         flip = bool(rng.integers(2))
         wanted = F.resized_crop(Image.fromarray(photo), top, left, h, w, [SIZE, SIZE], mode)
         wanted = np.asarray(F.hflip(wanted) if flip else wanted).astype(int)
         error = np.abs(crop_resize(photo, top, left, h, w, SIZE, interpolation == "bicubic", flip) - wanted)
-        assert (error > 1).mean() <= beyond, (h, w, error.max())
-        assert error.max() < 10
+        assert error.max() <= 1, (h, w)
         means.append(error.mean())
     assert np.mean(means) < 0.2
 
@@ -143,9 +129,9 @@ def test_blur_is_a_gaussian(patches, sigma):
 
 
 def test_blur_of_a_small_image_reaches_over_both_edges():
-    planes = np.random.default_rng(0).uniform(0, 255, (3, 6, 6)).astype(np.float32)
-    wanted = gaussian_filter(planes.astype(np.float64), (0, 2, 2), mode="nearest", truncate=6)
-    blur.gaussian_blur(planes, 2.0, np.empty(blur.blur_scratch_size(6), np.float32))
+    planes = np.random.default_rng(0).uniform(0, 255, (3, 9, 9)).astype(np.float32)
+    wanted = gaussian_filter(planes.astype(np.float64), (0, 3.5, 3.5), mode="nearest", truncate=6)
+    blur.gaussian_blur(planes, 3.5, np.empty(blur.blur_scratch_size(9), np.float32))
     assert np.abs(planes - wanted).max() < 1
 
 

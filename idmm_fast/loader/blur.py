@@ -5,59 +5,94 @@ PIL's GaussianBlur, which the published recipe uses, approximates the same Gauss
 
 import math
 
-import numpy as np
-
 from ..jit import kernel
+from .simd import load8, multiply_add, splat8, store8
 
 MAX_RADIUS = 24  # 3 sigma of the largest sigma that Augment admits
 
 
 def blur_scratch_size(size):
     """Floats of scratch that `gaussian_blur` needs."""
-    return size * size + size + 2 * MAX_RADIUS
+    return MAX_RADIUS + 1 + 2 * size * (size + 2 * MAX_RADIUS)
+
+
+@kernel
+def _copy(source, at, n, out, to):
+    x = 0
+    while x < n:
+        x = min(x, n - 8)
+        store8(out, to + x, load8(source, at + x))
+        x += 8
+
+
+@kernel
+def _convolve(source, at, step, weights, radius, n, out, to):
+    """n floats from index `to` of `out`: the weighted sums of those from `at` on in `source` and their neighbours, 1 .. radius
+    times `step` away on both sides. Sums stay in registers; the last eight may be made twice."""
+    x = 0
+    while x + 32 <= n:
+        p = q = at + x
+        w = splat8(weights[0])
+        a = w * load8(source, p)
+        b = w * load8(source, p + 8)
+        c = w * load8(source, p + 16)
+        d = w * load8(source, p + 24)
+        for k in range(1, radius + 1):
+            p -= step
+            q += step
+            w = splat8(weights[k])
+            a = multiply_add(w, load8(source, p) + load8(source, q), a)
+            b = multiply_add(w, load8(source, p + 8) + load8(source, q + 8), b)
+            c = multiply_add(w, load8(source, p + 16) + load8(source, q + 16), c)
+            d = multiply_add(w, load8(source, p + 24) + load8(source, q + 24), d)
+        store8(out, to + x, a)
+        store8(out, to + x + 8, b)
+        store8(out, to + x + 16, c)
+        store8(out, to + x + 24, d)
+        x += 32
+    while x < n:
+        x = min(x, n - 8)
+        p = q = at + x
+        a = splat8(weights[0]) * load8(source, p)
+        for k in range(1, radius + 1):
+            p -= step
+            q += step
+            a = multiply_add(splat8(weights[k]), load8(source, p) + load8(source, q), a)
+        store8(out, to + x, a)
+        x += 8
 
 
 @kernel
 def gaussian_blur(planes, sigma, scratch):
-    """`sigma` in pixels, at most 8. `scratch`: float32, at least `blur_scratch_size(S)`.
-
-    Two pairs of taps a time, over whole rows: the loops over x are what LLVM turns into vector code.
-    """
+    """`sigma` in pixels, at most 8; S at least 8. `scratch`: float32, at least `blur_scratch_size(S)`."""
     size = planes.shape[1]
     radius = max(1, int(math.ceil(3.0 * sigma)))
-    weights = np.zeros(MAX_RADIUS + 2, dtype=np.float32)
     total = 0.0
     for k in range(-radius, radius + 1):
         total += math.exp(-0.5 * (k / sigma) ** 2)
+    weights = scratch[: MAX_RADIUS + 1]
     for k in range(radius + 1):
         weights[k] = math.exp(-0.5 * (k / sigma) ** 2) / total
-    padded = scratch[: size + 2 * radius]
-    middle = padded[radius : radius + size]
-    done = scratch[size + 2 * MAX_RADIUS : size + 2 * MAX_RADIUS + size * size].reshape(size, size)
-    w0 = weights[0]
+    wide, high = (
+        weights.size,
+        weights.size + size * (size + 2 * MAX_RADIUS),
+    )  # rows with room at both ends; rows above and below
+    pitch = size + 2 * radius
+    flat = planes.reshape(-1)
     for c in range(3):
-        plane = planes[c]
-        for y in range(size):
-            line = plane[y]
-            for x in range(size):
-                middle[x] = w0 * line[x]
-            for k in range(1, radius + 1, 2):  # along y; the weight beyond the last is 0
-                w1, w2 = weights[k], weights[k + 1]
-                a, b = plane[max(y - k, 0)], plane[min(y + k, size - 1)]
-                d, e = plane[max(y - k - 1, 0)], plane[min(y + k + 1, size - 1)]
-                for x in range(size):
-                    middle[x] += w1 * (a[x] + b[x]) + w2 * (d[x] + e[x])
+        plane = c * size * size
+        for y in range(size):  # all rows before any is read: what was just written can't be read out of step at once
+            at, source = wide + y * pitch, plane + y * size
+            first, end = flat[source], flat[source + size - 1]
             for x in range(radius):
-                padded[x] = middle[0]
-                padded[radius + size + x] = middle[size - 1]
-            line = done[y]
-            for x in range(size):
-                line[x] = w0 * middle[x]
-            for k in range(1, radius + 1, 2):  # along x
-                w1, w2 = weights[k], weights[k + 1]
-                far = min(k + 1, radius)
-                a, b = padded[radius - k : radius - k + size], padded[radius + k : radius + k + size]
-                d, e = padded[radius - far : radius - far + size], padded[radius + far : radius + far + size]
-                for x in range(size):
-                    line[x] += w1 * (a[x] + b[x]) + w2 * (d[x] + e[x])
-        plane[:] = done
+                scratch[at + x] = first
+                scratch[at + radius + size + x] = end
+            _copy(flat, source, size, scratch, at + radius)
+        for y in range(size):
+            _convolve(scratch, wide + y * pitch + radius, 1, weights, radius, size, scratch, high + (radius + y) * size)
+        top, bottom = high + radius * size, high + (radius + size - 1) * size
+        for k in range(radius):
+            _copy(scratch, top, size, scratch, high + k * size)
+            _copy(scratch, bottom, size, scratch, bottom + (k + 1) * size)
+        for y in range(size):
+            _convolve(scratch, high + (radius + y) * size, size, weights, radius, size, flat, plane + y * size)

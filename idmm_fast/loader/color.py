@@ -4,11 +4,10 @@ Sources: torchvision.transforms.functional.adjust_{brightness,contrast,saturatio
 Values are clamped after each operation and rounded only when the view is written out.
 """
 
-import math
-
 import numpy as np
 
 from ..jit import kernel
+from .simd import floor, highest, load8, lowest, multiply_add, splat8, store8, total8, where_equal
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # how `jitter` numbers the operations
 
@@ -30,21 +29,34 @@ def adjust_brightness(planes, factor):
 
 
 @kernel
+def mean_luma(planes):
+    """The mean of the image's luma; summed in one fixed order, so that it is always the same number."""
+    red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
+    even, odd = splat8(0.0), splat8(0.0)
+    total = 0.0
+    k = 0
+    while k + 16 <= red.size:
+        even = multiply_add(splat8(_R), load8(red, k), even)
+        odd = multiply_add(splat8(_R), load8(red, k + 8), odd)
+        even = multiply_add(splat8(_G), load8(green, k), even)
+        odd = multiply_add(splat8(_G), load8(green, k + 8), odd)
+        even = multiply_add(splat8(_B), load8(blue, k), even)
+        odd = multiply_add(splat8(_B), load8(blue, k + 8), odd)
+        k += 16
+        if k % 1024 == 0:  # sums of many floats lose digits: move them to a double now and then
+            total += total8(even + odd)
+            even, odd = splat8(0.0), splat8(0.0)
+    total += total8(even + odd)
+    for i in range(k, red.size):
+        total += _R * red[i] + _G * green[i] + _B * blue[i]
+    return total / red.size
+
+
+@kernel
 def adjust_contrast(planes, factor):
     """Blend with the mean of the image's luma."""
-    red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
-    sums = np.zeros(16, dtype=np.float32)  # sixteen partial sums: a vector's lanes, and a fixed order of addition
-    whole = red.size // 16 * 16
-    for k in range(0, whole, 16):
-        for lane in range(16):
-            sums[lane] += _R * red[k + lane] + _G * green[k + lane] + _B * blue[k + lane]
-    total = 0.0
-    for lane in range(16):
-        total += sums[lane]
-    for k in range(whole, red.size):
-        total += _R * red[k] + _G * green[k] + _B * blue[k]
     factor = np.float32(factor)
-    rest = np.float32((_ONE - factor) * (total / red.size))
+    rest = np.float32((_ONE - factor) * mean_luma(planes))
     flat = planes.reshape(-1)
     for k in range(flat.size):
         flat[k] = _clamp(flat[k] * factor + rest)
@@ -64,33 +76,41 @@ def adjust_saturation(planes, factor):
 
 
 @kernel(inline=True)
-def _hue_channel(n, sector, value, chroma):
-    # HSV to RGB without branches: value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + sector) mod 6.
-    k = n + sector
-    k = k - np.float32(6) * math.floor(k * np.float32(1 / 6))
-    return value - chroma * max(_ZERO, min(min(k, np.float32(4) - k), _ONE))
+def _turned(r, g, b, turn):
+    # HSV and back without branches. The hue h is in sectors, 0..6; a channel is value - chroma * (1 - its share), and the
+    # shares are clamp(|h - 3| - 1), clamp(2 - |h - 2|) and clamp(2 - |h - 4|).
+    zero, one, two, six = splat8(0.0), splat8(1.0), splat8(2.0), splat8(6.0)
+    value = highest(r, highest(g, b))
+    chroma = value - lowest(r, lowest(g, b))
+    scale = one / highest(chroma, splat8(1e-6))
+    sector = where_equal(value, g, (b - r) * scale + two, (r - g) * scale + splat8(4.0))
+    h = where_equal(value, r, (g - b) * scale, sector) + turn
+    h = h - six * floor(h * splat8(1 / 6))
+    least = value - chroma
+    red = h - splat8(3.0)
+    red = lowest(highest(highest(red, zero - red) - one, zero), one)
+    green = h - two
+    green = lowest(highest(two - highest(green, zero - green), zero), one)
+    blue = h - splat8(4.0)
+    blue = lowest(highest(two - highest(blue, zero - blue), zero), one)
+    return multiply_add(chroma, red, least), multiply_add(chroma, green, least), multiply_add(chroma, blue, least)
 
 
 @kernel
 def adjust_hue(planes, shift):
-    """Turn the hue by `shift` turns (-0.5..0.5), keeping HSV's saturation and value."""
+    """Turn the hue by `shift` turns (-0.5..0.5), keeping HSV's saturation and value. At least eight pixels."""
     red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
-    turn = np.float32(6 * shift)
-    for i in range(red.size):
-        r, g, b = red[i], green[i], blue[i]
-        value = max(r, max(g, b))
-        chroma = value - min(r, min(g, b))
-        scale = _ONE / max(chroma, np.float32(1e-6))
-        if value == r:
-            sector = (g - b) * scale
-        elif value == g:
-            sector = (b - r) * scale + np.float32(2)
-        else:
-            sector = (r - g) * scale + np.float32(4)
-        sector += turn
-        red[i] = _hue_channel(np.float32(5), sector, value, chroma)
-        green[i] = _hue_channel(np.float32(3), sector, value, chroma)
-        blue[i] = _hue_channel(np.float32(1), sector, value, chroma)
+    turn = splat8(6 * shift)
+    last = red.size - 8  # the last eight are read before any is written, and written after all
+    r, g, b = _turned(load8(red, last), load8(green, last), load8(blue, last), turn)
+    for i in range(0, last, 8):
+        x, y, z = _turned(load8(red, i), load8(green, i), load8(blue, i), turn)
+        store8(red, i, x)
+        store8(green, i, y)
+        store8(blue, i, z)
+    store8(red, last, r)
+    store8(green, last, g)
+    store8(blue, last, b)
 
 
 @kernel

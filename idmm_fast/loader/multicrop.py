@@ -8,7 +8,8 @@ from .blur import blur_scratch_size, gaussian_blur
 from .color import jitter, to_gray
 from .draws import DRAW, draw_view
 from .randaugment import apply_operation
-from .resize import crop_resize, scratch_size, taps, weights
+from .resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights
+from .simd import highest, load8, lowest, splat8, store_pixels8
 
 JPG, RAW = 0, 1  # FFCV's write modes
 
@@ -16,15 +17,17 @@ JPG, RAW = 0, 1  # FFCV's write modes
 class Scratch:
     """What one worker thread needs beside its input and output; made once, so that no kernel allocates for an image."""
 
-    def __init__(self, max_height, max_width, max_size, max_taps, decode):
+    def __init__(self, max_height, max_width, views, decode):
         self.decoder = Decoder()
         pixels = max_height * max_width * 3 if decode else 0
+        max_size, taps_ = int(views["size"].max()), max_taps(views, max_height, max_width)
+        height = max_height if views["bicubic"].any() else 0
         self.arrays = (
             np.empty(pixels, np.uint8),
             np.empty((3, max_size, max_size), np.float32),
-            np.empty(max(scratch_size(max_size, max_width), blur_scratch_size(max_size)), np.float32),
-            np.empty((2, max_size), np.int32),
-            np.empty((2, max_size, max_taps), np.float32),
+            np.empty(max(scratch_size(max_size, max_width, height), blur_scratch_size(max_size)), np.float32),
+            np.empty((2, max_size), np.int64),
+            np.empty((2, max_size, taps_), np.float32),
             np.zeros(1, DRAW),
         )
 
@@ -53,23 +56,17 @@ def render_view(source, view, draw, planes, line, starts, tables):
     if view.resize > 0:
         out_h, out_w = resized_shape(draw.height, draw.width, view.resize)
         top, left = int(np.rint((out_h - size) / 2)), int(np.rint((out_w - size) / 2))
-    weights(view.bicubic, draw.height, out_h, top, size, False, starts[0], tables[0])
-    weights(view.bicubic, draw.width, out_w, left, size, draw.flip, starts[1], tables[1])
-    y_taps, x_taps = taps(view.bicubic, draw.height, out_h), taps(view.bicubic, draw.width, out_w)
-    crop_resize(
-        source,
-        draw.top,
-        draw.left,
-        starts[0],
-        tables[0],
-        y_taps,
-        starts[1],
-        tables[1],
-        x_taps,
-        draw.width,
-        line,
-        planes,
-    )
+    down, across = starts[0, :size], starts[1, :size]
+    y_taps = weights(view.bicubic, draw.height, out_h, top, size, False, down, tables[0])
+    x_taps = weights(view.bicubic, draw.width, out_w, left, size, draw.flip, across, tables[1])
+    if view.bicubic:
+        crop_resize_rounded(
+            source, draw.top, draw.left, down, y_taps, tables[0], across, x_taps, tables[1], draw.width, line, planes
+        )
+    else:
+        crop_resize(
+            source, draw.top, draw.left, down, y_taps, tables[0], across, x_taps, tables[1], draw.width, line, planes
+        )
     if draw.jitter:
         jitter(planes, draw.order, draw.brightness, draw.contrast, draw.saturation, draw.hue)
     if draw.gray:
@@ -83,12 +80,23 @@ def render_view(source, view, draw, planes, line, starts, tables):
 
 @kernel
 def _write_span(planes, y, x0, x1, out, at):
-    red, green, blue = planes[0, y], planes[1, y], planes[2, y]
-    span = out[at + 3 * x0 : at + 3 * x1]
-    for x in range(x1 - x0):
-        span[3 * x] = to_level(red[x0 + x])
-        span[3 * x + 1] = to_level(green[x0 + x])
-        span[3 * x + 2] = to_level(blue[x0 + x])
+    size = planes.shape[1]
+    flat = planes.reshape(-1)
+    red, green, blue = y * size, (size + y) * size, (2 * size + y) * size
+    low, high, half = splat8(0.0), splat8(255.0), splat8(0.5)
+    x = x0
+    while x < x1 and x1 - x0 >= 8:  # the last eight may be written twice
+        x = min(x, x1 - 8)
+        store_pixels8(
+            out, at + 3 * x,
+            lowest(highest(load8(flat, red + x) + half, low), high),
+            lowest(highest(load8(flat, green + x) + half, low), high),
+            lowest(highest(load8(flat, blue + x) + half, low), high),
+        )  # fmt: skip
+        x += 8
+    for i in range(x, x1):
+        for c in range(3):
+            out[at + 3 * i + c] = to_level(flat[(c * size + y) * size + i])
 
 
 @kernel

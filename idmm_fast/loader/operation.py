@@ -17,7 +17,7 @@ import torch
 from ..beton.jpeg import MESSAGES, OK
 from .cutmix import CutMix, draw_cutmix
 from .draws import DRAW, VIEW, draw_view
-from .multicrop import Scratch, make_views, max_taps
+from .multicrop import Scratch, make_views
 from .stock import Operation
 
 _TASKS_PER_WORKER = 4  # slices a worker gets of a batch: enough that an image of ten times the size holds nobody up
@@ -44,8 +44,10 @@ class Views:
     resize: int = 0
 
     def __post_init__(self):
-        if self.count < 1 or self.size < 1:
-            raise ValueError(f"Views needs a count and a size of at least 1, not {self.count} and {self.size}")
+        if self.count < 1 or self.size < 8:
+            raise ValueError(
+                f"Views needs a count of at least 1 and a size of at least 8, not {self.count} and {self.size}"
+            )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"Views.scale is a range of shares of the image within 0..1, not {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -158,9 +160,7 @@ class MultiCropDecoder(Operation):
         self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="idmm-loader")
         self._scratch = queue.SimpleQueue()
         for _ in range(self.num_workers):
-            self._scratch.put(
-                Scratch(height, width, int(self.table["size"].max()), max_taps(self.table, height, width), decode)
-            )
+            self._scratch.put(Scratch(height, width, self.table, decode))
 
     def make(self, rows, position):
         """The groups of the batch `rows` (int64 (B,)) at `position`: list of Group over its buffer. Raises LoaderError."""

@@ -5,15 +5,29 @@ import math
 import numpy as np
 
 from ..jit import kernel
+from .simd import (
+    highest,
+    load4,
+    load8,
+    load_levels8,
+    lowest,
+    multiply_add,
+    splat4,
+    splat8,
+    store4,
+    store8,
+    store_levels8,
+    turn4,
+)
 
 BILINEAR_SUPPORT, BICUBIC_SUPPORT = 1.0, 2.0
-_BLOCK = 1 << 16  # floats of intermediate rows that are worked on together: 256 KB, twice, stay in the L2 cache
-_U = np.uint64
+_ROWS = 4  # that the horizontal pass works on together: it reads a weight once for all of them
 
 
-def scratch_size(size, width):
-    """Floats of scratch that `crop_resize` needs for views of `size` pixels from images of at most `width` pixels."""
-    return 3 * size * size + 2 * max(_BLOCK, 12 * width)
+def scratch_size(size, width, height=0):
+    """Floats of scratch that `crop_resize` needs for views of `size` pixels from images of at most `width` pixels; with the
+    images' `height`, those of `crop_resize_rounded`."""
+    return _ROWS * (3 * width + 8) + _ROWS * 4 * (size + 4) + (height + _ROWS) * size
 
 
 @kernel
@@ -43,140 +57,176 @@ def taps(bicubic, length, size):
 def weights(bicubic, length, size, first, count, flip, starts, table):
     """Filter weights for the output pixels first .. first + count - 1 of `length` source pixels resized to `size`.
 
-    Fills `starts` (int32, (count,): first source pixel) and `table` (float32, (count, taps): weights that sum to 1, zero
-    past the last). With `flip` the outputs come in reverse. PIL's precompute_coeffs.
+    Fills `starts` (int64, (count,): first source pixel) and `table` (float32, (count, taps)), and returns how many weights
+    each output pixel has, the same for all: loops of one length are what the processor predicts. They sum to 1. With `flip`
+    the outputs come in reverse. PIL's precompute_coeffs.
     """
     ratio = length / size
     stretch = max(1.0, ratio)
     support = (BICUBIC_SUPPORT if bicubic else BILINEAR_SUPPORT) * stretch
+    most = 0
+    for k in range(count):
+        centre = (first + k + 0.5) * ratio
+        most = max(most, min(int(centre + support + 0.5), length) - max(int(centre - support + 0.5), 0))
     for k in range(count):
         out = first + (count - 1 - k if flip else k)
         centre = (out + 0.5) * ratio
         low = max(int(centre - support + 0.5), 0)
         high = min(int(centre + support + 0.5), length)
+        start = min(low, length - most)
         total = 0.0
-        for x in range(low, high):
+        for x in range(start, start + most):
             at = (x - centre + 0.5) / stretch
-            w = _bicubic(at) if bicubic else _bilinear(at)
-            table[k, x - low] = w
+            w = 0.0
+            if low <= x < high:
+                w = _bicubic(at) if bicubic else _bilinear(at)
+            table[k, x - start] = w
             total += w
-        for x in range(high - low):
+        for x in range(most):
             table[k, x] /= total
-        table[k, high - low :] = 0.0
-        starts[k] = low
+        starts[k] = start
+    return most
 
 
 @kernel
-def _down(source, top, left, starts, table, taps, first, count, n, rows):
-    """Rows first .. first + count - 1 of the vertical pass, into `rows` (flat, count * n): whole rows at once, three taps a time."""
-    zero = np.float32(0)
-    for k in range(count):
-        y = first + k
-        out = rows[k * n : (k + 1) * n]
-        for t in range(0, taps, 3):
-            w0, w1, w2 = table[y, t], zero, zero
-            if t > 0 and w0 == 0:
-                break
-            a = source[top + starts[y] + t].reshape(-1)[left : left + n]
-            b = c = a
-            if t + 1 < taps and table[y, t + 1] != 0:
-                w1, b = table[y, t + 1], source[top + starts[y] + t + 1].reshape(-1)[left : left + n]
-            if t + 2 < taps and table[y, t + 2] != 0:
-                w2, c = table[y, t + 2], source[top + starts[y] + t + 2].reshape(-1)[left : left + n]
-            if t == 0:
-                for i in range(n):
-                    out[i] = w0 * np.float32(a[i]) + w1 * np.float32(b[i]) + w2 * np.float32(c[i])
-            else:
-                for i in range(n):
-                    out[i] += w0 * np.float32(a[i]) + w1 * np.float32(b[i]) + w2 * np.float32(c[i])
+def _down(source, at, stride, table, y, taps, n, out, to):
+    """One row of the vertical pass: n floats from index `to` of `out`, each the sum of `taps` bytes of `source` (flat),
+    `stride` apart, the first at index `at`, weighted by table[y]. Sums stay in registers; the last eight may be made twice."""
+    first = 0
+    while taps > 1 and table[y, taps - 1] == 0:
+        taps -= 1
+    while first < taps - 1 and table[y, first] == 0:
+        first += 1
+    at += first * stride
+    x = 0
+    while x + 32 <= n:
+        a = b = c = d = splat8(0.0)
+        p = at + x
+        for t in range(first, taps):
+            w = splat8(table[y, t])
+            a = multiply_add(w, load_levels8(source, p), a)
+            b = multiply_add(w, load_levels8(source, p + 8), b)
+            c = multiply_add(w, load_levels8(source, p + 16), c)
+            d = multiply_add(w, load_levels8(source, p + 24), d)
+            p += stride
+        store8(out, to + x, a)
+        store8(out, to + x + 8, b)
+        store8(out, to + x + 16, c)
+        store8(out, to + x + 24, d)
+        x += 32
+    while x < n and n >= 8:
+        x = min(x, n - 8)
+        a = splat8(0.0)
+        p = at + x
+        for t in range(first, taps):
+            a = multiply_add(splat8(table[y, t]), load_levels8(source, p), a)
+            p += stride
+        store8(out, to + x, a)
+        x += 8
+    for i in range(x, n):
+        total = np.float32(0)
+        for t in range(first, taps):
+            total += table[y, t] * np.float32(source[at + (t - first) * stride + i])
+        out[to + i] = total
 
 
 @kernel
-def transpose(source, height, width, out):
-    """out[x * height + y] = source[y * width + x], both flat float32: in tiles of 4 x 4, which halves the time of a plain loop.
-
-    Unsigned indices: a signed one could be negative, and numba's test for that keeps LLVM from vectorising.
-    """
-    h, w, four, one, two, three = _U(height), _U(width), _U(4), _U(1), _U(2), _U(3)
-    h4, w4 = h - h % four, w - w % four
-    for x in range(_U(0), w4, four):
-        for y in range(_U(0), h4, four):
-            p = y * w + x
-            q = x * h + y
-            a0, a1, a2, a3 = source[p], source[p + one], source[p + two], source[p + three]
-            p += w
-            b0, b1, b2, b3 = source[p], source[p + one], source[p + two], source[p + three]
-            p += w
-            c0, c1, c2, c3 = source[p], source[p + one], source[p + two], source[p + three]
-            p += w
-            d0, d1, d2, d3 = source[p], source[p + one], source[p + two], source[p + three]
-            out[q], out[q + one], out[q + two], out[q + three] = a0, b0, c0, d0
-            q += h
-            out[q], out[q + one], out[q + two], out[q + three] = a1, b1, c1, d1
-            q += h
-            out[q], out[q + one], out[q + two], out[q + three] = a2, b2, c2, d2
-            q += h
-            out[q], out[q + one], out[q + two], out[q + three] = a3, b3, c3, d3
-        for y in range(h4, h):
-            for k in range(x, x + four):
-                out[k * h + y] = source[y * w + k]
-    for x in range(w4, w):
-        for y in range(h):
-            out[x * h + y] = source[y * w + x]
+def _across(rows, pitch, starts, taps, table, pixels):
+    """The horizontal pass on four rows of RGB floats, `pitch` apart in `rows`: to four rows of RGBx in `pixels`, each of S + 4 pixels."""
+    size = starts.size
+    row = 4 * (size + 4)
+    for x in range(size):
+        a = b = c = d = splat4(0.0)
+        at = 3 * starts[x]
+        for t in range(taps):
+            w = splat4(table[x, t])
+            a = multiply_add(w, load4(rows, at), a)
+            b = multiply_add(w, load4(rows, at + pitch), b)
+            c = multiply_add(w, load4(rows, at + 2 * pitch), c)
+            d = multiply_add(w, load4(rows, at + 3 * pitch), d)
+            at += 3
+        store4(pixels, 4 * x, a)
+        store4(pixels, 4 * x + row, b)
+        store4(pixels, 4 * x + 2 * row, c)
+        store4(pixels, 4 * x + 3 * row, d)
 
 
 @kernel
-def _across(columns, starts, table, taps, first, count, planes):
-    """The horizontal pass on transposed rows: `columns` (flat, 3 * width * count) holds pixel x, channel c, rows in sequence.
-
-    A column of the result is a weighted sum of whole source columns, four taps a time. Fills columns first .. first +
-    count - 1 of the transposed `planes` (3, S, S).
-    """
-    zero = np.float32(0)
-    for x in range(planes.shape[1]):
-        for c in range(3):
-            out = planes[c, x, first : first + count]
-            for t in range(0, taps, 4):
-                w0, w1, w2, w3 = table[x, t], zero, zero, zero
-                if t > 0 and w0 == 0:
-                    break
-                at = (3 * (starts[x] + t) + c) * count
-                a = columns[at : at + count]
-                b = d = e = a
-                if t + 1 < taps and table[x, t + 1] != 0:
-                    w1, b = table[x, t + 1], columns[at + 3 * count : at + 4 * count]
-                if t + 2 < taps and table[x, t + 2] != 0:
-                    w2, d = table[x, t + 2], columns[at + 6 * count : at + 7 * count]
-                if t + 3 < taps and table[x, t + 3] != 0:
-                    w3, e = table[x, t + 3], columns[at + 9 * count : at + 10 * count]
-                if t == 0:
-                    for y in range(count):
-                        out[y] = w0 * a[y] + w1 * b[y] + w2 * d[y] + w3 * e[y]
-                else:
-                    for y in range(count):
-                        out[y] += w0 * a[y] + w1 * b[y] + w2 * d[y] + w3 * e[y]
+def _split(pixels, at, red, green, blue):
+    """RGBx pixels from index `at` on, to three rows; the last four may be made twice."""
+    size = red.size
+    x = 0
+    while x < size and size >= 4:
+        x = min(x, size - 4)
+        k = at + 4 * x
+        r, g, b = turn4(load4(pixels, k), load4(pixels, k + 4), load4(pixels, k + 8), load4(pixels, k + 12))
+        store4(red, x, r)
+        store4(green, x, g)
+        store4(blue, x, b)
+        x += 4
+    for i in range(x, size):
+        red[i], green[i], blue[i] = pixels[at + 4 * i], pixels[at + 4 * i + 1], pixels[at + 4 * i + 2]
 
 
 @kernel
-def crop_resize(source, top, left, y_starts, y_table, y_taps, x_starts, x_table, x_taps, width, scratch, planes):
+def crop_resize(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes):
     """Resample a crop of `source` (uint8, (H, W, 3)) to `planes` (float32, (3, S, S), levels 0..255, not rounded).
 
-    The crop starts at (top, left) and is `width` pixels wide; the tables are those of `weights`, relative to it.
-    Both passes run along contiguous memory: rows are resampled vertically, a block of them that fits the cache is
-    transposed, and resampled along the other axis. `scratch`: float32, at least `scratch_size(S, W)`.
+    The crop starts at (top, left) and is `width` pixels wide; starts, taps and tables are those of `weights`, relative to it. Four rows
+    at a time are resampled vertically, eight bytes a vector; then horizontally, a pixel's three channels a vector, which
+    needs no transposition. `scratch`: float32, at least `scratch_size(S, W)`.
     """
     size = planes.shape[1]
-    n = 3 * width
-    block = max(4, min(size, _BLOCK // n // 4 * 4))
-    area, part = size * size, max(_BLOCK, 4 * n)
-    turned, rows, columns = scratch[: 3 * area], scratch[3 * area : 3 * area + part], scratch[3 * area + part : 3 * area + 2 * part]
-    for first in range(0, size, block):
-        count = min(block, size - first)
-        _down(source, top, 3 * left, y_starts, y_table, y_taps, first, count, n, rows)
-        transpose(rows, count, n, columns)
-        _across(columns, x_starts, x_table, x_taps, first, count, turned.reshape(3, size, size))
-    for k in range(3 * area):
-        turned[k] = min(max(turned[k], np.float32(0)), np.float32(255))  # bicubic overshoots
-    flat = planes.reshape(-1)
-    for c in range(3):
-        transpose(turned[c * area : (c + 1) * area], size, size, flat[c * area : (c + 1) * area])
+    stride, n = 3 * source.shape[1], 3 * width
+    pitch = n + 8  # a vector of four reaches one float beyond the last pixel
+    rows, pixels = scratch[: _ROWS * pitch], scratch[_ROWS * pitch : _ROWS * pitch + _ROWS * 4 * (size + 4)]
+    flat = source.reshape(-1)
+    for first in range(0, size, _ROWS):
+        count = min(_ROWS, size - first)
+        for k in range(count):
+            y = first + k
+            at = (top + y_starts[y]) * stride + 3 * left
+            _down(flat, at, stride, y_table, y, y_taps, n, rows, k * pitch)
+        _across(rows, pitch, x_starts, x_taps, x_table, pixels)
+        for k in range(count):
+            y = first + k
+            _split(pixels, k * 4 * (size + 4), planes[0, y], planes[1, y], planes[2, y])
+
+
+@kernel
+def crop_resize_rounded(
+    source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes
+):
+    """`crop_resize` in PIL's order, horizontally first, rounded and cut off at 0 and 255 between the passes.
+
+    Bilinear weights are positive and hardly notice; bicubic ones overshoot at hard edges, and what is cut off there is seen.
+    """
+    size = planes.shape[1]
+    stride, n = 3 * source.shape[1], 3 * width
+    pitch, wide = n + 8, 4 * (size + 4)
+    rows, pixels = scratch[: _ROWS * pitch], scratch[_ROWS * pitch : _ROWS * (pitch + wide)]
+    done = scratch[_ROWS * (pitch + wide) :].view(np.uint8)  # RGBx of all rows of the crop
+    flat = source.reshape(-1)
+    top += y_starts[0]
+    height = y_starts[size - 1] + y_taps - y_starts[0]
+    low, high, half = splat8(0.0), splat8(255.0), splat8(0.5)
+    for first in range(0, height, _ROWS):
+        count = min(_ROWS, height - first)
+        for k in range(count):
+            at = (top + first + k) * stride + 3 * left
+            for i in range(n):
+                rows[k * pitch + i] = np.float32(flat[at + i])
+        _across(rows, pitch, x_starts, x_taps, x_table, pixels)
+        for k in range(count):
+            x = 0
+            while x < 4 * size:
+                x = min(x, 4 * size - 8)
+                value = lowest(highest(load8(pixels, k * wide + x) + half, low), high)
+                store_levels8(done, (first + k) * 4 * size + x, value)
+                x += 8
+    for y in range(size):
+        _down(done, (y_starts[y] - y_starts[0]) * 4 * size, 4 * size, y_table, y, y_taps, 4 * size, pixels, 0)
+        _split(pixels, 0, planes[0, y], planes[1, y], planes[2, y])
+    flat_planes = planes.reshape(-1)
+    for k in range(flat_planes.size):
+        flat_planes[k] = min(max(flat_planes[k], np.float32(0)), np.float32(255))

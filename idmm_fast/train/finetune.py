@@ -35,7 +35,7 @@ SCHEMA = {
         "the backbone",
         {
             **settings.MODEL[1],
-            "image_size": Param(Whole(4, 4096), "side of the input in pixels", default=224),
+            "image_size": Param(Whole(8, 4096), "side of the input in pixels", default=224),
             "init": Param(
                 Text(), "run folder, checkpoint or .safetensors to start from; none: random weights", default=None
             ),
@@ -43,7 +43,11 @@ SCHEMA = {
     ),
     "views": (
         "the view of every image",
-        {"scale": Param(Pair(), "range of the share of the image's area that a random crop takes", default=[0.08, 1.0])},
+        {
+            "scale": Param(
+                Pair(), "range of the share of the image's area that a random crop takes", default=[0.08, 1.0]
+            )
+        },
     ),
     "augment": settings.augment(AUGMENT),
     "mixing": settings.mixing(0.5),

@@ -9,7 +9,7 @@ MODEL = (
     "the backbone",
     {
         "name": Param(Text(), "timm's name of the model, e.g. deit_tiny_patch16_224, pvt_v2_b0", required=True),
-        "image_size": Param(Whole(4, 4096), "side of the input in pixels", default=112),
+        "image_size": Param(Whole(8, 4096), "side of the input in pixels", default=112),
         "drop_path": Param(Number(0, 0.99), "stochastic depth rate", default=0.1),
         "options": Param(Mapping(), "further arguments of the timm model, e.g. {patch_size: 4, depth: 6}", default={}),
     },
@@ -64,7 +64,9 @@ def training(lr, epochs):
             "epochs": Param(Whole(1), "passes over the data", default=epochs),
             "batch_size": Param(Whole(1, 1 << 20), "images a step (each with all its views)", default=256),
             "lr": Param(Number(0), "peak learning rate of AdamW", default=lr),
-            "head_lr": Param(Number(0), "the head learns at this multiple of lr (short runs gain by more than 1)", default=1.0),
+            "head_lr": Param(
+                Number(0), "the head learns at this multiple of lr (short runs gain by more than 1)", default=1.0
+            ),
             "weight_decay": Param(Number(0), "on all parameters", default=1e-3),
             "warmup_epochs": Param(Number(0), "linear warm-up from 0, before the cosine", default=2.0),
             "smoothing": Param(Number(0, 1), "label smoothing", default=0.1),

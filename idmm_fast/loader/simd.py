@@ -1,0 +1,220 @@
+"""Vectors of four and eight float32 as values inside kernels: what LLVM's vectoriser does not find, said outright.
+
+Values of these types live in registers. They are LLVM's own vector types, not those of one processor: where there are no
+vectors that wide, LLVM splits them. Arithmetic is written with operators (+, -, *), both sides vectors of one width.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+
+class Lanes(types.Type):
+    """A vector of `width` float32."""
+
+    def __init__(self, width):
+        self.width = width
+        super().__init__(name=f"float32x{width}")
+
+
+F4, F8 = Lanes(4), Lanes(8)
+_INT = ir.IntType(32)
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.VectorType(ir.FloatType(), fe_type.width))
+
+
+def _vector(lanes, element=None):
+    return ir.VectorType(element or ir.FloatType(), lanes.width)
+
+
+def _pointer(context, builder, array_type, array, index, vector):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+def _shuffle(builder, a, b, mask):
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, len(mask)), mask))
+
+
+def _splat(lanes):
+    @intrinsic
+    def splat(typing, value):
+        def code(context, builder, signature, args):
+            value = context.cast(builder, args[0], signature.args[0], types.float32)
+            one = builder.insert_element(ir.Constant(_vector(lanes), ir.Undefined), value, ir.Constant(_INT, 0))
+            return _shuffle(builder, one, one, [0] * lanes.width)
+
+        return lanes(value), code
+
+    return splat
+
+
+def _load(lanes):
+    @intrinsic
+    def load(typing, array, index):
+        def code(context, builder, signature, args):
+            at = _pointer(context, builder, signature.args[0], args[0], args[1], _vector(lanes))
+            return builder.load(at, align=4)
+
+        return lanes(array, types.intp), code
+
+    return load
+
+
+def _store(lanes):
+    @intrinsic
+    def store(typing, array, index, value):
+        def code(context, builder, signature, args):
+            at = _pointer(context, builder, signature.args[0], args[0], args[1], _vector(lanes))
+            builder.store(args[2], at, align=4)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, lanes), code
+
+    return store
+
+
+splat4, splat8 = _splat(F4), _splat(F8)
+load4, load8 = _load(F4), _load(F8)  # (array of float32, index of the first)
+store4, store8 = _store(F4), _store(F8)  # (array of float32, index of the first, value)
+
+
+@intrinsic
+def load_levels8(typing, array, index):
+    """Eight uint8 from `index` on, as float32."""
+
+    def code(context, builder, signature, args):
+        at = _pointer(context, builder, signature.args[0], args[0], args[1], _vector(F8, ir.IntType(8)))
+        wide = builder.zext(builder.load(at, align=1), _vector(F8, _INT))
+        return builder.sitofp(wide, _vector(F8))
+
+    return F8(array, types.intp), code
+
+
+@intrinsic
+def store_levels8(typing, array, index, value):
+    """Eight float32 in 0..255 as uint8 from `index` on; what is after the point is dropped."""
+
+    def code(context, builder, signature, args):
+        levels = builder.trunc(builder.fptosi(args[2], _vector(F8, _INT)), _vector(F8, ir.IntType(8)))
+        at = _pointer(context, builder, signature.args[0], args[0], args[1], levels.type)
+        builder.store(levels, at, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, F8), code
+
+
+@intrinsic
+def store_pixels8(typing, array, index, red, green, blue):
+    """Eight pixels as 24 uint8 (R, G, B, R, ...) from `index` on. Values must be in 0..255; what is after the point is dropped."""
+
+    def code(context, builder, signature, args):
+        red, green, blue = (builder.fptosi(v, _vector(F8, _INT)) for v in args[2:])
+        for shift, channel in ((8, green), (16, blue)):  # RGBx in the bytes of an integer, little-endian
+            red = builder.or_(red, builder.shl(channel, ir.Constant(channel.type, [shift] * 8)))
+        quads = builder.bitcast(red, ir.VectorType(ir.IntType(8), 32))
+        pixels = _shuffle(builder, quads, quads, [4 * k + c for k in range(8) for c in range(3)])
+        at = _pointer(context, builder, signature.args[0], args[0], args[1], pixels.type)
+        builder.store(pixels, at, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, F8, F8, F8), code
+
+
+@intrinsic
+def turn4(typing, a, b, c, d):
+    """The first three columns of a 4 x 4 matrix with these rows, as three F4: from four pixels RGBx to R, G and B."""
+
+    def code(context, builder, signature, args):
+        a, b, c, d = args
+        low, high = _shuffle(builder, a, b, [0, 4, 1, 5]), _shuffle(builder, c, d, [0, 4, 1, 5])
+        last = [_shuffle(builder, p, q, [2, 6, 2, 6]) for p, q in ((a, b), (c, d))]
+        columns = [
+            _shuffle(builder, low, high, [0, 1, 4, 5]), _shuffle(builder, low, high, [2, 3, 6, 7]), _shuffle(builder, *last, [0, 1, 4, 5]),
+        ]  # fmt: skip
+        return context.make_tuple(builder, signature.return_type, columns)
+
+    return types.UniTuple(F4, 3)(F4, F4, F4, F4), code
+
+
+def _function(name, emit, arguments):
+    """An intrinsic over vectors of one width."""
+
+    @intrinsic
+    def call2(typing, a, b):
+        if isinstance(a, Lanes) and a == b:
+            return a(a, a), lambda context, builder, signature, args: emit(builder, *args)
+        return None
+
+    @intrinsic
+    def call3(typing, a, b, c):
+        if isinstance(a, Lanes) and a == b == c:
+            return a(a, a, a), lambda context, builder, signature, args: emit(builder, *args)
+        return None
+
+    @intrinsic
+    def call1(typing, a):
+        if isinstance(a, Lanes):
+            return a(a), lambda context, builder, signature, args: emit(builder, *args)
+        return None
+
+    return (call1, call2, call3)[arguments - 1]
+
+
+def _named(builder, name, *values):
+    vector = values[0].type
+    function = ir.FunctionType(vector, [vector] * len(values))
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, f"{name}.v{vector.count}f32"), values)
+
+
+lowest = _function("lowest", lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y), 2)
+highest = _function("highest", lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y), 2)
+floor = _function("floor", lambda b, x: _named(b, "llvm.floor", x), 1)
+multiply_add = _function("multiply_add", lambda b, x, y, z: _named(b, "llvm.fmuladd", x, y, z), 3)  # x * y + z
+
+
+@intrinsic
+def where_equal(typing, a, b, then, otherwise):
+    """Lane by lane: `then` where a == b, else `otherwise`."""
+
+    def code(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("==", args[0], args[1]), args[2], args[3])
+
+    return F8(F8, F8, F8, F8), code
+
+
+@intrinsic
+def total8(typing, a):
+    """The sum of the eight lanes, in the order of a tree: always the same."""
+
+    def code(context, builder, signature, args):
+        value = args[0]
+        for width in (4, 2, 1):
+            halves = [_shuffle(builder, value, value, list(range(first, first + width))) for first in (0, width)]
+            value = builder.fadd(*halves)
+        return builder.extract_element(value, ir.Constant(_INT, 0))
+
+    return types.float32(F8), code
+
+
+def _operator(symbol, emit):
+    low = _function(symbol.__name__, emit, 2)
+
+    @overload(symbol)
+    def both(a, b):
+        if isinstance(a, Lanes) and a == b:
+            return lambda a, b: low(a, b)
+        return None
+
+
+_operator(operator.add, lambda b, x, y: b.fadd(x, y))
+_operator(operator.sub, lambda b, x, y: b.fsub(x, y))
+_operator(operator.mul, lambda b, x, y: b.fmul(x, y))
+_operator(operator.truediv, lambda b, x, y: b.fdiv(x, y))
