@@ -28,9 +28,10 @@ test-slow: $(READY)  ## run the tests that take minutes
 lint: $(READY)  ## check style and common mistakes with ruff
 	$(PY) -m ruff check .
 
-bench: $(READY)  ## measure the loader's throughput on this machine
-	$(PY) benchmark.py loader
+bench: $(READY)  ## measure the loader against its peers on this machine (installs them into .bench-venv)
+	@VENV="$(VENV)" bash scripts/bench.sh
+	.bench-venv/bin/python benchmark.py loader --peers official,ffcv,albumentations,dali $(ARGS)
 
 clean:  ## remove what was made, but neither raw data nor runs
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .bench-venv .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 """Measure throughput.
 
 python benchmark.py loader --beton data/flowers_train.beton           # ours, decode alone, the recipe in PIL/torchvision
-python benchmark.py loader --images my_photos --workers 1 --repeats 5 --json bench.json
+python benchmark.py loader --images my_photos --workers 1 --peers official,ffcv,albumentations,dali --repeats 5 --json bench.json
 """
 
 import argparse
@@ -22,7 +22,8 @@ def main(argv=None):
         "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: photographs made from scikit-learn's two)"
     )
     loader.add_argument("--workers", type=int, default=1, metavar="N", help="threads of each system (default: 1)")
-    loader.add_argument("--peers", default="official", metavar="LIST", help="comma-separated: official (default)")
+    loader.add_argument("--peers", default="official", metavar="LIST",
+                        help="comma-separated: official (default), ffcv, albumentations, dali; `make bench` installs and runs all")  # fmt: skip
     loader.add_argument("--repeats", type=int, default=5, metavar="N", help="times each system runs (default: 5)")
     loader.add_argument("--limit", type=int, default=256, metavar="N", help="images a run (default: 256)")
     loader.add_argument("--json", type=Path, metavar="OUT", help="write all figures here")

@@ -49,8 +49,8 @@ def resized_shape(height, width, shorter):
 
 
 @kernel
-def render_view(source, view, draw, planes, line, starts, tables):
-    """One view of `source` (uint8, (H, W, 3)) as float32 planes (3, S, S) of levels 0..255, from its specification and draw."""
+def resample_view(source, view, draw, planes, line, starts, tables):
+    """The crop that was drawn, resized: from `source` (uint8, (H, W, 3)) to `planes` (float32, (3, S, S), levels 0..255)."""
     size = view.size
     out_h, out_w, top, left = size, size, 0, 0
     if view.resize > 0:
@@ -67,10 +67,22 @@ def render_view(source, view, draw, planes, line, starts, tables):
         crop_resize(
             source, draw.top, draw.left, down, y_taps, tables[0], across, x_taps, tables[1], draw.width, line, planes
         )
+
+
+@kernel
+def recolor_view(draw, planes):
+    """The colours that were drawn."""
     if draw.jitter:
         jitter(planes, draw.order, draw.brightness, draw.contrast, draw.saturation, draw.hue)
     if draw.gray:
         to_gray(planes)
+
+
+@kernel
+def render_view(source, view, draw, planes, line, starts, tables):
+    """One view of `source` (uint8, (H, W, 3)) as float32 planes (3, S, S) of levels 0..255, from its specification and draw."""
+    resample_view(source, view, draw, planes, line, starts, tables)
+    recolor_view(draw, planes)
     if draw.sigma > 0:
         gaussian_blur(planes, draw.sigma, line)
     for k in range(2):

@@ -1,9 +1,11 @@
 """Images per second of the six-view pipeline of IDMM at 112 pixels, uint8 out, on the same JPEGs and the same cores.
 
 Measured in one process, the systems in turn, several times over; medians are reported, ratios first. What runs:
-  ours      MultiCropLoader, CutMix included
-  decode    libjpeg-turbo alone on the same bytes, through the same binding: the floor of any loader of JPEGs
-  official  the published recipe in PIL and torchvision, without CutMix
+  ours         MultiCropLoader, CutMix included
+  ours, raw    the same images stored as pixels
+  ours, twice  with twice the workers, on twice the cores, where there are so many
+  decode       libjpeg-turbo alone on the same bytes, into one buffer: the floor of any loader that decodes all of a JPEG
+  and the peers (see peers.py).
 """
 
 import io
@@ -14,19 +16,19 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import transforms
 from tqdm import tqdm
 
 from ..beton import open_beton, write_beton
 from ..datasets import Split, folder
-from ..loader import IDMM_VIEWS, MultiCropLoader
-from ..loader.whole import decode_rows
+from ..loader import MultiCropLoader
+from .peers import PEERS
+from .stages import Stages, kernels
 
 
 def _made_photographs(count=256):
@@ -44,50 +46,53 @@ def _made_photographs(count=256):
     return result
 
 
-def _beton(args, scratch):
+def _betons(args, scratch):
+    """(beton of JPEGs, beton of the same images as pixels), opened."""
     if args.beton:
-        return args.beton
-    if args.images:
-        split = folder.load(args.images)["train"]
+        jpg = open_beton(args.beton)
+        if (jpg.mode != 0).any():
+            raise ValueError(f"{jpg.path} holds raw pixels; the comparison is on JPEGs (write_datasets.py --mode jpg)")
+        images = [bytes(jpg.bytes[p : p + n]) for p, n in zip(jpg.ptr[: args.limit], jpg.length)]
     else:
-        images = _made_photographs()
-        split = Split(images, [0] * len(images), ["all"])
-    return write_beton(Path(scratch) / "bench.beton", split, dataset="bench", name="train", mode="jpg").path
+        images = (
+            folder.load(args.images)["train"].images[: args.limit] if args.images else _made_photographs(args.limit)
+        )
+        jpg = open_beton(_write(images, scratch, "jpg"))
+    return jpg, open_beton(_write(images, scratch, "raw"))
 
 
-class _Blur:
-    def __call__(self, image):
-        from PIL import ImageFilter
-
-        return image.filter(ImageFilter.GaussianBlur(radius=float(torch.empty(1).uniform_(0.1, 2.0))))
+def _write(images, scratch, mode):
+    split = Split(images, [0] * len(images), ["all"])
+    return write_beton(Path(scratch) / f"{mode}.beton", split, dataset="bench", name="train", mode=mode).path
 
 
-def _official(data, workers):
-    """A function that makes all views of all images once, as the published code does for each."""
+def machine():
+    """What a figure was measured on: processor, cores, versions."""
+    packages = ("torch", "torchvision", "pillow", "numba", "ffcv", "albumentations", "nvidia-dali-cuda120")
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next(
+            (l.split(":", 1)[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")), name
+        )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": name, "cores": os.cpu_count(), "gpu": gpu, "python": platform.python_version(), "versions": found,
+            "threading": "threads of Python's own pool, numba's layer is not used"}  # fmt: skip
 
-    def view(scale):
-        return transforms.Compose([
-            transforms.RandomResizedCrop(112, scale=scale),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
-            transforms.RandomGrayscale(p=0.2),
-            transforms.RandomApply([_Blur()], p=0.5),
-            transforms.PILToTensor(),
-        ])  # fmt: skip
 
-    views = [view(v.scale) for v in IDMM_VIEWS for _ in range(v.count)]
-
-    def one(source):
-        image = Image.open(io.BytesIO(source)).convert("RGB")
-        return [v(image) for v in views]
+def _decoder(beton, rows, workers):
+    """Decode alone: every image into the buffer of its thread."""
+    parts = [(Stages(beton, part), part) for part in np.array_split(rows, workers)]
 
     def everything():
-        if workers == 1:
-            for source in data:
-                one(source)
-        else:
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(one, data))
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda p: p[0].upto("decode"), parts))
 
     return everything
 
@@ -95,54 +100,85 @@ def _official(data, workers):
 def run(args):
     """Measure and print; see `benchmark.py loader --help`."""
     peers = [p for p in args.peers.split(",") if p]
-    unknown = set(peers) - {"official"}
+    unknown = set(peers) - set(PEERS)
     if unknown:
-        raise ValueError(f"unknown peers {sorted(unknown)}; there is: official")
-    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.workers]))
+        raise ValueError(f"unknown peers {sorted(unknown)}; there are: {', '.join(PEERS)}")
+    all_cores = sorted(os.sched_getaffinity(0))
+    if args.workers > len(all_cores):
+        raise ValueError(f"--workers {args.workers} is more than the {len(all_cores)} cores of this machine")
+    few = set(all_cores[: args.workers])
     torch.set_num_threads(args.workers)
     with tempfile.TemporaryDirectory() as scratch:
-        beton = open_beton(_beton(args, scratch))
-        if (beton.mode != 0).any():
-            raise ValueError(
-                f"{beton.path} holds raw pixels; the comparison is on JPEGs (write_datasets.py --mode jpg)"
-            )
-        rows = np.arange(min(args.limit, len(beton)))
-        data = [bytes(beton.bytes[beton.ptr[r] : beton.ptr[r] + beton.length[r]]) for r in rows]
-        loader = MultiCropLoader(beton.path, 64, args.workers, rows=rows)
-        next(iter(loader))  # compile, or load what was compiled
+        jpg, raw = _betons(args, scratch)
+        os.sched_setaffinity(0, few)
+        rows = np.arange(min(args.limit, len(jpg)))
+        data = [bytes(jpg.bytes[p : p + n]) for p, n in zip(jpg.ptr[rows], jpg.length[rows])]
 
-        def ours():
-            for _ in loader:
-                pass
+        def ours(beton, workers):
+            loader = MultiCropLoader(beton.path, 64, workers, rows=rows)
 
-        def decode():
-            with ThreadPoolExecutor(args.workers) as pool:
-                list(pool.map(lambda part: decode_rows(beton, part), np.array_split(rows, args.workers)))
+            def everything():
+                for _ in loader:
+                    pass
 
-        systems = {"ours": ours, "decode": decode} | (
-            {"official": _official(data, args.workers)} if "official" in peers else {}
-        )
-        times = {name: [] for name in systems}
+            return everything
+
+        systems = {
+            "ours": ours(jpg, args.workers),
+            "ours, raw": ours(raw, args.workers),
+            "decode": _decoder(jpg, rows, args.workers),
+        }
+        if 2 * args.workers <= len(all_cores):
+            os.sched_setaffinity(0, set(all_cores[: 2 * args.workers]))
+            systems["ours, twice"] = ours(jpg, 2 * args.workers)
+            systems["ours, twice"]()  # its threads may use the cores that they were made with
+            os.sched_setaffinity(0, few)
+        absent = []
+        for name in peers:
+            try:
+                systems[name] = PEERS[name](jpg, data, args.workers)
+            except ImportError as error:
+                absent.append(name)
+                print(f"{name} is not installed ({error.name}); `make bench` installs the peers")
+        for name in tqdm(systems, desc="warming up"):
+            systems[name]()
+        rates = {name: [] for name in systems}
         for _ in tqdm(range(args.repeats), desc="rounds"):
             for name, function in systems.items():
+                os.sched_setaffinity(0, set(all_cores[: 2 * args.workers]) if name == "ours, twice" else few)
                 began = time.perf_counter()
                 function()
-                times[name].append(time.perf_counter() - began)
-        rates = {name: [rows.size / t for t in ts] for name, ts in times.items()}
-        medians = {name: statistics.median(r) for name, r in rates.items()}
-        result = {
-            "images": int(rows.size), "median_pixels": [int(np.median(beton.height)), int(np.median(beton.width))], "workers": args.workers,
-            "images_per_s": {n: {"median": medians[n], "min": min(r), "max": max(r)} for n, r in rates.items()},
-            "ours_over": {n: medians["ours"] / m for n, m in medians.items() if n != "ours"},
-            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
-            "versions": {p: version(p) for p in ("torch", "torchvision", "pillow", "numba", "ffcv")},
-        }  # fmt: skip
-    print(
-        f"{rows.size} images of about {result['median_pixels'][1]} x {result['median_pixels'][0]}, six views each, {args.workers} worker(s)"
-    )
-    for name, ratio in result["ours_over"].items():
-        print(f"ours / {name:<9} {ratio:6.2f}")
-    for name, r in result["images_per_s"].items():
-        print(f"{name:<16} {r['median']:8.0f} images/s   ({r['min']:.0f} .. {r['max']:.0f})")
+                rates[name].append(getattr(function, "images", rows.size) / (time.perf_counter() - began))
+        os.sched_setaffinity(0, few)
+        stages = {"jpg": Stages(jpg, rows).microseconds(), "raw": Stages(raw, rows).microseconds()}
+    medians = {name: statistics.median(r) for name, r in rates.items()}
+    for mode, name in (("jpg", "ours"), ("raw", "ours, raw")):
+        stages[mode]["wait"] = 1e6 * args.workers / medians[name] - sum(stages[mode].values())
+    ratios = {f"ours / {n}": medians["ours"] / m for n, m in medians.items() if not n.startswith("ours")}
+    if "official" in medians:
+        ratios["ours, raw / official"] = medians["ours, raw"] / medians["official"]
+    if "ours, twice" in medians:
+        ratios["ours, twice / ours"] = medians["ours, twice"] / medians["ours"]
+    result = {
+        "images": int(rows.size), "median_pixels": [int(np.median(jpg.height)), int(np.median(jpg.width))], "workers": args.workers,
+        "repeats": args.repeats, "ratios": ratios, "absent": absent, "microseconds_per_image": stages, "microseconds_per_view": kernels(),
+        "images_per_s": {n: {"median": medians[n], "min": min(r), "max": max(r)} for n, r in rates.items()}, "machine": machine(),
+    }  # fmt: skip
+    _print(result)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _print(result):
+    height, width = result["median_pixels"]
+    print(
+        f"{result['images']} images of about {width} x {height}, six views each, {result['workers']} worker(s), medians of {result['repeats']}"
+    )
+    for name, ratio in result["ratios"].items():
+        print(f"{name:<24} {ratio:6.2f}")
+    for name, r in result["images_per_s"].items():
+        print(f"{name:<24} {r['median']:6.0f} images/s   ({r['min']:.0f} .. {r['max']:.0f})")
+    for mode, stages in result["microseconds_per_image"].items():
+        print(f"microseconds an image, {mode}: " + ", ".join(f"{stage} {t:.0f}" for stage, t in stages.items()))
+    print("microseconds a view: " + ", ".join(f"{name} {t:.1f}" for name, t in result["microseconds_per_view"].items()))
