@@ -1,4 +1,4 @@
-"""What is drawn has torchvision's distributions (Kolmogorov-Smirnov or chi-square, p > 0.001, 20,000 draws each)."""
+"""What is drawn has torchvision's distributions (Kolmogorov-Smirnov or chi-square, p > 0.001, 100,000 draws each)."""
 
 import math
 
@@ -13,7 +13,7 @@ from idmm_fast.loader.cutmix import draw_cutmix
 from idmm_fast.loader.draws import DRAW, draw_view
 from idmm_fast.loader.operation import view_table
 
-N, H, W = 20_000, 375, 500
+N, H, W = 100_000, 375, 500
 P = 1e-3
 
 
@@ -92,10 +92,10 @@ def test_switching_one_augmentation_off_leaves_the_others(drawn):
 
 def test_cutmix_share_and_box():
     """At 112 pixels and alpha 0.5: mean share 0.869, median 0.895, none below 0.5, 2.2 % not mixed at all."""
-    n = 20_000
-    mixes = [draw_cutmix(np.uint64(2), 0, step, 0, 8, 112, 0.5) for step in range(n)]
-    shares = np.array([m.lam for m in mixes])
-    boxes = np.array([m.box for m in mixes])
+    n = 100_000
+    mixes = [draw_cutmix(np.uint64(2), 0, step, 0, 1, 1, 112, 0.5) for step in range(n)]
+    shares = np.concatenate([m.lam for m in mixes])
+    boxes = np.concatenate([m.box for m in mixes])
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     assert (shares == 1 - area / 112**2).all()
     assert (boxes[:, :2] >= 0).all()
@@ -104,25 +104,49 @@ def test_cutmix_share_and_box():
     assert np.median(shares) == pytest.approx(0.895, abs=0.005)
     assert shares.min() > 0.5
     assert (shares == 1).mean() == pytest.approx(0.022, abs=0.005)
-    # Against the authors' own way of drawing it, written out with numpy's generator.
+    assert stats.ks_2samp(shares, authors_shares(n)).pvalue > P
+
+
+def authors_shares(n):
+    """The shares drawn as the authors draw them, written out with numpy's generator."""
     rng = np.random.default_rng(0)
     lam = rng.beta(0.5, 0.5, n)
     side = (112 * np.sqrt(1 - np.maximum(lam, 1 - lam))).astype(int)
     x, y = rng.integers(0, 112, n), rng.integers(0, 112, n)
     w = np.clip(x + side // 2, 0, 112) - np.clip(x - side // 2, 0, 112)
     h = np.clip(y + side // 2, 0, 112) - np.clip(y - side // 2, 0, 112)
-    assert stats.ks_2samp(shares, 1 - w * h / 112**2).pvalue > P
+    return 1 - w * h / 112**2
+
+
+def test_cutmix_with_a_box_for_each_row_draws_the_same_way():
+    mix = draw_cutmix(np.uint64(2), 0, 0, 0, 50_000, 2, 112, 0.5, per_row=True)
+    assert np.unique(mix.lam).size > 1000
+    assert stats.ks_2samp(mix.lam, authors_shares(100_000)).pvalue > P
+
+
+def test_cutmix_chunks_are_the_same_however_the_batch_is_split():
+    whole = draw_cutmix(np.uint64(2), 3, 5, 1, 24, 4, 112, 0.5, chunk=4)
+    rows = np.arange(24 * 4).reshape(4, 24)
+    assert len({tuple(b) for b in whole.box}) > 3
+    for first in (0, 8, 16):
+        part = draw_cutmix(np.uint64(2), 3, 5, 1, 8, 4, 112, 0.5, chunk=4, first=first)
+        mine = rows[:, first : first + 8].reshape(-1)
+        assert (part.lam == whole.lam[mine]).all()
+        assert (part.box == whole.box[mine]).all()
+        assert (mine[part.partner] == whole.partner[mine]).all()
+    chunks = rows.T.reshape(6, 16)  # four images of four views each
+    assert (np.sort(whole.partner[chunks], axis=1) == np.sort(chunks, axis=1)).all()
 
 
 def test_cutmix_groups_and_steps_are_drawn_independently():
-    a = np.array([draw_cutmix(np.uint64(2), 0, s, 0, 8, 112, 0.5).lam for s in range(4000)])
-    b = np.array([draw_cutmix(np.uint64(2), 0, s, 1, 8, 112, 0.5).lam for s in range(4000)])
+    a = np.array([draw_cutmix(np.uint64(2), 0, s, 0, 8, 2, 112, 0.5).lam[0] for s in range(4000)])
+    b = np.array([draw_cutmix(np.uint64(2), 0, s, 1, 8, 4, 112, 0.5).lam[0] for s in range(4000)])
     assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / math.sqrt(4000)
     assert abs(np.corrcoef(a[1:], a[:-1])[0, 1]) < 4.5 / math.sqrt(4000)
 
 
 def test_cutmix_partner_is_a_uniform_permutation_that_may_keep_a_row():
-    first = np.array([draw_cutmix(np.uint64(4), 1, s, 0, 6, 112, 0.5).partner for s in range(6000)])
+    first = np.array([draw_cutmix(np.uint64(4), 1, s, 0, 3, 2, 112, 0.5).partner for s in range(100_000)])
     assert (np.sort(first, axis=1) == np.arange(6)).all()
     for place in range(6):
         assert stats.chisquare(np.bincount(first[:, place], minlength=6)).pvalue > P

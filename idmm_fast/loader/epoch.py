@@ -53,10 +53,9 @@ class SafeEpochIterator(EpochIterator):
 
     def run(self):
         try:
-            size = self.loader.batch_size
             for step in self.steps:
-                rows = self.order[step * size : (step + 1) * size]
-                item = self.run_pipeline(step, rows, Position(self.epoch, step, self.loader.buffers.take()))
+                rows, first = self.loader.rows_of(self.order, step)
+                item = self.run_pipeline(step, rows, Position(self.epoch, step, first, self.loader.buffers.take()))
                 if not self._put(item):
                     return
                 del item

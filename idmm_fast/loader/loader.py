@@ -3,13 +3,14 @@
 import os
 import warnings
 import weakref
+from dataclasses import replace
 
 import numpy as np
 
 from ..beton import open_beton
 from .draws import Augment
 from .epoch import Buffers, SafeEpochIterator
-from .operation import MultiCropDecoder, Views
+from .operation import Mixing, MultiCropDecoder, Views
 from .philox import ORDER_STREAM, permutation
 from .stock import Compiler, Graph, Loader, PipelineSpec, RGBImageField, TraversalOrder
 
@@ -36,8 +37,12 @@ class MultiCropLoader(Loader):
 
     path: the file. num_workers: threads, 0 for one a core. seed: of everything random; a batch is a function of (seed,
     epoch, step) alone, bit for bit, whatever the number of workers. cutmix_alpha: of the Beta distribution of CutMix's
-    share, 0 for none. augment: which augmentations run (default: all of IDMM's). shuffle: a new order each epoch. rows:
+    share, 0 for none; cutmix_chunk: so many neighbouring images mix among themselves (0: all of a batch);
+    cutmix_per_row: a box for each row. augment: which augmentations run (default: all of IDMM's). shuffle: a new order each epoch. rows:
     use these dataset rows only. drop_last: leave out the last partial batch. batches_ahead: batches made in advance.
+    on_error: "raise", or "replace" an image that can't be decoded by the next row, with a warning, counted in `replaced`.
+    rank, world_size: of this process among those that share every global batch of world_size * batch_size images; they see
+    what one process with that batch size sees, in parts, if cutmix_chunk divides batch_size.
 
     Tensors handed out stay valid as long as they are held. Raises FileNotFoundError, BetonError, ValueError at once and
     LoaderError while iterating (a corrupt image, named by file and row).
@@ -46,7 +51,8 @@ class MultiCropLoader(Loader):
     # FFCV's constructor is not called: it reads 1.28 million rows into Python dictionaries (2.4 s, 633 MB), compiles for
     # seconds and changes torch's thread count. What its other methods use is set here.
     def __init__(self, path, batch_size, num_workers=0, seed=0, cutmix_alpha=0.5, views=IDMM_VIEWS, augment=None, *,
-                 shuffle=True, rows=None, drop_last=False, batches_ahead=2):  # fmt: skip
+                 shuffle=True, rows=None, drop_last=False, batches_ahead=2, cutmix_chunk=0, cutmix_per_row=False, on_error="raise",
+                 rank=0, world_size=1):  # fmt: skip
         self.beton = open_beton(path)
         self.fname, self.batch_size, self.seed, self.drop_last = str(path), int(batch_size), int(seed), drop_last
         self.batches_ahead, self.views, self.distributed, self.recompile = (
@@ -59,8 +65,14 @@ class MultiCropLoader(Loader):
             raise ValueError(f"batch_size and batches_ahead are at least 1, not {batch_size} and {batches_ahead}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is an integer in 0..2**64 - 1, not {seed}")
-        if cutmix_alpha < 0:
-            raise ValueError(f"cutmix_alpha is at least 0 (0: no CutMix), not {cutmix_alpha}")
+        if on_error not in ("raise", "replace"):
+            raise ValueError(f"on_error is 'raise' or 'replace', not '{on_error}'")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is one of 0..{world_size - 1}, not {rank}")
+        mixing = Mixing(cutmix_alpha, int(cutmix_chunk), bool(cutmix_per_row))
+        if mixing.chunk and self.batch_size % mixing.chunk:
+            raise ValueError(f"cutmix_chunk {mixing.chunk} does not divide batch_size {self.batch_size}")
+        self.rank, self.world_size = int(rank), int(world_size)
         if not self.views:
             raise ValueError("views is empty: name at least one group, e.g. [Views(2, 112)]")
         cores = len(os.sched_getaffinity(0))
@@ -74,7 +86,14 @@ class MultiCropLoader(Loader):
         if self.indices.size == 0 or self.indices.min() < 0 or self.indices.max() >= len(self.beton):
             raise ValueError(f"rows must be within 0..{len(self.beton) - 1}, the rows of {path}")
         self.operation = MultiCropDecoder(
-            self.beton, self.views, augment or Augment(), cutmix_alpha, self.seed, self.num_workers
+            self.beton,
+            self.views,
+            augment or Augment(),
+            mixing,
+            self.seed,
+            self.num_workers,
+            on_error,
+            np.sort(self.indices),
         )
         self.buffers = Buffers(
             self.operation.buffer_size(min(self.batch_size, self.indices.size)), self.batches_ahead + 2
@@ -110,11 +129,35 @@ class MultiCropLoader(Loader):
     @property
     def cutmix_alpha(self):
         """Of the Beta distribution of CutMix's share; may be set between two epochs."""
-        return self.operation.cutmix_alpha
+        return self.operation.mixing.alpha
 
     @cutmix_alpha.setter
     def cutmix_alpha(self, alpha):
-        self.operation.cutmix_alpha = alpha
+        self.operation.mixing = replace(self.operation.mixing, alpha=alpha)
+
+    @property
+    def replaced(self):
+        """The images that could not be decoded so far, with on_error="replace": {row: (what stood in, why)}."""
+        return self.operation.replaced
+
+    def __len__(self):
+        """Batches an epoch. With several processes the last one counts if each of them gets an image of it."""
+        whole, left = divmod(self.indices.size, self.batch_size * self.world_size)
+        share = self._share(left)
+        return whole + (not self.drop_last and left > share * (self.world_size - 1))
+
+    def _share(self, images):
+        """How many of a global batch of so many images a process gets, the last one perhaps fewer: whole chunks."""
+        unit = self.operation.mixing.chunk or 1
+        return -(-images // (self.world_size * unit)) * unit
+
+    def rows_of(self, order, step):
+        """(the rows of batch `step` of an epoch's `order` that are this process's, the place of the first in the global batch)."""
+        size = self.batch_size * self.world_size
+        batch = order[step * size : (step + 1) * size]
+        share = self._share(batch.size)
+        first = self.rank * share
+        return batch[first : first + share], first
 
     def __iter__(self):
         self.close()

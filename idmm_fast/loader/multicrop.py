@@ -112,18 +112,21 @@ def _write_span(planes, y, x0, x1, out, at):
 
 
 @kernel
-def write_mixed(planes, box, out, own, other):
-    """Round `planes` to uint8 pixels (H, W, 3): outside `box` at offset `own` of `out`, inside it at offset `other`."""
+def write_mixed(planes, box, out, own, taker_box, taker):
+    """Round `planes` to uint8 pixels (H, W, 3): outside `box` at offset `own` of `out`, inside `taker_box` at offset `taker`.
+
+    A box is top, left, bottom, right, the last two exclusive.
+    """
     size = planes.shape[1]
-    top, left, bottom, right = box
     for y in range(size):
-        at = own + 3 * size * y
-        if top <= y < bottom:
-            _write_span(planes, y, 0, left, out, at)
-            _write_span(planes, y, left, right, out, other + 3 * size * y)
-            _write_span(planes, y, right, size, out, at)
+        at = 3 * size * y
+        if box[0] <= y < box[2]:
+            _write_span(planes, y, 0, box[1], out, own + at)
+            _write_span(planes, y, box[3], size, out, own + at)
         else:
-            _write_span(planes, y, 0, size, out, at)
+            _write_span(planes, y, 0, size, out, own + at)
+    for y in range(taker_box[0], taker_box[2]):
+        _write_span(planes, y, taker_box[1], taker_box[3], out, taker + 3 * size * y)
 
 
 @kernel
@@ -132,8 +135,8 @@ def make_views(first, last, rows, file, mode, height, width, ptr, length, seed, 
     """Make every view of the images first .. last - 1 of the batch `rows`. Returns (failed place in the batch or -1, code).
 
     rows: int64 (B,), into the per-row tables mode, height, width, ptr, length. file: the beton, uint8. offsets: int64
-    (groups,), where a group starts in `out` (uint8, 1-d). boxes: int64 (groups, 4). takers: int64 (views * B,): for row r
-    of the views, counted through all groups, the row of the same group that has r as its CutMix partner.
+    (groups,), where a group starts in `out` (uint8, 1-d). boxes: int64 (views * B, 4), CutMix's, for the rows of all groups
+    one after another; takers: int64 (views * B,), for each of them the row of its group that has it as partner.
     The rest is scratch.
     """
     batch = rows.size
@@ -156,10 +159,9 @@ def make_views(first, last, rows, file, mode, height, width, ptr, length, seed, 
             canvas = planes.reshape(-1)[: 3 * size * size].reshape(3, size, size)
             draw_view(seed, epoch, row, v, h, w, view, draw[0])
             render_view(source, view, draw[0], canvas, line, starts, tables)
-            own = view.place * batch + b
-            box = boxes[group]
+            own, taker, whole = view.place * batch + b, takers[v * batch + b], 3 * size * size
+            first = (v - view.place) * batch  # of the group's rows
             write_mixed(
-                canvas, (box[0], box[1], box[2], box[3]), out,
-                offsets[group] + own * size * size * 3, offsets[group] + takers[v * batch + b] * size * size * 3,
+                canvas, boxes[first + own], out, offsets[group] + own * whole, boxes[first + taker], offsets[group] + taker * whole
             )  # fmt: skip
     return -1, OK

@@ -8,14 +8,15 @@ Python, hands slices of the batch to threads that run without the GIL, and looks
 import os
 import queue
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ..beton.jpeg import MESSAGES, OK
-from .cutmix import CutMix, draw_cutmix
+from .cutmix import draw_cutmix
 from .draws import DRAW, VIEW, draw_view
 from .multicrop import Scratch, make_views
 from .stock import Operation
@@ -78,6 +79,7 @@ class Position:
 
     epoch: int
     step: int
+    first: int  # place of the first image in the global batch
     buffer: np.ndarray
 
 
@@ -96,21 +98,33 @@ def view_table(views, augment):
     return table
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """How views are mixed: `alpha` of the Beta distribution of the share (0: not at all), `chunk` images that mix among
+    themselves (0: the whole batch), a box for each row or one for all (`per_row`). See cutmix.draw_cutmix."""
+
+    alpha: float = 0.5
+    chunk: int = 0
+    per_row: bool = False
+
+    def __post_init__(self):
+        if self.alpha < 0:
+            raise ValueError(f"cutmix_alpha is at least 0 (0: no CutMix), not {self.alpha}")
+        if self.chunk < 0:
+            raise ValueError(f"cutmix_chunk is at least 0 (0: the whole batch), not {self.chunk}")
+
+
 class MultiCropDecoder(Operation):
     """Decodes each image once and writes all its views, mixed by CutMix. Made by MultiCropLoader.
 
     In FFCV's graph its input is the rows of a batch and its memory a Position; its output is a list of Group.
+    `replaced` counts the images that could not be decoded: {row: (what stood in, why)}.
     """
 
-    def __init__(self, beton, views, augment, cutmix_alpha, seed, num_workers):
+    def __init__(self, beton, views, augment, mixing, seed, num_workers, on_error, rows):
         super().__init__()
-        self.beton, self.views, self.cutmix_alpha, self.seed, self.num_workers = (
-            beton,
-            views,
-            cutmix_alpha,
-            seed,
-            num_workers,
-        )
+        self.beton, self.views, self.mixing, self.seed = beton, views, mixing, seed
+        self.num_workers, self.on_error, self.rows, self.replaced = num_workers, on_error, rows, {}
         self.table = view_table(views, augment)
         self._process = None
 
@@ -127,12 +141,15 @@ class MultiCropDecoder(Operation):
         """Bytes that the images of one batch take."""
         return sum(v.count * v.size * v.size * 3 for v in self.views) * batch_size
 
-    def cutmix(self, epoch, step, batch):
-        """The draw of every group for a batch of `batch` images: list of CutMix."""
+    def cutmix(self, epoch, step, batch, first=0):
+        """The draw of every group for a batch of `batch` images, the first of which is number `first` of the global batch: list of CutMix."""
+        m = self.mixing
         return [
-            draw_cutmix(np.uint64(self.seed), epoch, step, g, v.count * batch, v.size, self.cutmix_alpha)
+            draw_cutmix(
+                np.uint64(self.seed), epoch, step, g, batch, v.count, v.size, m.alpha, chunk=m.chunk, first=first, per_row=m.per_row
+            )
             for g, v in enumerate(self.views)
-        ]
+        ]  # fmt: skip
 
     def draws(self, epoch, rows):
         """What is drawn for every view of `rows`: DRAW records (views, len(rows)). The pixels follow from it alone."""
@@ -166,31 +183,34 @@ class MultiCropDecoder(Operation):
         """The groups of the batch `rows` (int64 (B,)) at `position`: list of Group over its buffer. Raises LoaderError."""
         self._start()
         batch = len(rows)
-        mixes: list[CutMix] = self.cutmix(position.epoch, position.step, batch)
+        rows = rows.copy()  # the caller's may be a part of the whole order, and a row may be replaced
+        mixes = self.cutmix(position.epoch, position.step, batch, position.first)
         sizes = np.array([v.count * v.size * v.size * 3 * batch for v in self.views])
         offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        boxes = np.array([m.box for m in mixes], np.int64)
+        boxes = np.concatenate([m.box for m in mixes])
         takers = np.concatenate([np.argsort(m.partner) for m in mixes])
         b = self.beton
 
         def work(first, last):
             scratch = self._scratch.get()
             try:
-                return make_views(
-                    first, last, rows, b.bytes, b.mode, b.height, b.width, b.ptr, b.length, np.uint64(self.seed), position.epoch,
-                    self.table, offsets, boxes, takers, position.buffer, scratch.decoder.handle, *scratch.arrays,
-                )  # fmt: skip
+                while first < last:
+                    place, code = make_views(
+                        first, last, rows, b.bytes, b.mode, b.height, b.width, b.ptr, b.length, np.uint64(self.seed), position.epoch,
+                        self.table, offsets, boxes, takers, position.buffer, scratch.decoder.handle, *scratch.arrays,
+                    )  # fmt: skip
+                    if code == OK:
+                        return
+                    self._replace(rows, place, code)
+                    first = place
             finally:
                 self._scratch.put(scratch)
 
         edges = np.linspace(0, batch, min(batch, self.num_workers * _TASKS_PER_WORKER) + 1).astype(np.int64)
         futures = [self._pool.submit(work, first, last) for first, last in zip(edges[:-1], edges[1:])]
-        results = [f.result() for f in futures]  # all of them: no thread may still write when this returns
-        for place, code in results:
-            if code != OK:
-                raise LoaderError(
-                    f"row {rows[place]} of {b.path} can't be decoded: {MESSAGES[code]}. Convert the dataset again with write_datasets.py."
-                )
+        wait(futures)  # all of them: no thread may still write when this returns
+        for future in futures:
+            future.result()
         groups = []
         for view, mix, offset, size in zip(self.views, mixes, offsets, sizes):
             pixels = torch.from_numpy(position.buffer[offset : offset + size]).view(
@@ -202,10 +222,25 @@ class MultiCropDecoder(Operation):
                     pixels.permute(0, 3, 1, 2),
                     torch.from_numpy(idx),
                     torch.from_numpy(idx[mix.partner]),
-                    torch.full((idx.size,), mix.lam, dtype=torch.float32),
+                    torch.from_numpy(mix.lam.astype(np.float32)),
                 )
             )
         return groups
+
+    def _replace(self, rows, place, code):
+        """Put the next of the loader's rows in the place of one that can't be decoded, or raise."""
+        row, b = int(rows[place]), self.beton
+        reason = f"row {row} of {b.path} can't be decoded: {MESSAGES[code]}"
+        if self.on_error == "raise":
+            raise LoaderError(f"{reason}. Convert the dataset again with write_datasets.py, or use on_error='replace'.")
+        rows[place] = other = int(self.rows[(np.searchsorted(self.rows, row) + 1) % self.rows.size])
+        if row not in self.replaced:
+            self.replaced[row] = (other, MESSAGES[code])
+            warnings.warn(
+                f"{reason}; row {other} stands in for it ({len(self.replaced)} replaced so far)", stacklevel=2
+            )
+        if len(self.replaced) == self.rows.size:
+            raise LoaderError(f"no row of {b.path} can be decoded; convert the dataset again with write_datasets.py")
 
     def close(self):
         """End the threads and free their scratch."""

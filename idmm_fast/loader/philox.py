@@ -16,9 +16,9 @@ _32 = np.uint64(32)
 _2_POW_MINUS_32 = 1.0 / 4294967296.0
 
 # Streams below this are the views of an image; above, what belongs to a whole batch.
-CUTMIX_STREAM = 1 << 24
 ORDER_STREAM = 1 << 25
 MIXUP_STREAM = 1 << 26
+CUTMIX_STREAM = 1 << 28  # and up to 2^31: a chunk's draws follow the one's before it
 
 
 @kernel

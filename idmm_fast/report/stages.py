@@ -12,6 +12,7 @@ from ..loader.draws import draw_view
 from ..loader.multicrop import Scratch, gaussian_blur, recolor_view, resample_view, write_mixed
 from ..loader.operation import view_table
 
+_BOX = np.array([20, 20, 60, 60])
 STAGES = ("read", "decode", "resize", "colour", "blur", "mix")
 
 
@@ -44,7 +45,7 @@ def _run(upto, raw, rows, file, ptr, length, height, width, views, out, decoder,
             if upto > 3 and draw[0].sigma > 0:
                 gaussian_blur(canvas, draw[0].sigma, line)
             if upto > 4:
-                write_mixed(canvas, (20, 20, 60, 60), out, 0, canvas.size)
+                write_mixed(canvas, _BOX, out, 0, _BOX, canvas.size)
             seen += out[0]
     return seen
 
@@ -96,7 +97,7 @@ def kernels(size=112, repeats=200):
         "grayscale": lambda: color.to_gray(planes),
         "blur, sigma 0.5": lambda: blur.gaussian_blur(planes, 0.5, scratch),
         "blur, sigma 2": lambda: blur.gaussian_blur(planes, 2.0, scratch),
-        "to bytes, mixed": lambda: write_mixed(planes, (20, 20, 60, 60), out, 0, 3 * size * size),
+        "to bytes, mixed": lambda: write_mixed(planes, _BOX, out, 0, _BOX, 3 * size * size),
     }
     result = {}
     for name, call in calls.items():

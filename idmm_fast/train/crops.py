@@ -14,7 +14,7 @@ def draw_batch(loader, path, epoch=0, images=6):
     """
     size = min(loader.batch_size, loader.indices.size)
     full = max(1, min(20, loader.indices.size // size))
-    mixed = [min(1 - m.lam for m in loader.operation.cutmix(epoch, step, size)) for step in range(full)]
+    mixed = [min(1 - m.lam[0] for m in loader.operation.cutmix(epoch, step, size)) for step in range(full)]
     step = int(np.argmax(mixed))
     loader.load_state_dict({"epoch": epoch, "step": step})
     iterator = iter(loader)
@@ -35,7 +35,7 @@ def draw_batch(loader, path, epoch=0, images=6):
                 axis.imshow(np.ascontiguousarray(group.images[row].permute(1, 2, 0).numpy()), interpolation="nearest")
                 axis.set_xticks([])
                 axis.set_yticks([])
-                top, left, bottom, right = mix.box
+                top, left, bottom, right = mix.box[row]
                 if bottom > top and right > left:
                     axis.add_patch(
                         Rectangle(
@@ -48,7 +48,7 @@ def draw_batch(loader, path, epoch=0, images=6):
                         )
                     )
                 axis.set_xlabel(f"{group.idx_a[row]} | {group.idx_b[row]}", fontsize=7, labelpad=1)
-            axes[0, column].set_title(f"{'ABCDEFGH'[g % 8]}{view + 1}  λ={mix.lam:.2f}", fontsize=9)
+            axes[0, column].set_title(f"{'ABCDEFGH'[g % 8]}{view + 1}  λ={mix.lam[view * size]:.2f}", fontsize=9)
             column += 1
     figure.suptitle(
         "One batch: a row an image, a column a view. Red: the CutMix box. Below: rows outside | inside the box",

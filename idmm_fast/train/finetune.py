@@ -121,6 +121,7 @@ def finetune(cfg):
     loader = MultiCropLoader(
         cfg.data.train, cfg.training.batch_size, cfg.data.num_workers, cfg.training.seed, 0.0,
         [Views(1, size, tuple(cfg.views.scale), interpolation="bicubic")], settings.make_augment(cfg), rows=rows,
+        on_error=cfg.data.on_error,
     )  # fmt: skip
     backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
     if cfg.model.init is not None:

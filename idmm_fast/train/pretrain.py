@@ -2,6 +2,7 @@
 
 import torch
 
+from ..config import ConfigError, Flag, Param, Whole
 from ..loader import Augment, MultiCropLoader, Views
 from ..methods import IDMM
 from ..models import create_backbone, save_backbone
@@ -17,7 +18,18 @@ SCHEMA = {
     "model": settings.MODEL,
     "views": settings.views(),
     "augment": settings.augment(Augment()),
-    "cutmix": settings.mixing(0.5),
+    "cutmix": (
+        settings.mixing(0.5)[0],
+        {
+            **settings.mixing(0.5)[1],
+            "chunk": Param(
+                Whole(0),
+                "images that mix among themselves; must divide training.batch_size; 0: all of a batch",
+                default=0,
+            ),
+            "per_row": Param(Flag(), "a box for every row instead of one for each group of views", default=False),
+        },
+    ),
     "training": settings.training(lr=5e-4, epochs=800),
     "logging": settings.logging(),
 }
@@ -25,6 +37,10 @@ SCHEMA = {
 
 def make_loader(cfg):
     """The loader that a pretraining configuration asks for."""
+    if cfg.cutmix.chunk and cfg.training.batch_size % cfg.cutmix.chunk:
+        raise ConfigError(
+            f"cutmix.chunk {cfg.cutmix.chunk} does not divide training.batch_size {cfg.training.batch_size}"
+        )
     groups = [Views(g["count"], g.get("size", cfg.model.image_size), tuple(g["scale"])) for g in cfg.views.groups]
     augment = settings.make_augment(cfg)
     return MultiCropLoader(
@@ -35,6 +51,9 @@ def make_loader(cfg):
         cfg.cutmix.alpha,
         groups,
         augment,
+        cutmix_chunk=cfg.cutmix.chunk,
+        cutmix_per_row=cfg.cutmix.per_row,
+        on_error=cfg.data.on_error,
     )
 
 

@@ -27,6 +27,11 @@ def data(test):
                 default=None,
             ),
             "num_workers": Param(Whole(0, 1024), "loader threads, 0 for one a core", default=0),
+            "on_error": Param(
+                OneOf("raise", "replace"),
+                "what to do with an image of data.train that can't be decoded: stop, or let the next row stand in",
+                default="raise",
+            ),
         },
     )
 
