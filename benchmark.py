@@ -27,14 +27,16 @@ def main(argv=None):
     loader.add_argument("--repeats", type=int, default=5, metavar="N", help="times each system runs (default: 5)")
     loader.add_argument("--limit", type=int, default=256, metavar="N", help="images a run (default: 256)")
     loader.add_argument("--json", type=Path, metavar="OUT", help="write all figures here")
+    loader.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of them here")
     args = parser.parse_args(argv)
 
     from idmm_fast.beton import BetonError
+    from idmm_fast.datasets import DatasetError
     from idmm_fast.report.benchmark_loader import run
 
     try:
         run(args)
-    except (BetonError, FileNotFoundError, ValueError) as error:
+    except (BetonError, DatasetError, FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

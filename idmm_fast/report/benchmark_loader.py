@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,7 +30,7 @@ from ..beton import open_beton, write_beton
 from ..datasets import Split, folder
 from ..loader import MultiCropLoader
 from .peers import PEERS
-from .stages import Stages, kernels
+from .stages import STAGES, Stages, kernels
 
 
 def _made_photographs(count=256):
@@ -167,7 +169,29 @@ def run(args):
     _print(result)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.plot:
+        _plot(result, args.plot)
     return result
+
+
+def _plot(result, path):
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    rates, stages = figure.subplots(1, 2)
+    names = sorted(result["images_per_s"], key=lambda n: result["images_per_s"][n]["median"])
+    bars = rates.barh(names, [result["images_per_s"][n]["median"] for n in names],
+                      color=["tab:blue" if n.startswith("ours") else "silver" for n in names])  # fmt: skip
+    rates.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
+    rates.set(title=f"six views an image, {result['workers']} core(s)", xlabel="images/s")
+    left = dict.fromkeys(result["microseconds_per_image"], 0.0)
+    for k, stage in enumerate((*STAGES, "wait")):
+        widths = [max(result["microseconds_per_image"][mode][stage], 0.0) for mode in left]
+        drawn = stages.barh(list(left), widths, left=list(left.values()), color=f"C{k}", label=stage)
+        stages.bar_label(drawn, [f"{w:.0f}" if w > 60 else "" for w in widths], label_type="center", fontsize=8)
+        left = {mode: left[mode] + w for mode, w in zip(left, widths)}
+    stages.set(title="where our time goes", xlabel="microseconds an image")
+    stages.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    figure.savefig(path, dpi=110)
 
 
 def _print(result):

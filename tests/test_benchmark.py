@@ -1,0 +1,71 @@
+"""Benchmarks: small runs of each, whose figures must hang together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+def bench(*args):
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmark.py", *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+
+
+@pytest.mark.parametrize(
+    "peers", ["official,albumentations,dali", pytest.param("official,ffcv", marks=pytest.mark.slow)]  # FFCV compiles for a minute
+)
+def test_loader_benchmark_reports_everything(jpg_beton, tmp_path, peers):
+    out, plot = tmp_path / "out.json", tmp_path / "out.png"
+    shown = bench(
+        "loader",
+        "--beton",
+        jpg_beton,
+        "--repeats",
+        2,
+        "--peers",
+        "official,ffcv,albumentations,dali",
+        "--json",
+        out,
+        "--plot",
+        plot,
+    )
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(out.read_text())
+    rates = result["images_per_s"]
+    assert {"ours", "ours, raw", "decode", *peers.split(",")} - set(result["absent"]) <= set(rates)
+    assert ("ours, twice" in rates) == (len(os.sched_getaffinity(0)) > 1)
+    for name in result["absent"]:
+        assert f"{name} is not installed" in shown.stdout
+    for r in rates.values():
+        assert 0 < r["min"] <= r["median"] <= r["max"]
+    assert result["ratios"]["ours / official"] == pytest.approx(rates["ours"]["median"] / rates["official"]["median"])
+    assert result["ratios"]["ours / official"] > 2
+    stages = result["microseconds_per_image"]["jpg"]
+    assert set(stages) == {"read", "decode", "resize", "colour", "blur", "mix", "wait"}
+    assert sum(stages.values()) == pytest.approx(1e6 / rates["ours"]["median"], rel=1e-6)
+    assert all(t > 0 for t in result["microseconds_per_view"].values())
+    assert {"processor", "cores", "versions", "threading"} <= set(result["machine"])
+    assert np.asarray(Image.open(plot)).std() > 10
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    (("--peers", "nobody"), "unknown peers"), (("--beton", "/nowhere.beton"), "does not exist"), (("--images", "/nowhere"), "not a folder"),
+    (("--workers", "4096"), "cores"),
+])  # fmt: skip
+def test_bad_arguments_are_a_sentence(args, says):
+    shown = bench("loader", *args)
+    assert shown.returncode == 1
+    assert says in shown.stderr
+    assert "Traceback" not in shown.stderr
