@@ -1,8 +1,13 @@
 #!/usr/bin/env python
-"""Convert a dataset to .beton files, once, so that training can read it fast.
+"""Convert a dataset to .beton files, once, so that training can read it fast; or look at a file that was converted.
 
 python write_datasets.py --ds flowers                    # downloads to data/raw/flowers, writes data/flowers_train.beton, ...
 python write_datasets.py --ds folder --root my_images --name mine
+python write_datasets.py --ds sin10k --root imagenet --per-class 10 --seed 0
+python write_datasets.py --ds webdataset --shards 'shards/{000..011}.tar' --name mine
+python write_datasets.py --ds list                       # every dataset, with its size, licence and address
+python write_datasets.py --verify data/flowers_train.beton
+python write_datasets.py --show data/flowers_train.beton
 """
 
 import argparse
@@ -11,74 +16,136 @@ import sys
 from pathlib import Path
 
 from idmm_fast import datasets
-from idmm_fast.beton import WriteError, write_beton
+from idmm_fast.beton import BetonError, WriteError, write_beton
 
 
 def parse(argv):
-    listing = "\n".join(f"  {name:<10} {datasets.describe(name)}" for name in datasets.names())
+    listing = "\n".join(f"  {name:<12} {datasets.describe(name)}" for name in datasets.names())
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"datasets:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ds", required=True, metavar="NAME", help="which dataset (below)")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the raw files (default: data/raw/NAME)")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ds", metavar="NAME", help="which dataset (below), or `list` for a table of them")
+    what.add_argument(
+        "--verify", type=Path, metavar="FILE", help="check a beton to the last byte and count its classes"
+    )
+    what.add_argument("--show", type=Path, metavar="FILE", help="write a contact sheet of a beton, FILE.png")
+
+    source = parser.add_argument_group("what is read")
+    source.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="folder of the raw files, as upstream lays them out, or of its archives (default: data/raw/NAME)",
+    )
+    source.add_argument(
+        "--subset", type=int, default=0, metavar="N", help="at most N images of each split, for a quick look"
+    )
+    source.add_argument(
+        "--per-class", type=int, default=0, metavar="N", help="N training images of each class (sin10k: 10)"
+    )
+    source.add_argument(
+        "--total", type=int, default=0, metavar="N", help="N training images in all (sin10k-total: 10000)"
+    )
+    source.add_argument("--shards", metavar="PATTERN", help="webdataset: the tar files, e.g. 'dir/{000..011}.tar'")
+    source.add_argument("--partial", action="store_true", help="take what is there, whatever the official counts")
+    source.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the choice of images, and of the order of the rows (default: 0)",
+    )
+
+    target = parser.add_argument_group("what is written")
+    target.add_argument(
         "--out", type=Path, default=Path("data"), metavar="DIR", help="where the betons go (default: data)"
     )
-    parser.add_argument("--name", metavar="NAME", help="first part of the files' names (default: the dataset's name)")
-    parser.add_argument("--mode", choices=("jpg", "raw", "auto"), default="auto",
-                        help="store JPEGs, or pixels (3 to 8 times as fast to read, about 10 times as large); "
+    target.add_argument(
+        "--name",
+        metavar="NAME",
+        help="first part of the files' names (default: the dataset's name); hf: the repository or folder to load",
+    )
+    target.add_argument("--mode", choices=("jpg", "raw", "auto"), default="auto",
+                        help="store JPEGs, or pixels (twice as fast to read, about 10 times as large); "
                              "auto takes pixels when they fit an eighth of memory (default)")  # fmt: skip
-    parser.add_argument(
+    target.add_argument(
         "--max-resolution", type=int, metavar="N", help="shrink images whose longer side exceeds N pixels"
     )
-    parser.add_argument(
+    target.add_argument(
         "--quality", type=int, default=90, metavar="N", help="quality of JPEGs that must be encoded anew (default: 90)"
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: one a core)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order of the rows (default: 0)")
-    parser.add_argument(
+    target.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: one a core)")
+    target.add_argument(
         "--on-error",
         choices=("skip", "fail"),
         default="skip",
-        help="what to do with an image that can't be read (default: skip)",
+        help="what to do with an image that can't be read (default: skip, and list it)",
     )
     args = parser.parse_args(argv)
     for name, low, high in (
-        ("max_resolution", 8, 65535),
-        ("quality", 1, 100),
-        ("workers", 0, 1024),
-        ("seed", 0, 2**63 - 1),
-    ):
+        ("max_resolution", 8, 65535), ("quality", 1, 100), ("workers", 0, 1024), ("seed", 0, 2**63 - 1), ("subset", 0, 2**31),
+        ("per_class", 0, 2**31), ("total", 0, 2**31),
+    ):  # fmt: skip
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name.replace('_', '-')} {value} is not in {low}..{high}")
     return args
 
 
+def list_datasets():
+    rows = datasets.table()
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def convert(args):
+    root = args.root or datasets.raw_folder(args.ds)
+    splits = datasets.load(
+        args.ds, root, partial=args.partial, seed=args.seed, subset=args.subset, per_class=args.per_class, total=args.total,
+        shards=args.shards, name=args.name,
+    )  # fmt: skip
+    stem = (args.name or args.ds).rstrip("/").rsplit("/", 1)[-1]
+    skipped = 0
+    for split, content in splits.items():
+        written = write_beton(
+            args.out / f"{stem}_{split}.beton", content, dataset=args.ds, name=split, mode=args.mode, max_resolution=args.max_resolution,
+            quality=args.quality, workers=args.workers, seed=args.seed, on_error=args.on_error,
+        )  # fmt: skip
+        if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
+            chosen = written.path.with_suffix(".txt")
+            chosen.write_text("".join(f"{content.name(i)}\n" for i in range(len(content))))
+            print(f"{chosen}: the {len(content)} images that were chosen")
+        size = written.path.stat().st_size / 1e6
+        print(f"{written.path}: {written.count} images, {len(content.classes)} classes, {written.mode}, {size:.1f} MB")
+        for skip in written.skipped:
+            print(f"  skipped {skip['file']}: {skip['reason']}", file=sys.stderr)
+        skipped += len(written.skipped)
+    if skipped:
+        print(f"{skipped} images were skipped; the .json beside each beton lists them.", file=sys.stderr)
+
+
 def main(argv=None):
     args = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; nothing was left under the final name"))
-    root = args.root or Path("data/raw") / args.ds
-    skipped = 0
     try:
-        for split, content in datasets.load(args.ds, root).items():
-            written = write_beton(
-                args.out / f"{args.name or args.ds}_{split}.beton", content, dataset=args.ds, name=split, mode=args.mode,
-                max_resolution=args.max_resolution, quality=args.quality, workers=args.workers, seed=args.seed, on_error=args.on_error,
-            )  # fmt: skip
-            size = written.path.stat().st_size / 1e6
-            print(
-                f"{written.path}: {written.count} images, {len(content.classes)} classes, {written.mode}, {size:.1f} MB"
-            )
-            for skip in written.skipped:
-                print(f"  skipped {skip['file']}: {skip['reason']}", file=sys.stderr)
-            skipped += len(written.skipped)
-    except (datasets.DatasetError, WriteError) as error:
+        if args.ds == "list":
+            list_datasets()
+        elif args.ds:
+            convert(args)
+        elif args.verify:
+            from idmm_fast.report.verify import verify
+
+            print(verify(args.verify))
+        else:
+            from idmm_fast.report.contact_sheet import draw_contact_sheet
+
+            print(draw_contact_sheet(args.show))
+    except (datasets.DatasetError, WriteError, BetonError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; nothing was left under the final name")
-    if skipped:
-        print(f"{skipped} images were skipped; the .json beside each beton lists them.", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,11 @@ _FAST = {"contract", "nsz", "arcp"}
 def _stamp():
     digest = hashlib.sha256(numba.__version__.encode())
     here = Path(__file__).parent
-    for source in (here / "jit.py", here / "beton" / "jpeg.py", *sorted((here / "loader").glob("*.py"))):
+    for source in (
+        here / "jit.py",
+        *(here / "beton" / f"{n}.py" for n in ("jpeg", "checksum")),
+        *sorted((here / "loader").glob("*.py")),
+    ):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 

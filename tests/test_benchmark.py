@@ -24,7 +24,11 @@ def bench(*args):
 
 
 @pytest.mark.parametrize(
-    "peers", ["official,albumentations,dali", pytest.param("official,ffcv", marks=pytest.mark.slow)]  # FFCV compiles for a minute
+    "peers",
+    [
+        "official,albumentations,dali",
+        pytest.param("official,ffcv", marks=pytest.mark.slow),
+    ],  # FFCV compiles for a minute
 )
 def test_loader_benchmark_reports_everything(jpg_beton, tmp_path, peers):
     out, plot = tmp_path / "out.json", tmp_path / "out.png"

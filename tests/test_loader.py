@@ -16,7 +16,7 @@ import torchvision.transforms.functional as F
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
-from idmm_fast.beton import open_beton
+from idmm_fast.beton import BetonError, open_beton
 from idmm_fast.loader import Augment, LoaderError, MultiCropLoader, Views, evaluation_loader
 from idmm_fast.loader.whole import decode_rows
 
@@ -236,9 +236,19 @@ def corrupt(path, target, row, how):
     return target
 
 
+def forget_checksums(path):
+    data = bytearray(path.read_bytes())
+    at = data.index(b"IDMMSUMS")
+    data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("sums", [True, False], ids=["checksums", "none"])
 @pytest.mark.parametrize("how", ["noise", "half"])
-def test_corrupt_image_names_row_and_file(jpg_beton, tmp_path, how):
+def test_corrupt_image_names_row_and_file(jpg_beton, tmp_path, how, sums):
     path = corrupt(jpg_beton, tmp_path / "bad.beton", 17, how)
+    if not sums:
+        forget_checksums(path)
     began = time.perf_counter()
     with pytest.raises(LoaderError, match=r"row 17 of .*bad\.beton"):
         for _ in make(path, 2):
@@ -290,6 +300,9 @@ def test_wrong_size_in_the_table_is_refused(jpg_beton, tmp_path):
         record["f0"]["width"] //= 2
         file.seek(at)
         file.write(record.tobytes())
+    with pytest.raises(BetonError, match="tables are not those that were written"):
+        make(path)
+    forget_checksums(path)  # as in a file by another writer
     with pytest.raises(LoaderError, match=r"row 5 .* width and height"):
         list(make(path))
 
@@ -445,6 +458,12 @@ def test_torchs_threads_are_left_alone(raw_beton):
         f"loader = MultiCropLoader({str(raw_beton)!r}, 8, num_workers=1, views=[Views(1, 16)])\n"
         "next(iter(loader)); assert torch.get_num_threads() == 2, torch.get_num_threads()"
     )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_torchs_matrix_products_are_left_alone():
+    """FFCV's library needs OpenCV, which may need a plain BLAS; its names must not be seen by what is loaded later, torch above all."""
+    code = "import ctypes, idmm_fast.beton.jpeg\nassert not hasattr(ctypes.CDLL(None), 'sgemm_')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

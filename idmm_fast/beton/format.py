@@ -2,6 +2,9 @@
 
 Restated here because FFCV documents it nowhere and importing it costs seconds (source: ffcv/types.py and ffcv/writer.py
 of FFCV 1.0.2). Everything is little-endian; a sample's data never crosses the end of a page.
+
+FFCV leaves a gap between the samples' table and the first page. Our files have checksums there, which FFCV does not look
+at: a mark, one sum over all tables, and one over each sample's bytes.
 """
 
 import numpy as np
@@ -22,12 +25,19 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 SAMPLE = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
 
+SUMS_MARK = np.uint64(0x534D5553_4D4D4449)  # the bytes IDMMSUMS
+
 INT_FIELD, IMAGE_FIELD = 1, 2
 JPG, RAW = 0, 1
 MODES = ("jpg", "raw")
 MIN_PAGE = 1 << 21
 DEFAULT_PAGE = 1 << 23
 MAX_PAGE = 1 << 31
+
+
+def sums_start(end_of_table):
+    """Where the checksums are: after the samples' table, at a multiple of eight bytes."""
+    return -(-end_of_table // 8) * 8
 
 
 def fields(names=("image", "label")):

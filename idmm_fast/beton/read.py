@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, JPG, RAW, VERSION
+from .checksum import tables_sum
+from .format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, JPG, RAW, SUMS_MARK, VERSION, sums_start
 from .write import sidecar_path
 
 # FFCV's other field types, whose columns are stepped over: bytes and JSON (pointer, size), arrays and tensors (pointer).
@@ -32,7 +33,9 @@ class Beton:
     ptr: np.ndarray  # int64, bytes from the start of the file
     length: np.ndarray  # int64, bytes
     label: np.ndarray  # int64; -1 where the file has no integer field
+    sums: np.ndarray  # uint64, checksums of the bytes; of size 0 where the file has none (FFCV's own writer)
     image_column: str
+    page_size: int  # bytes
 
     def __len__(self):
         return self.mode.size
@@ -60,6 +63,22 @@ def _again(path):
     return f"Convert it again with write_datasets.py (a conversion that was interrupted leaves {path.name}.tmp, never {path.name})."
 
 
+def _read_sums(path, end, count, limit, allocations):
+    """The samples' checksums, after checking the tables against theirs; none (size 0) where the file has no mark of them."""
+    at = sums_start(end)
+    if at + 16 + 8 * count > limit:
+        return np.empty(0, np.uint64)
+    mark, over_all = np.fromfile(path, "<u8", count=2, offset=at)
+    if mark != SUMS_MARK:
+        return np.empty(0, np.uint64)
+    sums = np.fromfile(path, "<u8", count=count, offset=at + 16)
+    with open(path, "rb") as file:
+        tables = file.read(at)
+    if tables_sum(tables, sums, allocations) != over_all:
+        raise BetonError(f"{path} is damaged: its tables are not those that were written. {_again(path)}")
+    return sums
+
+
 def open_beton(path):
     """Open and check the FFCV file `path`. Returns Beton; raises BetonError, or FileNotFoundError with what to do."""
     path = Path(path)
@@ -72,7 +91,7 @@ def open_beton(path):
         raise BetonError(f"{path} is not a beton: it has {size} bytes. {_again(path)}")
     header = np.fromfile(path, HEADER, count=1)[0]
     count, table, columns = int(header["num_samples"]), int(header["alloc_table_ptr"]), int(header["num_fields"])
-    if header["version"] != VERSION or not 0 < columns <= 256:
+    if header["version"] != VERSION or not 0 < columns <= 256 or header["page_size"] == 0:
         raise BetonError(f"{path} is not a beton of format version {VERSION} (it says {header['version']}).")
     if table == 0:
         raise BetonError(f"{path} was never finished: its allocation table is missing. {_again(path)}")
@@ -86,8 +105,10 @@ def open_beton(path):
     start = HEADER.itemsize + columns * FIELD.itemsize
     if count == 0 or start + count * sample.itemsize > size:
         raise BetonError(f"{path} is cut short or damaged: {count} rows do not fit its {size} bytes. {_again(path)}")
+    end = start + count * sample.itemsize
     metadata = np.fromfile(path, sample, count=count, offset=start)
     allocations = np.fromfile(path, ALLOCATION, offset=table)
+    sums = _read_sums(path, end, count, min(table, size), allocations)
     column = f"f{kinds.index(IMAGE_FIELD)}"
     image = metadata[column]
     by_ptr = np.argsort(allocations["ptr"], kind="stable")
@@ -105,4 +126,4 @@ def open_beton(path):
             f"{path} is damaged: row {int(wrong.argmax())} does not describe an image inside the file. {_again(path)}"
         )
     label = metadata[f"f{kinds.index(INT_FIELD)}"].astype(np.int64) if INT_FIELD in kinds else np.full(count, -1)
-    return Beton(path, metadata, mode, height, width, ptr, length, label, column)
+    return Beton(path, metadata, mode, height, width, ptr, length, label, sums, column, int(header["page_size"]))

@@ -18,16 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from .checksum import tables_sum
 from .encode import describe, encode, stored_size
-from .format import (
-    ALLOCATION,
-    DEFAULT_PAGE,
-    HEADER,
-    MAX_PAGE,
-    SAMPLE,
-    VERSION,
-    fields,
-)
+from .format import ALLOCATION, DEFAULT_PAGE, HEADER, MAX_PAGE, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
 
 RAW_SHARE = 0.125  # mode auto stores pixels when they fit this share of the machine's memory
 
@@ -75,7 +68,9 @@ def _encoded(images, order, workers, mode, max_resolution, quality):
 
     def work(source):
         try:
-            return encode(source, mode, max_resolution, quality)
+            image = encode(source, mode, max_resolution, quality)
+            image.sum  # noqa: B018  made here, in the threads
+            return image
         except Exception as error:  # PIL raises many kinds for damaged files; each becomes a listed skip
             return error
 
@@ -97,10 +92,11 @@ def _encoded(images, order, workers, mode, max_resolution, quality):
 def _write(file, split, order, encoded, page_size, on_error, progress):
     """The whole file, header last. Returns (rows written, skipped)."""
     samples = np.zeros(len(order), SAMPLE)
+    sums = np.zeros(len(order), np.uint64)
     allocations = np.zeros(len(order), ALLOCATION)
     descriptions = fields()
-    start = HEADER.itemsize + descriptions.nbytes + samples.nbytes
-    position = -(-start // page_size) * page_size
+    start = HEADER.itemsize + descriptions.nbytes
+    position = -(-(sums_start(start + samples.nbytes) + 16 + sums.nbytes) // page_size) * page_size
     file.seek(position)
     left = page_size
     count, skipped = 0, []
@@ -128,6 +124,7 @@ def _write(file, split, order, encoded, page_size, on_error, progress):
         samples[count]["f0"] = (image.mode, image.width, image.height, position)
         samples[count]["f1"] = split.labels[place]
         allocations[count] = (count, position, size)
+        sums[count] = image.sum
         position, left, count = position + size, left - size, count + 1
     if not count:
         raise WriteError(
@@ -139,8 +136,11 @@ def _write(file, split, order, encoded, page_size, on_error, progress):
     file.write(allocations[:count].tobytes())
     header = np.zeros(1, HEADER)
     header[0] = (VERSION, len(descriptions), page_size, count, table)
+    tables = header.tobytes() + descriptions.tobytes() + samples[:count].tobytes()
+    tables += bytes(sums_start(len(tables)) - len(tables))
+    over_all = tables_sum(tables, sums[:count], allocations[:count])
     file.seek(0)
-    file.write(header.tobytes() + descriptions.tobytes() + samples[:count].tobytes())
+    file.write(tables + np.array([SUMS_MARK, over_all], np.uint64).tobytes() + sums[:count].tobytes())
     return count, skipped
 
 
@@ -186,6 +186,8 @@ def write_beton(
     if mode == "auto":
         mode = _choose_mode(split.images, max_resolution)
     temporary = path.with_name(path.name + ".tmp")
+    if temporary.exists():
+        tqdm.write(f"{temporary}: left by a conversion that was interrupted; beginning anew")
     page_size = DEFAULT_PAGE
     try:
         while True:

@@ -1,29 +1,37 @@
 """The datasets, one file each. To add one, put a module here whose docstring's first line says what it is, with
 
-def load(root: Path) -> dict[str, Split]      # "train", "test", ...; downloads what is missing, or says what to do
+SOURCE: Source                                # where it comes from, how many images it has (see split.py)
+def read(folder: Path) -> dict[str, Split]    # "train", "test", ... from the raw files as upstream lays them out
+
+Downloading, unpacking, checking the counts and choosing a subset are done here, the same for all. A module that finds its
+data by itself has load(root) instead of both.
 """
 
 import importlib
 import pkgutil
+import sys
+from pathlib import Path
 
-from .split import DatasetError, Split
+from .fetch import locate
+from .split import DatasetError, FileSlice, Source, Split
 
-__all__ = ["DatasetError", "Split", "describe", "load", "names"]
+__all__ = ["DatasetError", "FileSlice", "Source", "Split", "describe", "load", "names", "raw_folder", "table"]
 
 
 def names():
-    """The names of all datasets, sorted."""
-    return sorted(
-        m.name
-        for m in pkgutil.iter_modules(__path__)
-        if hasattr(importlib.import_module(f".{m.name}", __name__), "load")
-    )
+    """The names of all datasets, sorted. (A module's underscore is a hyphen in the name.)"""
+    found = (m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(m.replace("_", "-") for m in found if hasattr(_import(m), "load") or hasattr(_import(m), "read"))
+
+
+def _import(module):
+    return importlib.import_module(f".{module}", __name__)
 
 
 def _module(name):
     if name not in names():
         raise DatasetError(f"There is no dataset '{name}'. The names are: {', '.join(names())}.")
-    return importlib.import_module(f".{name}", __name__)
+    return _import(name.replace("-", "_"))
 
 
 def describe(name):
@@ -31,6 +39,64 @@ def describe(name):
     return _module(name).__doc__.strip().splitlines()[0]
 
 
-def load(name, root):
-    """The splits of dataset `name`, whose raw files are, or are to be, under `root`. Raises DatasetError."""
-    return _module(name).load(root)
+def raw_folder(name, parent="data/raw"):
+    """Where a dataset's raw files are kept if nothing else is said; sin10k's are ImageNet's."""
+    return Path(parent) / getattr(_module(name), "BASE", name)
+
+
+def table():
+    """Rows (name, classes, train, test, size, licence, where from) of strings, the headings first."""
+    rows = [("name", "classes", "train", "test", "size", "licence", "where from")]
+    for name in names():
+        source = getattr(_module(name), "SOURCE", None)
+        if source is None:
+            rows.append((name, "", "", "", "", "", describe(name).split(":")[0]))
+        else:
+            counts = [f"{source.counts[s]:,}" if s in source.counts else "" for s in ("train", "test")]
+            rows.append((name, str(source.classes), *counts, source.size, source.licence, source.address))
+    return rows
+
+
+def load(name, root, *, partial=False, seed=0, subset=0, per_class=0, total=0, **options):
+    """The splits of dataset `name`, {"train": Split, ...}, whose raw files are, or are to be, under `root`. Raises DatasetError.
+
+    partial: take what is there, whatever the official counts. per_class, total: so many training images of each class, or
+    in all, chosen by `seed`. subset: at most so many images of each split. options: of single datasets (shards, name).
+    """
+    module = _module(name)
+    if hasattr(module, "read"):
+        if hasattr(module, "prepare"):
+            module.prepare(Path(root))
+        splits = module.read(locate(module.SOURCE, root))
+        per_class = per_class or (0 if total else getattr(module, "PER_CLASS", 0))
+        total = total or getattr(module, "TOTAL", 0)
+        if not hasattr(module, "BASE"):  # a sample is counted after it is drawn
+            _check_counts(name, module.SOURCE, splits, partial)
+    else:
+        splits = module.load(root, **{k: options.get(k) for k in getattr(module, "OPTIONS", ())})
+    if per_class or total:
+        splits["train"] = splits["train"].sample(seed, total, per_class)
+    if subset:
+        splits = {split: content.sample(seed, min(subset, len(content))) for split, content in splits.items()}
+    return splits
+
+
+def _check_counts(name, source, splits, partial):
+    wrong = {
+        s: (len(splits[s]), wanted) for s, wanted in source.counts.items() if s in splits and len(splits[s]) != wanted
+    }
+    if not wrong:
+        return
+    said = "; ".join(f"{split}: {found:,} images, officially {wanted:,}" for split, (found, wanted) in wrong.items())
+    if not partial and name == "imagenet":  # no list says which files there should be, so the count is the only check
+        counts = dict.fromkeys(splits["train"].classes, 0)
+        for label in splits["train"].labels:
+            counts[splits["train"].classes[label]] += 1
+        fewest = sorted(counts, key=counts.get)[:5]
+        raise DatasetError(f"{said}. The classes with fewest training images: {', '.join(f'{c} ({counts[c]})' for c in fewest)}. "
+                           f"Unpack the archives again, or take what is there with --partial.")  # fmt: skip
+    if not partial:
+        print(
+            f"warning: {name} is not complete, so figures can't be compared with published ones ({said})",
+            file=sys.stderr,
+        )

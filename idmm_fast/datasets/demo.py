@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .split import DatasetError, Split
+from .split import DatasetError, Source, Split
+
+SOURCE = Source("https://github.com/zalandoresearch/fashion-mnist", 10, {"train": 2040, "test": 10000}, "30 MB", "MIT")
 
 CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 PER_CLASS = 204  # 2,040 images, as many as Flowers-102 has for training

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..beton.jpeg import CORRUPT, OK, Decoder, decode_jpeg
+from ..beton.checksum import checksum
+from ..beton.jpeg import ALTERED, CORRUPT, OK, Decoder, decode_jpeg
 from ..jit import kernel, to_level
 from .blur import blur_scratch_size, gaussian_blur
 from .color import jitter, to_gray
@@ -130,11 +131,11 @@ def write_mixed(planes, box, out, own, taker_box, taker):
 
 
 @kernel
-def make_views(first, last, rows, file, mode, height, width, ptr, length, seed, epoch, views, offsets, boxes, takers, out,
+def make_views(first, last, rows, file, mode, height, width, ptr, length, sums, seed, epoch, views, offsets, boxes, takers, out,
                decoder, pixels, planes, line, starts, tables, draw):  # fmt: skip
     """Make every view of the images first .. last - 1 of the batch `rows`. Returns (failed place in the batch or -1, code).
 
-    rows: int64 (B,), into the per-row tables mode, height, width, ptr, length. file: the beton, uint8. offsets: int64
+    rows: int64 (B,), into the per-row tables mode, height, width, ptr, length, and sums where it is not empty. file: the beton, uint8. offsets: int64
     (groups,), where a group starts in `out` (uint8, 1-d). boxes: int64 (views * B, 4), CutMix's, for the rows of all groups
     one after another; takers: int64 (views * B,), for each of them the row of its group that has it as partner.
     The rest is scratch.
@@ -144,6 +145,8 @@ def make_views(first, last, rows, file, mode, height, width, ptr, length, seed, 
         row = rows[b]
         h, w = height[row], width[row]
         data = file[ptr[row] : ptr[row] + length[row]]
+        if sums.size and checksum(data) != sums[row]:
+            return b, ALTERED
         if mode[row] == RAW:
             if data.size < h * w * 3:
                 return b, CORRUPT

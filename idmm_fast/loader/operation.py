@@ -196,7 +196,7 @@ class MultiCropDecoder(Operation):
             try:
                 while first < last:
                     place, code = make_views(
-                        first, last, rows, b.bytes, b.mode, b.height, b.width, b.ptr, b.length, np.uint64(self.seed), position.epoch,
+                        first, last, rows, b.bytes, b.mode, b.height, b.width, b.ptr, b.length, b.sums, np.uint64(self.seed), position.epoch,
                         self.table, offsets, boxes, takers, position.buffer, scratch.decoder.handle, *scratch.arrays,
                     )  # fmt: skip
                     if code == OK:

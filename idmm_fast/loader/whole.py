@@ -2,9 +2,24 @@
 
 import numpy as np
 
+from ..beton.checksum import checksum
 from ..beton.format import RAW
-from ..beton.jpeg import MESSAGES, OK, Decoder, decode_jpeg
+from ..beton.jpeg import ALTERED, CORRUPT, MESSAGES, OK, Decoder, decode_jpeg
 from .operation import LoaderError
+
+
+def decode_row(beton, row, decoder):
+    """One image as stored, and what is wrong with it: (uint8 (H, W, 3), OK) or (None, a code of beton.jpeg)."""
+    height, width = int(beton.height[row]), int(beton.width[row])
+    data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
+    if beton.sums.size and checksum(data) != beton.sums[row]:
+        return None, ALTERED
+    if beton.mode[row] == RAW:
+        wanted = height * width * 3
+        return (data[:wanted].reshape(height, width, 3).copy(), OK) if data.size >= wanted else (None, CORRUPT)
+    out = np.empty(height * width * 3, np.uint8)
+    code = decode_jpeg(decoder.handle, data, height, width, out)
+    return (out.reshape(height, width, 3), OK) if code == OK else (None, code)
 
 
 def decode_rows(beton, rows):
@@ -12,12 +27,8 @@ def decode_rows(beton, rows):
     decoder = Decoder()
     images = []
     for row in rows:
-        height, width = int(beton.height[row]), int(beton.width[row])
-        data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
-        out = np.empty(height * width * 3, np.uint8)
-        if beton.mode[row] == RAW:
-            out[:] = data[: out.size]
-        elif (code := decode_jpeg(decoder.handle, data, height, width, out)) != OK:
+        image, code = decode_row(beton, row, decoder)
+        if code != OK:
             raise LoaderError(f"row {row} of {beton.path} can't be decoded: {MESSAGES[code]}")
-        images.append(out.reshape(height, width, 3))
+        images.append(image)
     return images

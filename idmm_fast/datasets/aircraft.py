@@ -1,0 +1,28 @@
+"""FGVC-Aircraft: 6,667 training (trainval) and 3,333 test photographs of 100 variants of aeroplanes.
+
+Source: Maji et al. Layout: data/images/*.jpg, data/variants.txt, data/images_variant_trainval.txt, data/images_variant_test.txt.
+"""
+
+from .split import Source, listed
+
+SOURCE = Source(
+    "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/", 100, {"train": 6667, "test": 3333}, "2.8 GB", "research use",
+    {"fgvc-aircraft-2013b.tar.gz": ("https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz", None)},
+    ("data/images", "data/variants.txt", "data/images_variant_trainval.txt", "data/images_variant_test.txt"), (".", "fgvc-aircraft-2013b"),
+)  # fmt: skip
+
+
+def read(folder):
+    data = folder / "data"
+    classes = [line.strip() for line in (data / "variants.txt").read_text().splitlines() if line.strip()]
+    result = {}
+    for split, name in (("train", "trainval"), ("test", "test")):
+        rows = [
+            line.strip().split(" ", 1)
+            for line in (data / f"images_variant_{name}.txt").read_text().splitlines()
+            if line.strip()
+        ]
+        result[split] = listed(
+            data / "images", [f"{r[0]}.jpg" for r in rows], [classes.index(r[1]) for r in rows], classes, split
+        )
+    return result

@@ -1,0 +1,33 @@
+"""Stanford Cars: 8,144 training and 8,041 test photographs of 196 models of cars.
+
+Source: Krause et al. Layout: cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat, devkit/cars_train_annos.mat and
+cars_test_annos_withlabels.mat (beside the folders or in devkit/).
+"""
+
+from scipy.io import loadmat
+
+from .split import DatasetError, Source, listed
+
+SOURCE = Source(
+    "https://ai.stanford.edu/~jkrause/cars/car_dataset.html", 196, {"train": 8144, "test": 8041}, "1.9 GB", "research use",
+    # The official server no longer has them; whoever has the files names them with --root.
+    {"cars_train.tgz": (None, "065e5b463ae28d29e77c1b4b166cfe61"), "cars_test.tgz": (None, "4ce7ebf6a94d07f1952d94dd34c4d501"),
+     "car_devkit.tgz": (None, "c3b158d763b6e2245038c8ad08e45376"), "cars_test_annos_withlabels.mat": (None, "b0a2b23655a3edd16d84508592a98d10")},
+    ("cars_train", "cars_test", "devkit/cars_meta.mat", "devkit/cars_train_annos.mat"), (".", "stanford_cars"),
+)  # fmt: skip
+
+
+def read(folder):
+    classes = [str(n) for n in loadmat(folder / "devkit" / "cars_meta.mat", squeeze_me=True)["class_names"]]
+    test = next((p for p in (folder, folder / "devkit") if (p / "cars_test_annos_withlabels.mat").exists()), None)
+    if test is None:
+        raise DatasetError(
+            f"cars_test_annos_withlabels.mat is missing under {folder}; without it the test images have no labels. See {SOURCE.address}."
+        )
+    annotations = {"train": folder / "devkit" / "cars_train_annos.mat", "test": test / "cars_test_annos_withlabels.mat"}
+    result = {}
+    for split, path in annotations.items():
+        rows = loadmat(path)["annotations"].ravel()
+        names, labels = [str(r["fname"].item()) for r in rows], [int(r["class"].item()) - 1 for r in rows]
+        result[split] = listed(folder / f"cars_{split}", names, labels, classes, split)
+    return result

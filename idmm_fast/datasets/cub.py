@@ -1,0 +1,30 @@
+"""CUB-200-2011: 5,994 training and 5,794 test photographs of 200 kinds of birds.
+
+Source: Wah et al. Layout: images/CLASS/*.jpg, images.txt, image_class_labels.txt, train_test_split.txt, classes.txt.
+"""
+
+from .split import Source, listed
+
+SOURCE = Source(
+    "https://www.vision.caltech.edu/datasets/cub_200_2011/", 200, {"train": 5994, "test": 5794}, "1.2 GB", "research use",
+    {"CUB_200_2011.tgz": ("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78")},
+    ("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"), (".", "CUB_200_2011"),
+)  # fmt: skip
+
+
+def read(folder):
+    def table(name):
+        return dict(line.split(maxsplit=1) for line in (folder / name).read_text().splitlines() if line.strip())
+
+    paths, labels, training, classes = map(
+        table, ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+    )
+    index = {c: k for k, c in enumerate(sorted(classes, key=int))}
+    names = [classes[c].strip().split(".", 1)[-1] for c in sorted(classes, key=int)]
+    result = {}
+    for split, wanted in (("train", "1"), ("test", "0")):
+        ids = [i for i in sorted(paths, key=int) if training[i].strip() == wanted]
+        result[split] = listed(
+            folder / "images", [paths[i].strip() for i in ids], [index[labels[i].strip()] for i in ids], names, split
+        )
+    return result

@@ -1,0 +1,81 @@
+"""ImageNet-1k: 1,281,167 training and 50,000 validation photographs of 1,000 classes (the validation split is the test split here).
+
+Source: Russakovsky et al. Layout: train/WNID/*.JPEG, and val/WNID/*.JPEG, or val/*.JPEG with the development kit's labels; or the
+three official archives, which are unpacked.
+"""
+
+import numpy as np
+from scipy.io import loadmat
+from tqdm import tqdm
+
+from .fetch import unpack
+from .split import DatasetError, Source, Split
+
+SOURCE = Source(
+    "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php", 1000, {"train": 1281167, "test": 50000}, "155 GB", "research use, by request",
+    {"ILSVRC2012_img_train.tar": (None, "1d675b47d978889d74fa0da5fadfb00e"), "ILSVRC2012_img_val.tar": (None, "29b22e2961454d5413ddabcf34fc5622"),
+     "ILSVRC2012_devkit_t12.tar.gz": (None, "fa75699e90414af021442c21a62c3abf")},
+    ("train", "val"), (".", "imagenet"),
+)  # fmt: skip
+DEVKIT = "ILSVRC2012_devkit_t12"
+
+
+def prepare(root):
+    """Unpack the official archives, if they are there, to the layout above: one archive of one archive a class, and a flat one."""
+    train, val = root / "ILSVRC2012_img_train.tar", root / "ILSVRC2012_img_val.tar"
+    if train.is_file() and not (root / "train").exists():
+        draft = root / "train.unpacking"
+        draft.mkdir(exist_ok=True)
+        if not (draft / ".classes").exists():
+            unpack(train, draft)
+            (draft / ".classes").touch()
+        for archive in tqdm(sorted(draft.glob("*.tar")), desc="classes", disable=None):
+            (draft / archive.stem).mkdir(exist_ok=True)
+            unpack(archive, draft / archive.stem)
+            archive.unlink()
+        (draft / ".classes").unlink()
+        draft.replace(root / "train")
+    if val.is_file() and not (root / "val").exists():
+        draft = root / "val.unpacking"
+        draft.mkdir(exist_ok=True)
+        unpack(val, draft)
+        draft.replace(root / "val")
+    if (root / f"{DEVKIT}.tar.gz").is_file() and not (root / DEVKIT).exists():
+        unpack(root / f"{DEVKIT}.tar.gz", root)
+
+
+def _images(folder):
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpeg", ".jpg"))
+
+
+def read(folder):
+    classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
+    if not classes:
+        raise DatasetError(f"{folder / 'train'} has no class folders (n01440764, ...).")
+    result = {"train": _by_class(folder / "train", classes)}
+    if any(p.is_dir() for p in (folder / "val").iterdir()):
+        result["test"] = _by_class(folder / "val", classes)
+        return result
+    kit = folder / DEVKIT / "data"
+    truth = kit / "ILSVRC2012_validation_ground_truth.txt"
+    if not truth.exists():
+        raise DatasetError(
+            f"{folder / 'val'} has no class folders, so {truth} is needed to know its labels: put {DEVKIT}.tar.gz from {SOURCE.address} into {folder}."
+        )
+    synsets = loadmat(kit / "meta.mat", squeeze_me=True)["synsets"]
+    wnid = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
+    labels = [classes.index(wnid[int(line)]) for line in truth.read_text().split()]
+    images = _images(folder / "val")
+    if len(images) != len(labels):
+        raise DatasetError(f"{folder / 'val'} holds {len(images)} images, and {truth.name} names {len(labels)}.")
+    result["test"] = Split(images, labels, classes)
+    return result
+
+
+def _by_class(folder, classes):
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        found = _images(folder / name) if (folder / name).is_dir() else []
+        images += found
+        labels += [label] * len(found)
+    return Split(images, labels, classes)

@@ -1,0 +1,26 @@
+"""MIT Indoor-67: 5,360 training and 1,340 test photographs of 67 kinds of rooms.
+
+Source: Quattoni and Torralba. Layout: Images/CLASS/*.jpg, TrainImages.txt, TestImages.txt.
+"""
+
+from .split import Source, listed
+
+SOURCE = Source(
+    "https://web.mit.edu/torralba/www/indoor.html", 67, {"train": 5360, "test": 1340}, "2.4 GB", "research use",
+    {"indoorCVPR_09.tar": ("http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar", None),
+     "TrainImages.txt": ("https://web.mit.edu/torralba/www/TrainImages.txt", None),
+     "TestImages.txt": ("https://web.mit.edu/torralba/www/TestImages.txt", None)},
+    ("Images", "TrainImages.txt", "TestImages.txt"), (".", "indoor67", "indoorCVPR_09"),
+)  # fmt: skip
+
+
+def read(folder):
+    parts = {
+        split: [line.strip() for line in (folder / name).read_text().splitlines() if line.strip()]
+        for split, name in (("train", "TrainImages.txt"), ("test", "TestImages.txt"))
+    }
+    classes = sorted({name.split("/")[0] for part in parts.values() for name in part})
+    return {
+        split: listed(folder / "Images", part, [classes.index(name.split("/")[0]) for name in part], classes, split)
+        for split, part in parts.items()
+    }

@@ -1,0 +1,20 @@
+"""SIN-10k: 10 random training photographs of each class of ImageNet, 10,000 in all (--per-class, --seed). Needs ImageNet's files."""
+
+from dataclasses import replace
+
+from . import imagenet
+
+SOURCE = replace(
+    imagenet.SOURCE,
+    counts={"train": 10000},
+    markers=("train",),
+    files={"ILSVRC2012_img_train.tar": imagenet.SOURCE.files["ILSVRC2012_img_train.tar"]},
+)
+BASE = "imagenet"  # whose raw files these are
+PER_CLASS = 10
+prepare = imagenet.prepare
+
+
+def read(folder):
+    classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
+    return {"train": imagenet._by_class(folder / "train", classes)}
