@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Measure throughput.
 
-python benchmark.py loader --beton data/flowers_train.beton           # ours, decode alone, the recipe in PIL/torchvision
-python benchmark.py loader --images my_photos --workers 1 --peers official,ffcv,albumentations,dali --repeats 5 --json bench.json
+python benchmark.py loader --images my_photos                          # ours, decode alone, the recipe in PIL/torchvision
+python benchmark.py loader --beton data/flowers_train.beton --workers 1 --peers official,ffcv,albumentations,dali --repeats 5 --json bench.json
+python benchmark.py writer --images my_photos                          # conversion, against FFCV's own writer
 """
 
 import argparse
@@ -10,12 +11,19 @@ import sys
 from pathlib import Path
 
 
-def main(argv=None):
+def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    loader = commands.add_parser(
-        "loader", help="images/s of the six-view pipeline, against peers, in one run, alternating"
-    )
+
+    def command(name, text):
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument(
+            "--repeats", type=int, default=5, metavar="N", help="times each system runs, in turn (default: 5)"
+        )
+        added.add_argument("--json", type=Path, metavar="OUT", help="write all figures here")
+        return added
+
+    loader = command("loader", "images/s of the six-view pipeline, against peers, in one run, alternating")
     source = loader.add_mutually_exclusive_group()
     source.add_argument("--beton", type=Path, metavar="FILE", help="a beton of JPEGs")
     source.add_argument(
@@ -24,18 +32,31 @@ def main(argv=None):
     loader.add_argument("--workers", type=int, default=1, metavar="N", help="threads of each system (default: 1)")
     loader.add_argument("--peers", default="official", metavar="LIST",
                         help="comma-separated: official (default), ffcv, albumentations, dali; `make bench` installs and runs all")  # fmt: skip
-    loader.add_argument("--repeats", type=int, default=5, metavar="N", help="times each system runs (default: 5)")
     loader.add_argument("--limit", type=int, default=256, metavar="N", help="images a run (default: 256)")
-    loader.add_argument("--json", type=Path, metavar="OUT", help="write all figures here")
     loader.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of them here")
-    args = parser.parse_args(argv)
+
+    writer = command("writer", "images/s of conversion to a beton, against FFCV's own writer, and its memory")
+    writer.add_argument(
+        "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: photographs made from scikit-learn's two)"
+    )
+    writer.add_argument(
+        "--count", type=int, default=2000, metavar="N", help="images a run, the tree's over and over (default: 2000)"
+    )
+    writer.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="workers of each system (default: one a core)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse(argv)
+    from importlib import import_module
 
     from idmm_fast.beton import BetonError
     from idmm_fast.datasets import DatasetError
-    from idmm_fast.report.benchmark_loader import run
 
     try:
-        run(args)
+        import_module(f"idmm_fast.report.benchmark_{args.command}").run(args)
     except (BetonError, DatasetError, FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -73,3 +73,13 @@ def test_bad_arguments_are_a_sentence(args, says):
     assert shown.returncode == 1
     assert says in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_writer_benchmark_reports_everything(tree, tmp_path):
+    out = tmp_path / "out.json"
+    shown = bench("writer", "--images", tree, "--count", 60, "--repeats", 1, "--json", out)
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(out.read_text())
+    assert set(result["images_per_s"]) == {"ours, as they are", "ours, encoded", "ffcv", "ffcv, jpg", "ffcv, encoded"}
+    assert all(r > 0 for r in result["ratios"].values())
+    assert result["peak_mb"]["all"] > 0

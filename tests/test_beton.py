@@ -4,10 +4,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image
 
 from idmm_fast.beton import BetonError, WriteError, open_beton, write_beton
 from idmm_fast.beton.encode import encode, stored_size, to_rgb
-from idmm_fast.beton.format import HEADER
+from idmm_fast.beton.format import HEADER, MIN_PAGE
 from idmm_fast.datasets import Split, load
 from idmm_fast.loader.whole import decode_rows
 
@@ -204,16 +206,22 @@ def test_full_disk_is_an_error_that_leaves_the_old_file(tmp_path, photos):
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_killed_conversion_leaves_no_file_under_the_final_name(tmp_path, number):
-    root = tmp_path / "many"
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """300 large PNGs, which take a while to convert."""
+    root = tmp_path_factory.mktemp("many")
     (root / "a").mkdir(parents=True)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8))
     noise.save(root / "a" / "0.png")
     for k in range(1, 300):
         os.link(root / "a" / "0.png", root / "a" / f"{k}.png")
+    return root
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_killed_conversion_leaves_no_file_under_the_final_name(many, tmp_path, number):
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, "--ds", "folder", "--root", root, "--out", tmp_path / "out", "--mode", "jpg"],
+        [sys.executable, SCRIPT, "--ds", "folder", "--root", many, "--out", tmp_path / "out", "--mode", "jpg"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -230,6 +238,156 @@ def test_killed_conversion_leaves_no_file_under_the_final_name(tmp_path, number)
     else:
         assert left == set()
         assert "nothing was left" in message
+
+
+CONVERT = """
+import sys
+from pathlib import Path
+from idmm_fast.beton import write_beton
+from idmm_fast.datasets import folder
+split = folder.load(Path(sys.argv[1]))["train"]
+write_beton(Path(sys.argv[1]).with_name("warm.beton"), split, dataset="t", name="train", mode="jpg", quiet=True)
+print("ready", flush=True)
+for quality in range(50, 100):
+    write_beton(Path(sys.argv[2]), split, dataset="t", name="train", mode="jpg", quality=quality, quiet=True)
+    print(quality, flush=True)
+"""
+
+
+def test_kill_at_twenty_random_moments_leaves_the_old_file_or_the_new_one(tmp_path, photos):
+    """A process writes the same file over and over, at another quality each time, and is killed; what is there is always whole."""
+    root, path = tmp_path / "tree", tmp_path / "out" / "a.beton"
+    (root / "a").mkdir(parents=True)
+    for k, photo in enumerate(photos[:20]):
+        Image.fromarray(photo).save(root / "a" / f"{k}.png")
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(20):
+        process = subprocess.Popen(
+            [sys.executable, "-c", CONVERT, root, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0, 0.8))
+        process.kill()
+        process.wait()
+        if path.parent.exists():
+            assert {p.name for p in path.parent.iterdir()} <= {"a.beton", "a.json", "a.beton.tmp", "a.json.tmp"}
+        if path.exists():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                beton = open_beton(path)
+                assert len(decode_rows(beton, range(20))) == 20
+                seen.add(beton.sidecar.get("quality"))
+    assert len(seen) > 1  # some were killed late enough to have replaced the file
+    write_beton(path, load("folder", root)["train"], dataset="t", name="train", quiet=True)
+    assert {p.name for p in path.parent.iterdir()} == {"a.beton", "a.json"}
+
+
+def test_a_sidecar_of_another_file_is_not_believed(jpg_beton, raw_beton, tmp_path):
+    shutil.copy(jpg_beton, tmp_path / "a.beton")
+    shutil.copy(raw_beton.with_suffix(".json"), tmp_path / "a.json")
+    with pytest.warns(UserWarning, match=r"a\.json is not of this"):
+        assert open_beton(tmp_path / "a.beton").classes == ["class_0", "class_1", "class_2", "class_3"]
+
+
+FUZZ = """
+import random, sys, warnings
+import numpy as np
+from pathlib import Path
+from idmm_fast.beton import BetonError, open_beton
+from idmm_fast.beton.jpeg import OK, Decoder
+from idmm_fast.loader.whole import decode_row
+
+warnings.simplefilter("ignore")
+original, target, count, sums = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "sums"
+target.write_bytes(original)
+whole = open_beton(target)
+decoder = Decoder()
+images = [decode_row(whole, row, decoder)[0] for row in range(len(whole))]
+first, table = int(whole.ptr.min()), int.from_bytes(original[16:24], "little")
+regions = {"header": (0, 32), "fields": (32, 2120), "rows": (2120, 2120 + 24 * len(whole)), "all before the pages": (0, 2120 + 40 * len(whole)),
+           "pages": (first, int((whole.ptr + whole.length).max())), "allocations": (table, len(original)), "anywhere": (0, len(original))}
+rng = random.Random(1)
+outcomes = {"refused": 0, "error": 0, "correct": 0, "other pixels": 0}
+for trial in range(count):
+    data = bytearray(original)
+    low, high = regions[rng.choice(list(regions))]
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at = rng.randrange(low, high)
+        data[at] = rng.choice((rng.randrange(256), data[at] ^ (1 << rng.randrange(8)), 0, 255))
+    if rng.random() < 0.1:
+        del data[rng.randrange(len(data)):]
+    target.write_bytes(data)
+    try:
+        beton = open_beton(target)
+    except BetonError:
+        outcomes["refused"] += 1
+        continue
+    wrong = False
+    for row in range(len(beton)):
+        image, code = decode_row(beton, row, decoder)
+        if code != OK:
+            wrong = True
+        elif len(beton) != len(images) or image.shape != images[row].shape or not np.array_equal(image, images[row]):
+            outcomes["other pixels"] += 1
+            assert not sums, (trial, row)
+    outcomes["error" if wrong else "correct"] += 1
+print(outcomes)
+"""
+
+
+@pytest.mark.parametrize("sums", ["sums", "none"])
+@pytest.mark.parametrize("mode", ["jpg", "raw"])
+def test_fuzzed_files_end_in_an_error_or_in_correct_pixels(tmp_path, photos, mode, sums, monkeypatch):
+    """1,000 mutations each of header, tables and pages. Without checksums (as in a file by FFCV's own writer) other pixels can't be
+    told, but nothing may crash: hence the process of its own."""
+    monkeypatch.setattr("idmm_fast.beton.write.DEFAULT_PAGE", MIN_PAGE)
+    split = Split([p[:40, :56] for p in photos[:6]], [0] * 6, ["a"])
+    path = write_beton(tmp_path / "small.beton", split, dataset="t", name="train", mode=mode, quiet=True).path
+    if sums == "none":
+        data = bytearray(path.read_bytes())
+        at = data.index(b"IDMMSUMS")
+        data[at : at + 8] = bytes(8)
+        path.write_bytes(data)
+    shown = subprocess.run(
+        [sys.executable, "-c", FUZZ, path, tmp_path / "bad.beton", "1000", sums],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert shown.returncode == 0, shown.stderr[-2000:]
+    outcomes = eval(shown.stdout)
+    assert outcomes["refused"] > 200
+    if mode == "jpg" or sums == "sums":
+        assert outcomes["error"] > 50
+    assert outcomes["correct"] > 0
+    if sums == "sums":
+        assert outcomes["other pixels"] == 0
+
+
+def test_memory_stays_flat_as_the_dataset_grows(tmp_path, photos):
+    """Ten times the images at the same peak, within 10 %."""
+    code = """
+import sys
+from pathlib import Path
+from idmm_fast.beton import write_beton
+from idmm_fast.datasets import Split
+paths = [Path(sys.argv[1])] * int(sys.argv[3])
+write_beton(Path(sys.argv[2]), Split(paths, [0] * len(paths), ["a"]), dataset="t", name="train", mode="jpg", workers=2, quiet=True)
+print(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmHWM")))
+"""
+    Image.fromarray(np.tile(photos[0], (3, 3, 1))).save(tmp_path / "a.jpg", quality=95)
+    peaks = []
+    for count in (200, 2000):
+        shown = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "a.jpg", tmp_path / "o.beton", str(count)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        peaks.append(int(shown.stdout))
+    assert peaks[1] < 1.1 * peaks[0], peaks
 
 
 def damage(path, target, change):

@@ -1,8 +1,15 @@
-"""The datasets, read from small trees laid out as upstream lays them out."""
+"""The datasets, read from small trees laid out as upstream lays them out, by the real code and, at the end, by the script itself."""
 
 import gzip
+import http.server
+import io
+import json
+import shutil
 import subprocess
 import sys
+import tarfile
+import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,90 +18,404 @@ from PIL import Image
 from scipy.io import savemat
 
 from idmm_fast import datasets
-from idmm_fast.datasets import DatasetError, demo
+from idmm_fast.beton import open_beton
+from idmm_fast.datasets import DatasetError, Split, demo, fetch, imagenet
+from idmm_fast.datasets.split import Source
 
 ROOT = Path(__file__).parent.parent
 
 
 def photo(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30), (value, 0, 0)).save(path)
+    Image.new("RGB", (40, 30), (value % 256, 0, 0)).save(path)
 
 
-@pytest.fixture
-def pets(tmp_path):
-    """images/Breed_N.jpg and annotations/{trainval,test}.txt with lines `Breed_N class species breed`, as upstream has them."""
-    lines = {"trainval": [], "test": []}
+def write(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(str, lines)) + "\n")
+
+
+def make_pets(root):
+    """images/Breed_N.jpg and annotations/{trainval,test}.txt with lines `Breed_N class species breed`."""
+    lines = {"trainval": ["#Image CLASS-ID SPECIES BREED ID"], "test": []}
     for breed, c in (("Abyssinian", 1), ("american_bulldog", 2), ("Zebra_fox", 3)):
         for n in range(1, 8):
-            photo(tmp_path / "images" / f"{breed}_{n}.jpg", 10 * c + n)
+            photo(root / "images" / f"{breed}_{n}.jpg", 10 * c + n)
             lines["test" if n > 5 else "trainval"].append(f"{breed}_{n} {c} 1 {c}")
-    (tmp_path / "annotations").mkdir()
     for split, rows in lines.items():
-        (tmp_path / "annotations" / f"{split}.txt").write_text(
-            "#Image CLASS-ID SPECIES BREED ID\n" + "\n".join(rows) + "\n"
-        )
-    (tmp_path / "images" / "._Abyssinian_1.jpg").write_bytes(b"mac")  # upstream's archive has such files
-    return tmp_path
+        write(root / "annotations" / f"{split}.txt", rows)
+    (root / "images" / "._Abyssinian_1.jpg").write_bytes(b"mac")  # upstream's archive has such files
+    return 15, 6, ["Abyssinian", "american_bulldog", "Zebra_fox"]
+
+
+def make_flowers(root):
+    """jpg/image_NNNNN.jpg, imagelabels.mat (labels from 1) and setid.mat (trnid, valid, tstid)."""
+    for n in range(1, 10):
+        photo(root / "jpg" / f"image_{n:05d}.jpg", 20 * n)
+    savemat(root / "imagelabels.mat", {"labels": np.array([[1, 1, 2, 2, 3, 3, 1, 2, 3]], np.uint8)})
+    savemat(
+        root / "setid.mat",
+        {"trnid": np.array([[1, 3, 5]]), "valid": np.array([[2, 4]]), "tstid": np.array([[6, 7, 8, 9]])},
+    )
+    return 5, 4, ["class_001", "class_002", "class_003"]
+
+
+def make_dtd(root):
+    for texture in ("banded", "zigzagged"):
+        for n in range(6):
+            photo(root / "dtd" / "images" / texture / f"{texture}_{n:04d}.jpg", n)
+        for split, part in (("train", (0, 1)), ("val", (2, 3)), ("test", (4, 5))):
+            with open(_made(root / "dtd" / "labels" / f"{split}1.txt"), "a") as file:
+                file.writelines(f"{texture}/{texture}_{n:04d}.jpg\n" for n in part)
+    return 8, 4, ["banded", "zigzagged"]
+
+
+def _made(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def make_indoor67(root):
+    names = [f"{room}/{room}_{n}.jpg" for room in ("airport_inside", "winecellar") for n in range(4)]
+    for k, name in enumerate(names):
+        photo(root / "Images" / name, k)
+    write(root / "TrainImages.txt", [n for n in names if not n.endswith("_3.jpg")])
+    write(root / "TestImages.txt", [n for n in names if n.endswith("_3.jpg")])
+    return 6, 2, ["airport_inside", "winecellar"]
+
+
+def make_cub(root):
+    folder = root / "CUB_200_2011"
+    names = [
+        f"{c:03d}.{bird}/{bird}_{n}.jpg"
+        for c, bird in ((1, "Black_footed_Albatross"), (2, "Laysan_Albatross"))
+        for n in range(3)
+    ]
+    for k, name in enumerate(names):
+        photo(folder / "images" / name, k)
+    write(folder / "images.txt", [f"{k + 1} {n}" for k, n in enumerate(names)])
+    write(folder / "image_class_labels.txt", [f"{k + 1} {int(n[:3])}" for k, n in enumerate(names)])
+    write(folder / "train_test_split.txt", [f"{k + 1} {int(k % 3 < 2)}" for k in range(6)])
+    write(folder / "classes.txt", ["1 001.Black_footed_Albatross", "2 002.Laysan_Albatross"])
+    return 4, 2, ["Black_footed_Albatross", "Laysan_Albatross"]
+
+
+def make_aircraft(root):
+    data = root / "fgvc-aircraft-2013b" / "data"
+    variants = ["707-320", "Boeing 717", "Yak-42"]
+    rows = [(f"{1000000 + k}", variants[k % 3]) for k in range(9)]
+    for k, (number, _) in enumerate(rows):
+        photo(data / "images" / f"{number}.jpg", k)
+    write(data / "variants.txt", variants)
+    write(data / "images_variant_trainval.txt", [f"{n} {v}" for n, v in rows[:6]])
+    write(data / "images_variant_test.txt", [f"{n} {v}" for n, v in rows[6:]])
+    return 6, 3, variants
+
+
+def make_cars(root):
+    kinds = [("bbox_x1", "O"), ("class", "O"), ("fname", "O")]
+    classes = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012"]
+    for split, count, name in (
+        ("train", 4, "devkit/cars_train_annos.mat"),
+        ("test", 2, "cars_test_annos_withlabels.mat"),
+    ):
+        rows = np.zeros((1, count), kinds)
+        for k in range(count):
+            rows[0, k] = (np.array([[3]]), np.array([[k % 2 + 1]]), np.array([f"{k + 1:05d}.jpg"]))
+            photo(root / f"cars_{split}" / f"{k + 1:05d}.jpg", k)
+        savemat(_made(root / name), {"annotations": rows})
+    names = np.empty((1, 2), "O")
+    names[0, 0], names[0, 1] = classes
+    savemat(root / "devkit" / "cars_meta.mat", {"class_names": names})
+    return 4, 2, classes
+
+
+def make_imagenet(root, images=12):
+    for c, wnid in enumerate(("n01440764", "n01443537", "n01484850")):
+        for n in range(images):
+            photo(root / "train" / wnid / f"{wnid}_{n}.JPEG", 20 * c + n)
+        for n in range(2):
+            photo(root / "val" / wnid / f"ILSVRC2012_val_{10 * c + n:08d}.JPEG", n)
+    return 3 * images, 6, ["n01440764", "n01443537", "n01484850"]
+
+
+UPSTREAM = {"pets": make_pets, "flowers": make_flowers, "dtd": make_dtd, "indoor67": make_indoor67, "cub": make_cub, "aircraft": make_aircraft,
+            "cars": make_cars, "imagenet": make_imagenet}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_upstreams_layout_is_read(name, tmp_path):
+    train, test, classes = UPSTREAM[name](tmp_path)
+    splits = datasets.load(name, tmp_path, partial=True)
+    assert (len(splits["train"]), len(splits["test"])) == (train, test)
+    assert not set(splits["train"].images) & set(splits["test"].images)
+    for split in splits.values():
+        assert split.classes == classes
+        assert set(split.labels) <= set(range(len(classes)))
+        for image, label in zip(split.images, split.labels):
+            assert image.exists()
+            told = f"{image.parent.name}/{image.name}"
+            if name in ("pets", "dtd", "indoor67", "cub", "imagenet"):  # whose paths name the class
+                assert classes[label] in told
+
+
+def test_labels_that_only_the_lists_know(tmp_path):
+    make_flowers(tmp_path / "f")
+    flowers = datasets.load("flowers", tmp_path / "f", partial=True)
+    assert [p.name for p in flowers["train"].images] == [
+        f"image_{n:05d}.jpg" for n in (1, 3, 5, 2, 4)
+    ]  # train, then val
+    assert flowers["train"].labels == [0, 1, 2, 0, 1]
+    assert flowers["test"].labels == [2, 0, 1, 2]
+    make_aircraft(tmp_path / "a")
+    assert datasets.load("aircraft", tmp_path / "a", partial=True)["train"].labels == [0, 1, 2, 0, 1, 2]
+    make_cars(tmp_path / "c")
+    assert datasets.load("cars", tmp_path / "c", partial=True)["test"].labels == [0, 1]
+
+
+@pytest.mark.parametrize("name", [n for n in UPSTREAM if n != "imagenet"])
+def test_a_missing_image_is_named(name, tmp_path):
+    UPSTREAM[name](tmp_path)
+    victim = sorted(p for p in tmp_path.rglob("*.jpg") if not p.name.startswith("."))[0]
+    victim.unlink()
+    with pytest.raises(DatasetError, match=f"1 of .* images are missing under .*{victim.name}"):
+        datasets.load(name, tmp_path)
+
+
+def test_a_count_that_is_not_the_official_one_is_said(tmp_path, capsys):
+    make_pets(tmp_path / "p")
+    datasets.load("pets", tmp_path / "p")
+    assert "train: 15 images, officially 3,680" in capsys.readouterr().err
+    make_imagenet(tmp_path / "i")
+    (tmp_path / "i" / "train" / "n01443537" / "n01443537_3.JPEG").unlink()
+    with pytest.raises(
+        DatasetError, match=r"35 images, officially 1,281,167.*fewest training images: n01443537 \(11\)"
+    ):
+        datasets.load("imagenet", tmp_path / "i")
+
+
+def test_the_official_counts_are_those_of_the_paper():
+    """Section 5 of the method's description: classes, train, test."""
+    wanted = {"flowers": (102, 2040, 6149), "pets": (37, 3680, 3669), "dtd": (47, 3760, 1880), "indoor67": (67, 5360, 1340), "cub": (200, 5994, 5794),
+              "aircraft": (100, 6667, 3333), "cars": (196, 8144, 8041), "imagenet": (1000, 1281167, 50000)}  # fmt: skip
+    rows = {r[0]: r for r in datasets.table()}
+    for name, figures in wanted.items():
+        assert tuple(int(c.replace(",", "")) for c in rows[name][1:4]) == figures
+
+
+def tar_of(path, folder, mode="w:gz"):
+    with tarfile.open(path, mode) as file:
+        for child in sorted(folder.iterdir()):
+            file.add(child, child.name)
+
+
+def test_imagenets_archives_are_unpacked_and_the_kit_gives_the_validation_labels(tmp_path):
+    make_imagenet(tmp_path / "made", 4)
+    root, classes = tmp_path / "root", tmp_path / "classes"
+    root.mkdir()
+    classes.mkdir()
+    for folder in sorted((tmp_path / "made" / "train").iterdir()):
+        tar_of(classes / f"{folder.name}.tar", folder, "w")
+    tar_of(root / "ILSVRC2012_img_train.tar", classes, "w")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    labels = []
+    for k, image in enumerate(sorted((tmp_path / "made" / "val").rglob("*.JPEG"))):
+        shutil.copy(image, flat / f"ILSVRC2012_val_{k:08d}.JPEG")
+        labels.append({"n01440764": 3, "n01443537": 1, "n01484850": 2}[image.parent.name])
+    tar_of(root / "ILSVRC2012_img_val.tar", flat, "w")
+    kit = tmp_path / "kit" / imagenet.DEVKIT / "data"
+    synsets = np.zeros((3, 1), [("ILSVRC2012_ID", "O"), ("WNID", "O")])
+    for k, (number, wnid) in enumerate(((3, "n01440764"), (1, "n01443537"), (2, "n01484850"))):
+        synsets[k, 0] = (np.array([[number]]), np.array([wnid]))
+    savemat(_made(kit / "meta.mat"), {"synsets": synsets})
+    write(kit / "ILSVRC2012_validation_ground_truth.txt", labels)
+    tar_of(root / f"{imagenet.DEVKIT}.tar.gz", tmp_path / "kit")
+    splits = datasets.load("imagenet", root, partial=True)
+    assert len(splits["train"]) == 12
+    assert splits["test"].labels == [0, 0, 1, 1, 2, 2]
+    assert not list(root.glob("*unpacking*"))
+
+
+def test_sin10k_takes_ten_of_each_class_the_same_everywhere(tmp_path):
+    make_imagenet(tmp_path, 20)
+    one = datasets.load("sin10k", tmp_path, seed=1)["train"]
+    assert np.bincount(one.labels).tolist() == [10, 10, 10]
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "train", moved / "train")
+    names = lambda split: [split.name(i) for i in range(len(split))]  # noqa: E731
+    assert names(datasets.load("sin10k", moved, seed=1)["train"]) == names(one)
+    assert names(datasets.load("sin10k", tmp_path, seed=2)["train"]) != names(one)
+    # Pinned, so that a change of the choice, on whatever machine or version, is seen.
+    assert names(datasets.load("sin10k", tmp_path, per_class=1)["train"]) == [
+        "n01440764/n01440764_7.JPEG", "n01443537/n01443537_16.JPEG", "n01484850/n01484850_15.JPEG"
+    ]  # fmt: skip
+    unbalanced = datasets.load("sin10k-total", tmp_path, total=30, seed=1)["train"]
+    assert len(set(unbalanced.images)) == 30
+    with pytest.raises(DatasetError, match="fewer than 21"):
+        datasets.load("sin10k", tmp_path, per_class=21)
+
+
+def test_samples_are_random():
+    """Each of 40 images is chosen 10 times in 40 on average, over seeds."""
+    split = Split([Path(f"c/{k}.jpg") for k in range(40)], [0] * 40, ["c"])
+    counts = np.zeros(40)
+    for seed in range(400):
+        for image in split.sample(seed, total=10).images:
+            counts[int(image.stem)] += 1
+    from scipy import stats
+
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+# --- downloads and archives
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `files`; understands Range; cuts the connection after `cut` bytes where that is set."""
+
+    files, cut, seen = {}, None, []
+
+    def do_GET(self):
+        body = self.files.get(self.path.strip("/"))
+        if body is None:
+            self.send_error(404)
+            return
+        start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-")) if "Range" in self.headers else 0
+        self.seen.append(start)
+        if start >= len(body):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        self.wfile.write(body[start : start + (self.cut or len(body))])
+
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture
-def flowers(tmp_path):
-    """jpg/image_NNNNN.jpg, imagelabels.mat (labels from 1) and setid.mat (trnid, valid, tstid), as upstream has them."""
-    labels = np.array([1, 1, 2, 2, 3, 3, 1, 2, 3], np.uint8)
-    for n in range(1, 10):
-        photo(tmp_path / "jpg" / f"image_{n:05d}.jpg", 20 * n)
-    savemat(tmp_path / "imagelabels.mat", {"labels": labels[None]})
-    savemat(
-        tmp_path / "setid.mat",
-        {"trnid": np.array([[1, 3, 5]]), "valid": np.array([[2, 4]]), "tstid": np.array([[6, 7, 8, 9]])},
-    )
-    return tmp_path
+def server():
+    handler = type("Handler", (Server,), {"files": {}, "seen": []})
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    handler.url = f"http://127.0.0.1:{httpd.server_address[1]}/"
+    yield handler
+    httpd.shutdown()
 
 
-def test_pets(pets):
-    splits = datasets.load("pets", pets)
-    assert {k: len(v) for k, v in splits.items()} == {"train": 15, "test": 6}
-    assert splits["train"].classes == ["Abyssinian", "american_bulldog", "Zebra_fox"]
-    for split in splits.values():
-        for image, label in zip(split.images, split.labels):
-            assert image.name.rsplit("_", 1)[0] == split.classes[label]
+def test_a_download_goes_on_where_it_stopped(server, tmp_path):
+    body = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
+    server.files["a.bin"] = body
+    (tmp_path / "sum").write_bytes(body)
+    checksum = fetch.md5(tmp_path / "sum")
+    server.cut = 100_000
+    with pytest.raises(OSError):
+        fetch.download(server.url + "a.bin", tmp_path / "a.bin", checksum)
+    assert not (tmp_path / "a.bin").exists()
+    server.cut = None
+    fetch.download(server.url + "a.bin", tmp_path / "a.bin", checksum)
+    assert (tmp_path / "a.bin").read_bytes() == body
+    assert server.seen[0] == 0
+    assert server.seen[-1] > 0
+    with pytest.raises(DatasetError, match="MD5 differs"):
+        fetch.download(server.url + "a.bin", tmp_path / "b.bin", "0" * 32)
+    assert not list(tmp_path.glob("b.bin*"))
 
 
-def test_flowers_trains_on_train_and_val(flowers):
-    splits = datasets.load("flowers", flowers)
-    assert [p.name for p in splits["train"].images] == [f"image_{n:05d}.jpg" for n in (1, 3, 5, 2, 4)]
-    assert splits["train"].labels == [0, 1, 2, 0, 1]
-    assert splits["test"].labels == [2, 0, 1, 2]
-    assert len(splits["train"].classes) == 3
+def test_a_dataset_is_downloaded_unpacked_and_read(server, tmp_path, monkeypatch):
+    from idmm_fast.datasets import pets
+
+    made = tmp_path / "made"
+    make_pets(made)
+    for part in ("images", "annotations"):
+        folder = tmp_path / f"only_{part}"
+        shutil.copytree(made / part, folder / part)
+        tar_of(tmp_path / f"{part}.tar.gz", folder)
+        server.files[f"{part}.tar.gz"] = (tmp_path / f"{part}.tar.gz").read_bytes()
+    files = {
+        f"{p}.tar.gz": (f"{server.url}{p}.tar.gz", fetch.md5(tmp_path / f"{p}.tar.gz"))
+        for p in ("images", "annotations")
+    }
+    monkeypatch.setattr(pets, "SOURCE", Source(**{**vars(pets.SOURCE), "files": files}))
+    assert len(datasets.load("pets", tmp_path / "raw", partial=True)["train"]) == 15
+    before = len(server.seen)
+    datasets.load("pets", tmp_path / "raw", partial=True)
+    assert len(server.seen) == before  # what is there is not fetched again
 
 
-@pytest.mark.parametrize("name", ["pets", "flowers"])
-def test_a_missing_image_is_named(request, name):
-    root = request.getfixturevalue(name)
-    victim = next((root / ("images" if name == "pets" else "jpg")).glob("[A-Za-z]*.jpg"))
-    victim.unlink()
-    with pytest.raises(DatasetError, match="missing"):
-        datasets.load(name, root)
-
-
-@pytest.mark.parametrize("name", ["pets", "flowers", "demo"])
-def test_without_network_the_address_is_given(name, tmp_path, monkeypatch):
-    import torchvision.datasets.utils as downloads
-
+@pytest.mark.parametrize("name", [n for n in datasets.names() if n not in ("folder", "webdataset", "hf", "demo")])
+def test_without_network_a_sentence_gives_address_files_and_place(name, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no network")
 
-    for attribute in ("_urlretrieve", "download_url", "download_and_extract_archive"):
-        monkeypatch.setattr(downloads, attribute, refuse)
-    for module in ("oxford_iiit_pet", "flowers102", "mnist"):
-        monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", refuse)
-    monkeypatch.setattr(demo, "DEBIAN", tmp_path / "none")
-    with pytest.raises(DatasetError, match="https://"):
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", refuse)
+    with pytest.raises(DatasetError) as said:
         datasets.load(name, tmp_path / "empty")
+    source = datasets._module(name).SOURCE
+    for wanted in (source.address, *source.files, str(tmp_path / "empty"), "--root"):
+        assert wanted in str(said.value)
 
 
-def test_demo_reads_idx_files_and_balances_classes(tmp_path, monkeypatch):
+def test_without_network_the_demo_says_where_to_get_it(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    monkeypatch.setattr(demo, "DEBIAN", tmp_path / "none")
+    with pytest.raises(DatasetError, match="apt-get install dataset-fashion-mnist"):
+        datasets.load("demo", tmp_path / "empty")
+
+
+def bad_tar(path, member, data=b"x", **kwargs):
+    with tarfile.open(path, "w") as file:
+        info = tarfile.TarInfo(member)
+        info.size = len(data) if "type" not in kwargs else 0
+        for key, value in kwargs.items():
+            setattr(info, key, value)
+        file.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(("member", "extra"), [
+    ("../out.txt", {}), ("/tmp/out.txt", {}), ("a/../../out.txt", {}),
+    ("link", {"type": tarfile.SYMTYPE, "linkname": "../../secret"}), ("link", {"type": tarfile.LNKTYPE, "linkname": "../../secret"}),
+    ("device", {"type": tarfile.CHRTYPE}),
+])  # fmt: skip
+def test_archives_do_not_reach_out_of_their_folder(tmp_path, member, extra):
+    bad_tar(tmp_path / "bad.tar", member, **extra)
+    target = tmp_path / "deep" / "target"
+    target.mkdir(parents=True)
+    with pytest.raises(DatasetError, match="was not unpacked"):
+        fetch.unpack(tmp_path / "bad.tar", target)
+    assert list(target.iterdir()) == []
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_zip_and_bombs(tmp_path):
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as file:
+        file.writestr("a/b.txt", "hello")
+    fetch.unpack(tmp_path / "good.zip", tmp_path / "good")
+    assert (tmp_path / "good" / "a" / "b.txt").read_text() == "hello"
+    with zipfile.ZipFile(tmp_path / "out.zip", "w") as file:
+        file.writestr("../out.txt", "x")
+    with pytest.raises(DatasetError, match="leads out"):
+        fetch.unpack(tmp_path / "out.zip", tmp_path / "good")
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as file:
+        info = tarfile.TarInfo("zeros")
+        info.size = 200 << 20
+        file.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(DatasetError, match="more than an archive of its size should"):
+        fetch.unpack(tmp_path / "bomb.tar.gz", tmp_path / "good")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "bomb.tar.gz").read_bytes()[:1000])
+    with pytest.raises(DatasetError, match="was not unpacked"):
+        fetch.unpack(tmp_path / "cut.tar.gz", tmp_path / "good")
+
+
+# --- what people already have
+
+
+def test_demo_reads_idx_files_and_balances_classes(tmp_path):
     rng = np.random.default_rng(0)
     for stem, n in (("train", 3000), ("t10k", 50)):
         images, labels = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n) % 10).astype(np.uint8)
@@ -128,9 +449,128 @@ def test_folder_forms(tmp_path):
         datasets.load("folder", tmp_path / "none")
 
 
+@pytest.fixture
+def shards(tmp_path, photos):
+    """Two WebDataset shards of five samples: KEY.jpg, and KEY.cls or KEY.json."""
+    for shard in range(2):
+        with tarfile.open(_made(tmp_path / "shards" / f"{shard:03d}.tar"), "w") as file:
+            for k in range(5):
+                buffer = io.BytesIO()
+                Image.fromarray(photos[5 * shard + k]).save(buffer, "JPEG", quality=90)
+                label = 3 * (k % 2)
+                for extension, data in (
+                    ("jpg", buffer.getvalue()),
+                    ("cls", b"%d" % label) if shard == 0 else ("json", json.dumps({"label": label}).encode()),
+                ):
+                    info = tarfile.TarInfo(f"{shard}_{k}.{extension}")
+                    info.size = len(data)
+                    file.addfile(info, io.BytesIO(data))
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("pattern", ["{000..001}.tar", "*.tar"])
+def test_webdataset_is_read_where_it_lies(shards, photos, pattern):
+    split = datasets.load("webdataset", None, shards=f"{shards}/{pattern}")["train"]
+    assert split.labels == [0, 1, 0, 1, 0] * 2
+    assert split.classes == ["0", "3"]
+    for image, source in zip(photos, split.images):
+        found = np.asarray(Image.open(io.BytesIO(source.read_bytes()))).astype(int)
+        assert np.abs(found - image).mean() < 6
+    with pytest.raises(DatasetError, match=r"002\.tar"):
+        datasets.load("webdataset", None, shards=f"{shards}/{{000..002}}.tar")
+    with pytest.raises(DatasetError, match="needs --shards"):
+        datasets.load("webdataset", None)
+
+
+def test_hugging_faces_datasets_are_read_from_disk(tmp_path, photos):
+    import datasets as hf
+
+    features = hf.Features({"img": hf.Image(), "fine": hf.ClassLabel(names=["cat", "dog"])})
+    rows = {"img": [Image.fromarray(p) for p in photos[:6]], "fine": [0, 1, 1, 0, 1, 0]}
+    table = hf.Dataset.from_dict(rows, features=features)
+    hf.DatasetDict({"train": table, "validation": table.select(range(2))}).save_to_disk(str(tmp_path / "saved"))
+    splits = datasets.load("hf", None, name=str(tmp_path / "saved"))
+    assert splits["train"].labels == [0, 1, 1, 0, 1, 0]
+    assert splits["test"].classes == ["cat", "dog"]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(splits["train"].images[3].read_bytes()))), photos[3])
+    with pytest.raises(DatasetError, match="needs --name"):
+        datasets.load("hf", None)
+
+
+# --- by the script
+
+
+def script(*args):
+    return subprocess.run(
+        [sys.executable, ROOT / "write_datasets.py", *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+def test_every_name_converts_from_the_command_line(tmp_path, shards, photos):
+    """All of them through one process, the script's own main, to real files that open."""
+    import datasets as hf
+
+    sys.path.insert(0, str(ROOT))
+    import write_datasets
+
+    hf.Dataset.from_dict(
+        {"image": [Image.fromarray(p) for p in photos[:4]]}, features=hf.Features({"image": hf.Image()})
+    ).save_to_disk(str(tmp_path / "mine"))
+    out = tmp_path / "out"
+    for name, make in UPSTREAM.items():
+        make(tmp_path / name)
+        write_datasets.main(["--ds", name, "--root", str(tmp_path / name), "--out", str(out), "--partial"])
+    write_datasets.main(["--ds", "sin10k", "--root", str(tmp_path / "imagenet"), "--out", str(out), "--per-class", "3"])
+    write_datasets.main(
+        ["--ds", "sin10k-total", "--root", str(tmp_path / "imagenet"), "--out", str(out), "--total", "7"]
+    )
+    write_datasets.main(
+        ["--ds", "folder", "--root", str(tmp_path / "dtd" / "dtd" / "images"), "--out", str(out), "--subset", "5"]
+    )
+    write_datasets.main(["--ds", "webdataset", "--shards", f"{shards}/*.tar", "--out", str(out)])
+    write_datasets.main(["--ds", "hf", "--name", str(tmp_path / "mine"), "--out", str(out)])
+    counts = {p.stem: len(open_beton(p)) for p in out.glob("*.beton")}
+    assert counts == {
+        "pets_train": 15, "pets_test": 6, "flowers_train": 5, "flowers_test": 4, "dtd_train": 8, "dtd_test": 4, "indoor67_train": 6, "indoor67_test": 2,
+        "cub_train": 4, "cub_test": 2, "aircraft_train": 6, "aircraft_test": 3, "cars_train": 4, "cars_test": 2, "imagenet_train": 36, "imagenet_test": 6,
+        "sin10k_train": 9, "sin10k-total_train": 7, "folder_train": 5, "webdataset_train": 10, "mine_train": 4,
+    }  # fmt: skip
+    assert len((out / "sin10k_train.txt").read_text().splitlines()) == 9
+    assert all(line.count("/") == 1 for line in (out / "sin10k-total_train.txt").read_text().splitlines())
+
+
+def test_list_verify_and_show(jpg_beton, tmp_path):
+    shown = script("--ds", "list")
+    assert shown.returncode == 0
+    for name in datasets.names():
+        assert name in shown.stdout
+    path = tmp_path / "a.beton"
+    shutil.copy(jpg_beton, path)
+    shutil.copy(jpg_beton.with_suffix(".json"), path.with_suffix(".json"))
+    whole = script("--verify", path)
+    assert whole.returncode == 0, whole.stderr
+    assert "40 images" in whole.stdout
+    assert "a 10, b 10, c 10, d 10" in whole.stdout
+    assert script("--show", path).stdout.strip() == str(path.with_suffix(".png"))
+    assert np.asarray(Image.open(path.with_suffix(".png"))).std() > 20
+    data = bytearray(path.read_bytes())
+    beton = open_beton(path)
+    data[int(beton.ptr[7]) + 100] ^= 1
+    path.write_bytes(data)
+    damaged = script("--verify", path)
+    assert damaged.returncode == 1
+    assert "row 7: its bytes are not those that were written" in damaged.stderr
+    assert "Traceback" not in damaged.stderr
+
+
 def test_help_lists_every_dataset():
-    shown = subprocess.run(
-        [sys.executable, ROOT / "write_datasets.py", "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    shown = script("--help").stdout
     for name in datasets.names():
         assert name in shown
+    nobody = script("--ds", "nobody")
+    assert nobody.returncode == 1
+    assert "The names are" in nobody.stderr

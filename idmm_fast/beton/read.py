@@ -1,6 +1,7 @@
 """Opening a beton: the cheap checks that tell a whole file from a truncated, interrupted or foreign one."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,17 +37,24 @@ class Beton:
     sums: np.ndarray  # uint64, checksums of the bytes; of size 0 where the file has none (FFCV's own writer)
     image_column: str
     page_size: int  # bytes
+    tables_sum: int  # the checksum over all tables; 0 where the file has none
 
     def __len__(self):
         return self.mode.size
 
     @cached_property
     def sidecar(self):
-        """What `write_datasets.py` wrote beside the file, or {}."""
+        """What `write_datasets.py` wrote beside the file, or {} where there is nothing, or what belongs to another file."""
         try:
-            return json.loads(sidecar_path(self.path).read_text())
+            content = json.loads(sidecar_path(self.path).read_text())
         except (OSError, ValueError):
             return {}
+        if not isinstance(content, dict) or content.get("tables_sum", self.tables_sum) != self.tables_sum:
+            warnings.warn(
+                f"{sidecar_path(self.path)} is not of this {self.path.name}; class names are made up", stacklevel=2
+            )
+            return {}
+        return content
 
     @cached_property
     def classes(self):
@@ -64,19 +72,19 @@ def _again(path):
 
 
 def _read_sums(path, end, count, limit, allocations):
-    """The samples' checksums, after checking the tables against theirs; none (size 0) where the file has no mark of them."""
+    """The samples' checksums and that over the tables, after checking them against it; none (size 0) where the file has no mark of them."""
     at = sums_start(end)
     if at + 16 + 8 * count > limit:
-        return np.empty(0, np.uint64)
+        return np.empty(0, np.uint64), 0
     mark, over_all = np.fromfile(path, "<u8", count=2, offset=at)
     if mark != SUMS_MARK:
-        return np.empty(0, np.uint64)
+        return np.empty(0, np.uint64), 0
     sums = np.fromfile(path, "<u8", count=count, offset=at + 16)
     with open(path, "rb") as file:
         tables = file.read(at)
     if tables_sum(tables, sums, allocations) != over_all:
         raise BetonError(f"{path} is damaged: its tables are not those that were written. {_again(path)}")
-    return sums
+    return sums, int(over_all)
 
 
 def open_beton(path):
@@ -108,7 +116,7 @@ def open_beton(path):
     end = start + count * sample.itemsize
     metadata = np.fromfile(path, sample, count=count, offset=start)
     allocations = np.fromfile(path, ALLOCATION, offset=table)
-    sums = _read_sums(path, end, count, min(table, size), allocations)
+    sums, tables = _read_sums(path, end, count, min(table, size), allocations)
     column = f"f{kinds.index(IMAGE_FIELD)}"
     image = metadata[column]
     by_ptr = np.argsort(allocations["ptr"], kind="stable")
@@ -126,4 +134,6 @@ def open_beton(path):
             f"{path} is damaged: row {int(wrong.argmax())} does not describe an image inside the file. {_again(path)}"
         )
     label = metadata[f"f{kinds.index(INT_FIELD)}"].astype(np.int64) if INT_FIELD in kinds else np.full(count, -1)
-    return Beton(path, metadata, mode, height, width, ptr, length, label, sums, column, int(header["page_size"]))
+    return Beton(
+        path, metadata, mode, height, width, ptr, length, label, sums, column, int(header["page_size"]), tables
+    )

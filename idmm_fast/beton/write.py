@@ -90,7 +90,7 @@ def _encoded(images, order, workers, mode, max_resolution, quality):
 
 
 def _write(file, split, order, encoded, page_size, on_error, progress):
-    """The whole file, header last. Returns (rows written, skipped)."""
+    """The whole file, header last. Returns (rows written, skipped, the sum over the tables)."""
     samples = np.zeros(len(order), SAMPLE)
     sums = np.zeros(len(order), np.uint64)
     allocations = np.zeros(len(order), ALLOCATION)
@@ -141,7 +141,7 @@ def _write(file, split, order, encoded, page_size, on_error, progress):
     over_all = tables_sum(tables, sums[:count], allocations[:count])
     file.seek(0)
     file.write(tables + np.array([SUMS_MARK, over_all], np.uint64).tobytes() + sums[:count].tobytes())
-    return count, skipped
+    return count, skipped, int(over_all)
 
 
 def _sha256(path):
@@ -153,8 +153,11 @@ def _sha256(path):
 
 
 def _sync(path):
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_beton(
@@ -197,7 +200,7 @@ def write_beton(
                 tqdm(total=len(split), desc=path.name, unit="img", disable=quiet or None, leave=False) as bar,
             ):
                 try:
-                    count, skipped = _write(file, split, order, encoded, page_size, on_error, bar)
+                    count, skipped, tables = _write(file, split, order, encoded, page_size, on_error, bar)
                     break
                 except _PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
                     while page_size < small.args[0]:
@@ -221,13 +224,17 @@ def write_beton(
             "skipped": skipped,
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
+            "tables_sum": tables,
             "sha256": _sha256(temporary),
         }
         sidecar = sidecar_path(path)
         draft = sidecar.with_name(sidecar.name + ".tmp")
         draft.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(temporary, path)
-        os.replace(draft, sidecar)
+        os.replace(
+            draft, sidecar
+        )  # a reader of the moment between sees by tables_sum that the old one is of another file
+        _sync(path.parent)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free >> 20
         raise WriteError(

@@ -57,7 +57,7 @@ def table():
     return rows
 
 
-def load(name, root, *, partial=False, seed=0, subset=0, per_class=0, total=0, **options):
+def load(name, root, /, *, partial=False, seed=0, subset=0, per_class=0, total=0, **options):
     """The splits of dataset `name`, {"train": Split, ...}, whose raw files are, or are to be, under `root`. Raises DatasetError.
 
     partial: take what is there, whatever the official counts. per_class, total: so many training images of each class, or

@@ -33,7 +33,7 @@ from .peers import PEERS
 from .stages import STAGES, Stages, kernels
 
 
-def _made_photographs(count=256):
+def made_photographs(count=256):
     """JPEGs of 500 x 375, q90, from the two photographs that come with scikit-learn."""
     from sklearn.datasets import load_sample_images
 
@@ -56,9 +56,7 @@ def _betons(args, scratch):
             raise ValueError(f"{jpg.path} holds raw pixels; the comparison is on JPEGs (write_datasets.py --mode jpg)")
         images = [bytes(jpg.bytes[p : p + n]) for p, n in zip(jpg.ptr[: args.limit], jpg.length)]
     else:
-        images = (
-            folder.load(args.images)["train"].images[: args.limit] if args.images else _made_photographs(args.limit)
-        )
+        images = folder.load(args.images)["train"].images[: args.limit] if args.images else made_photographs(args.limit)
         jpg = open_beton(_write(images, scratch, "jpg"))
     return jpg, open_beton(_write(images, scratch, "raw"))
 
