@@ -4,6 +4,7 @@
 python benchmark.py loader --images my_photos                          # ours, decode alone, the recipe in PIL/torchvision
 python benchmark.py loader --beton data/flowers_train.beton --workers 1 --peers official,ffcv,albumentations,dali --repeats 5 --json bench.json
 python benchmark.py writer --images my_photos                          # conversion, against FFCV's own writer
+python benchmark.py loss                                               # the fused loss and index targets, against the dense forms
 """
 
 import argparse
@@ -44,6 +45,13 @@ def parse(argv):
     )
     writer.add_argument(
         "--workers", type=int, default=0, metavar="N", help="workers of each system (default: one a core)"
+    )
+
+    loss = command("loss", "the fused loss against the dense path's products, and index targets against dense ones")
+    loss.add_argument("--batch", type=int, default=256, metavar="B", help="rows (default: 256)")
+    loss.add_argument("--dim", type=int, default=192, metavar="D", help="length of a feature (default: 192)")
+    loss.add_argument(
+        "--classes", type=int, default=1281167, metavar="N", help="instances (default: 1281167, ImageNet's)"
     )
     return parser.parse_args(argv)
 

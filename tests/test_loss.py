@@ -1,10 +1,18 @@
 """The instance loss against torch.nn.functional.cross_entropy on the dense soft targets that it never makes."""
 
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_cases
+import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy, log_softmax, normalize, one_hot
 
-from idmm_fast.losses import instance_loss
+from idmm_fast.losses import ShardedHead, fused_instance_loss, instance_loss
+from idmm_fast.losses.fused import _rows_that_fit
 
 
 def dense(logits, a, b, lam, eps):
@@ -61,3 +69,273 @@ def test_compiles_without_a_graph_break():
     assert torch.isclose(
         compiled(logits, a, a.flip(0), lam, 0.1), instance_loss(logits, a, a.flip(0), lam, 0.1), atol=1e-6
     )
+
+
+# --- bad input
+
+GOOD = {
+    "logits": torch.zeros(4, 9),
+    "idx_a": torch.arange(4),
+    "idx_b": torch.arange(4),
+    "lam": torch.full((4,), 0.5),
+    "eps": 0.1,
+}
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"idx_a": torch.tensor([0, 1, 2, 9])}, r"idx_a must be within 0\.\.8, and holds 9"),
+    ({"idx_b": torch.tensor([0, -1, 2, 3])}, "idx_b must be within .* holds -1"),
+    ({"idx_a": torch.arange(4.0)}, "idx_a must be int64"),
+    ({"idx_b": torch.arange(3)}, "idx_b must have an entry for each of the 4 rows"),
+    ({"lam": torch.tensor([0.5, 1.5, 0, 0])}, r"lam, the share of idx_a, must be within 0\.\.1, and holds 1.5"),
+    ({"lam": torch.tensor([0.5, math.nan, 0, 0])}, "lam, the share"),
+    ({"lam": 2}, "lam, the share"),
+    ({"lam": torch.ones(4, dtype=torch.int64)}, "lam must be floating point"),
+    ({"eps": -0.1}, "eps, the label smoothing"),
+    ({"idx_a": torch.arange(4, device="meta")}, "idx_a is on meta"),
+    ({"logits": torch.zeros(4, 9, dtype=torch.int64)}, "logits must be floating point"),
+])  # fmt: skip
+def test_bad_input_is_named(change, says):
+    with pytest.raises(ValueError, match=says):
+        instance_loss(**{**GOOD, **change})
+    if "logits" not in change:
+        rest = {k: v for k, v in {**GOOD, **change}.items() if k != "logits"}
+        with pytest.raises(ValueError, match=says):
+            fused_instance_loss(torch.zeros(4, 5), torch.zeros(9, 5), torch.zeros(9), **rest)
+
+
+def test_features_that_do_not_fit_the_head_are_named():
+    rest = {k: v for k, v in GOOD.items() if k != "logits"}
+    with pytest.raises(ValueError, match="do not fit"):
+        fused_instance_loss(torch.zeros(4, 6), torch.zeros(9, 5), torch.zeros(9), **rest)
+
+
+# --- the fused form
+
+
+def case(batch, classes, d, dtype, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(batch, d, generator=g, dtype=dtype).requires_grad_()
+    weight = (0.3 * torch.randn(classes, d, generator=g, dtype=dtype)).requires_grad_()
+    bias = torch.randn(classes, generator=g, dtype=dtype).requires_grad_()
+    a, b = torch.randint(0, classes, (batch,), generator=g), torch.randint(0, classes, (batch,), generator=g)
+    b[: batch // 5] = a[: batch // 5]
+    return z, weight, bias, a, b, torch.rand(batch, generator=g, dtype=dtype)
+
+
+def off(ours, theirs):
+    """The largest difference, relative to the largest entry."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("batch", "classes", "memory"), [
+    (33, 5, 1 << 30), (70, 3000, 1 << 30), (70, 3000, 4 * 3000 * 40), (70, 3000, 1), (16, 200_000, 1 << 30), (16, 200_000, 1),
+])  # fmt: skip
+def test_fused_equals_dense_in_value_and_all_gradients(batch, classes, memory, dtype, tolerance):
+    """With all of exp(o) kept, with some rows at a time, and with none; eps 0.1 and 0."""
+    z, weight, bias, a, b, lam = case(batch, classes, 24, dtype)
+    for eps in (0.1, 0.0):
+        theirs = dense(z @ weight.T + bias, a, b, lam, eps)
+        ours = fused_instance_loss(z, weight, bias, a, b, lam, eps, memory=memory)
+        assert off(ours.detach(), theirs.detach()) < tolerance
+        wanted = torch.autograd.grad(3 * theirs, (z, weight, bias))
+        for mine, w in zip(torch.autograd.grad(3 * ours, (z, weight, bias)), wanted):
+            assert off(mine, w) < tolerance
+
+
+def test_the_three_ways_are_all_taken():
+    assert _rows_that_fit(70, 3000, 1 << 30) == 70
+    assert _rows_that_fit(70, 3000, 4 * 3000 * 40) == 35
+    assert _rows_that_fit(70, 3000, 1) == 0
+
+
+def test_fused_with_weighted_rows_and_huge_logits():
+    z, weight, bias, a, b, lam = case(40, 300, 24, torch.float64)
+    counts = torch.rand(40, dtype=torch.float64)
+    rows = instance_loss(200 * z @ weight.T + bias, a, b, lam, 0.1, reduction="none")
+    assert rows.max() > 500
+    ours = fused_instance_loss(200 * z, weight, bias, a, b, lam, 0.1, row_weight=counts, memory=1)
+    assert torch.allclose(ours, counts @ rows)
+    for mine, w in zip(
+        torch.autograd.grad(ours, (z, weight, bias)), torch.autograd.grad(counts @ rows, (z, weight, bias))
+    ):
+        assert off(mine, w) < 1e-9
+    alone = fused_instance_loss(200 * z, weight, bias, a, b, lam, 0.1, reduction="none")
+    assert torch.allclose(alone, rows)
+
+
+def test_fused_under_bf16_autocast_is_within_two_percent():
+    """bf16 keeps 8 bits: the loss to 2e-3, gradients to 2e-2 of their largest entry."""
+    z, weight, bias, a, b, lam = case(64, 2040, 64, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = fused_instance_loss(z, weight, bias, a, b, lam, 0.1)
+    assert ours.dtype == torch.float32
+    theirs = dense(z @ weight.T + bias, a, b, lam, 0.1)
+    assert off(ours.detach(), theirs.detach()) < 2e-3
+    for mine, w in zip(torch.autograd.grad(ours, (z, weight, bias)), torch.autograd.grad(theirs, (z, weight, bias))):
+        assert off(mine, w) < 2e-2
+
+
+def test_fused_never_holds_the_logits():
+    """256 x 400,000 logits are 410 MB; the peak of forward and backward beyond weights and gradients stays near the bound of 64 MB."""
+    code = """
+import torch
+from pathlib import Path
+from idmm_fast.losses import fused_instance_loss
+def status(key):
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) / 1024
+torch.manual_seed(0)
+z, w, b = torch.randn(256, 32, requires_grad=True), torch.randn(400_000, 32, requires_grad=True), torch.zeros(400_000, requires_grad=True)
+idx = torch.randint(0, 400_000, (256,))
+fused_instance_loss(z[:2], w[:500], b[:500], idx[:2] % 500, idx[:2] % 500, 0.5, 0.1).backward()
+w.grad = b.grad = None
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+fused_instance_loss(z, w, b, idx, idx.flip(0), 0.5, 0.1, memory=64 << 20).backward()
+print(status("VmHWM") - before - 33 * 400_000 * 4 / 2**20)
+"""
+    used = float(
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=200).stdout
+    )
+    assert used < 64 + 80, used
+
+
+# --- spread over processes
+
+
+def spread(world, folder):
+    rendezvous = folder / f"rendezvous_{world}"
+    script = Path(distributed_cases.__file__)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(r), str(world), rendezvous, folder], stderr=subprocess.PIPE, text=True
+        )
+        for r in range(world)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors[-2000:]
+    return [torch.load(folder / f"result_{world}_{r}.pt", weights_only=True) for r in range(world)]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    """2 processes, then 4, which also load what the 2 saved."""
+    folder = tmp_path_factory.mktemp("spread")
+    return {world: spread(world, folder) for world in (2, 4)}
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("memory", ["1073741824", "1000"])
+def test_sharded_head_equals_one_process(worlds, world, memory):
+    """Loss and all gradients to 1e-5; 103 classes and unequal batches, so that nothing divides."""
+    z, weight, bias, a, b, lam = (
+        v.requires_grad_() if v.is_floating_point() and k < 3 else v for k, v in enumerate(distributed_cases.data())
+    )
+    loss = dense(z @ weight.T + bias, a, b, lam, 0.1)
+    d_z, d_w, d_b = torch.autograd.grad(loss, (z, weight, bias))
+    for (low, high), result in zip(distributed_cases.parts_of(world), worlds[world]):
+        mine = result[memory]
+        assert off(mine["loss"], loss.detach()) < 1e-5
+        assert off(mine["z"], d_z[low:high]) < 1e-5
+        rows = slice(mine["first"], mine["first"] + mine["weight"].shape[0])
+        assert off(mine["weight"], d_w[rows]) < 1e-5
+        assert off(mine["bias"], d_b[rows]) < 1e-5
+    assert sum(r[memory]["weight"].shape[0] for r in worlds[world]) == 103
+
+
+def test_sampled_losses_agree_between_processes(worlds):
+    for results in worlds.values():
+        for other in results[1:]:
+            assert torch.allclose(results[0]["sampled"], other["sampled"])
+        assert results[0]["sampled"].std() > 0
+
+
+def test_sampling_classes_is_unbiased_in_the_sum_and_its_logarithm_is_off_as_stated():
+    """Over 3,000 draws at rate 0.2: the mean of exp(logsumexp) within 4 standard errors of the full sum; the mean loss below the full
+    one by Var / (2 sum^2), within a quarter of that."""
+    torch.manual_seed(0)
+    head, full = ShardedHead(16, 400, sample_rate=0.2).double(), ShardedHead(16, 400).double()
+    with torch.no_grad():
+        head.weight.copy_(0.4 * torch.randn(400, 16))
+        full.weight.copy_(head.weight)
+    z, a = 0.5 * torch.randn(1, 16, dtype=torch.float64), torch.tensor([7])
+    lam = torch.ones(1, dtype=torch.float64)
+    with torch.no_grad():
+        own = (z @ head.weight.T + head.bias)[0, 7]
+        wanted = full.loss(z, a, a, lam, 0.0) + own
+        logs = torch.tensor([head.loss(z, a, a, lam, 0.0) + own for _ in range(3000)])
+    sums = logs.exp() / wanted.exp()
+    assert abs(sums.mean() - 1) < 4 * sums.std() / math.sqrt(3000)
+    bias = sums.var() / 2
+    assert (wanted - logs.mean()) == pytest.approx(float(bias), rel=0.25)
+    assert bias > 3 * logs.std() / math.sqrt(3000)  # so the test could tell
+
+
+def test_sampled_gradients_reach_the_classes_of_the_batch():
+    head = ShardedHead(16, 400, sample_rate=0.1)
+    z, a, b = torch.randn(8, 16, requires_grad=True), torch.arange(8), torch.arange(8, 16)
+    head.loss(z, a, b, torch.full((8,), 0.7), 0.1).backward()
+    touched = head.weight.grad.abs().sum(1) > 0
+    assert touched[:16].all()
+    assert 16 + 20 < int(touched.sum()) < 16 + 60
+    with pytest.raises(ValueError, match="sample_rate"):
+        ShardedHead(16, 400, sample_rate=0)
+
+
+# --- the theory (section numbers of arXiv 2201.10728 are not known here; the equations are in docs/theory.md)
+
+
+def test_with_the_other_views_features_as_weights_it_is_the_contrastive_loss():
+    """w_j = z_j', no bias: NT-Xent in its one-sided form at temperature 1, alignment plus uniformity."""
+    g = torch.Generator().manual_seed(0)
+    z, other = (normalize(torch.randn(32, 16, generator=g, dtype=torch.float64), dim=1) for _ in range(2))
+    idx = torch.arange(32)
+    ours = instance_loss(z @ other.T, idx, idx, 1.0, 0.0)
+    one_sided = -torch.stack(
+        [log_softmax(torch.stack([z[i] @ other[j] for j in range(32)]), 0)[i] for i in range(32)]
+    ).mean()
+    assert abs(ours - one_sided) < 1e-12
+    alignment, uniformity = -(z * other).sum(1).mean(), torch.logsumexp(z @ other.T, 1).mean()
+    assert abs(ours - (alignment + uniformity)) < 1e-12
+
+
+@pytest.mark.parametrize("sizes", [[6] * 5, [1, 4, 9, 2, 14]])
+def test_with_weights_tied_inside_clusters_it_is_deep_clustering(sizes):
+    """Equal clusters of n: L = L_cluster + N log n. Unequal ones: the cluster logits shift by log n_k, and L gains sum log n."""
+    g = torch.Generator().manual_seed(0)
+    sizes = torch.tensor(sizes)
+    cluster = torch.repeat_interleave(torch.arange(5), sizes)
+    total = int(sizes.sum())
+    z, centres = (
+        torch.randn(total, 8, generator=g, dtype=torch.float64),
+        torch.randn(5, 8, generator=g, dtype=torch.float64),
+    )
+    idx = torch.arange(total)
+    ours = instance_loss(z @ centres[cluster].T, idx, idx, 1.0, 0.0, reduction="none").sum()
+    logs = sizes.double().log()
+    clustered = cross_entropy(z @ centres.T + logs, cluster, reduction="sum")
+    assert torch.allclose(ours, clustered + logs[cluster].sum())
+    if (sizes == sizes[0]).all():
+        assert torch.allclose(
+            ours, cross_entropy(z @ centres.T, cluster, reduction="sum") + total * math.log(int(sizes[0]))
+        )
+
+
+def test_gradients_to_the_weights_are_the_closed_forms():
+    """dL_i/dw_k = (p_k - target_k) z_i: nearly nothing for unrelated classes without smoothing, -(eps / C) z_i with it, a full update for
+    CutMix's partner."""
+    classes, eps, lam = 5000, 0.1, 0.6
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 16, generator=g, dtype=torch.float64)
+    weight = (0.02 * torch.randn(classes, 16, generator=g, dtype=torch.float64)).requires_grad_()
+    a, b = torch.tensor([3]), torch.tensor([4])
+    for e in (0.0, eps):
+        loss = instance_loss(z @ weight.T, a, b, lam, e)
+        (d_w,) = torch.autograd.grad(loss, weight)
+        p = torch.softmax(z @ weight.detach().T, 1)[0]
+        target = torch.full((classes,), e / classes, dtype=torch.float64)
+        target[3] += (1 - e) * lam
+        target[4] += (1 - e) * (1 - lam)
+        assert np.allclose(d_w, (p - target)[:, None] * z, atol=1e-12)

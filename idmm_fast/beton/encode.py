@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
 from .checksum import checksum
 from .format import JPG, MODES, RAW
-from .jpeg import OK, Decoder, test_jpeg
+from .jpeg import OK, Decoder, decode_jpeg, test_jpeg
 
 MAX_SIDE = 65535  # the table's width and height are 16 bits
 
@@ -58,10 +59,7 @@ def stored_size(source, max_resolution=None):
     width, height = image.size
     if image.getexif().get(0x0112, 1) >= 5:
         width, height = height, width
-    if max_resolution and max(width, height) > max_resolution:
-        ratio = max_resolution / max(width, height)
-        width, height = max(1, round(width * ratio)), max(1, round(height * ratio))
-    return height, width
+    return _limited(height, width, max_resolution)
 
 
 def to_rgb(image):
@@ -82,14 +80,60 @@ def to_rgb(image):
 _local = threading.local()
 
 
-def _decodes(data, height, width):
-    # The loader's own decoder judges: it refuses JPEGs that others read with a warning.
+def _space(size):
     if not hasattr(_local, "decoder"):
         _local.decoder = Decoder()
         _local.pixels = np.empty(0, np.uint8)
-    if _local.pixels.size < height * width * 3 // 16:
-        _local.pixels = np.empty(height * width * 3 // 16 + 3 * (height + width + 64), np.uint8)
-    return test_jpeg(_local.decoder.handle, np.frombuffer(data, np.uint8), height, width, _local.pixels) == OK
+    if _local.pixels.size < size:
+        _local.pixels = np.empty(size, np.uint8)
+    return _local.pixels
+
+
+def _decodes(data, height, width):
+    # The loader's own decoder judges: it refuses JPEGs that others read with a warning.
+    pixels = _space(3 * ((height + 7) // 8) * ((width + 7) // 8))
+    return test_jpeg(_local.decoder.handle, np.frombuffer(data, np.uint8), height, width, pixels) == OK
+
+
+def _pixels(data, height, width):
+    """uint8 (H, W, 3) of a plain JPEG, valid until the thread's next call; None if it is damaged."""
+    pixels = _space(3 * height * width)
+    if decode_jpeg(_local.decoder.handle, np.frombuffer(data, np.uint8), height, width, pixels) != OK:
+        return None
+    return pixels[: 3 * height * width].reshape(height, width, 3)
+
+
+def _shrink(pixels, max_resolution):
+    """The longer side no longer than `max_resolution`, each new pixel the mean of the area that it covers."""
+    height, width = _limited(*pixels.shape[:2], max_resolution)
+    return (
+        pixels
+        if (height, width) == pixels.shape[:2]
+        else cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    )
+
+
+def _limited(height, width, max_resolution):
+    if not max_resolution or max(width, height) <= max_resolution:
+        return height, width
+    ratio = max_resolution / max(width, height)
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+
+def _finish(pixels, mode, quality):
+    """`pixels` (uint8 (H, W, 3)) as a beton stores them: as they are, or a baseline JPEG with chroma at half the resolution."""
+    height, width = pixels.shape[:2]
+    if MODES.index(mode) == RAW:
+        return Encoded(RAW, height, width, pixels.tobytes())
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    ]
+    return Encoded(
+        JPG, height, width, cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+    )
 
 
 def plain_jpeg(data):
@@ -121,21 +165,24 @@ def encode(source, mode, max_resolution=None, quality=90):
     all else is converted once, to baseline 4:2:0 of the given quality. Raises OSError or ValueError for an image that
     can't be read.
     """
-    if mode == "jpg" and not isinstance(source, np.ndarray):
+    if not isinstance(source, np.ndarray):
         source = _bytes(source)
         size = plain_jpeg(source)
-        if size and min(size) > 0 and max(size) <= (max_resolution or MAX_SIDE) and _decodes(source, *size):
-            return Encoded(JPG, *size, source)
+        if size and min(size) > 0:
+            if mode == "jpg" and max(size) <= (max_resolution or MAX_SIDE):
+                if _decodes(source, *size):
+                    return Encoded(JPG, *size, source)
+            elif (pixels := _pixels(source, *size)) is not None:
+                return _finish(_shrink(pixels, max_resolution), mode, quality)
     image, data = _open(source)
     width, height = image.size
     if max(width, height) > MAX_SIDE:
         raise ValueError(
             f"it is {width} x {height} pixels; a beton holds at most {MAX_SIDE} a side (use --max-resolution)"
         )
-    fits = not max_resolution or max(width, height) <= max_resolution
     if (
         mode == "jpg"
-        and fits
+        and (not max_resolution or max(width, height) <= max_resolution)
         and image.format == "JPEG"
         and image.mode in ("RGB", "L")
         and not image.info.get("progressive")
@@ -144,13 +191,4 @@ def encode(source, mode, max_resolution=None, quality=90):
     ):
         return Encoded(JPG, height, width, data)
     image.load()
-    image = to_rgb(image)
-    if not fits:
-        height, width = stored_size(source, max_resolution)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    width, height = image.size
-    if MODES.index(mode) == RAW:
-        return Encoded(RAW, height, width, image.tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
-    return Encoded(JPG, height, width, buffer.getvalue())
+    return _finish(_shrink(np.asarray(to_rgb(image)), max_resolution), mode, quality)

@@ -11,6 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
+_INT, _SHORT, _BYTE = ir.IntType(32), ir.IntType(16), ir.IntType(8)
+
 
 class Lanes(types.Type):
     """A vector of `width` float32."""
@@ -20,8 +22,22 @@ class Lanes(types.Type):
         super().__init__(name=f"float32x{width}")
 
 
+class Shorts(types.Type):
+    """A vector of `width` uint16."""
+
+    def __init__(self, width):
+        self.width = width
+        super().__init__(name=f"uint16x{width}")
+
+
+@register_model(Shorts)
+class _ShortsModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.VectorType(_SHORT, fe_type.width))
+
+
 F4, F8 = Lanes(4), Lanes(8)
-_INT = ir.IntType(32)
+H8, H16 = Shorts(8), Shorts(16)
 
 
 @register_model(Lanes)
@@ -91,7 +107,7 @@ def load_levels8(typing, array, index):
     """Eight uint8 from `index` on, as float32."""
 
     def code(context, builder, signature, args):
-        at = _pointer(context, builder, signature.args[0], args[0], args[1], _vector(F8, ir.IntType(8)))
+        at = _pointer(context, builder, signature.args[0], args[0], args[1], _vector(F8, _BYTE))
         wide = builder.zext(builder.load(at, align=1), _vector(F8, _INT))
         return builder.sitofp(wide, _vector(F8))
 
@@ -103,7 +119,7 @@ def store_levels8(typing, array, index, value):
     """Eight float32 in 0..255 as uint8 from `index` on; what is after the point is dropped."""
 
     def code(context, builder, signature, args):
-        levels = builder.trunc(builder.fptosi(args[2], _vector(F8, _INT)), _vector(F8, ir.IntType(8)))
+        levels = builder.trunc(builder.fptosi(args[2], _vector(F8, _INT)), _vector(F8, _BYTE))
         at = _pointer(context, builder, signature.args[0], args[0], args[1], levels.type)
         builder.store(levels, at, align=1)
         return context.get_dummy_value()
@@ -119,7 +135,7 @@ def store_pixels8(typing, array, index, red, green, blue):
         red, green, blue = (builder.fptosi(v, _vector(F8, _INT)) for v in args[2:])
         for shift, channel in ((8, green), (16, blue)):  # RGBx in the bytes of an integer, little-endian
             red = builder.or_(red, builder.shl(channel, ir.Constant(channel.type, [shift] * 8)))
-        quads = builder.bitcast(red, ir.VectorType(ir.IntType(8), 32))
+        quads = builder.bitcast(red, ir.VectorType(_BYTE, 32))
         pixels = _shuffle(builder, quads, quads, [4 * k + c for k in range(8) for c in range(3)])
         at = _pointer(context, builder, signature.args[0], args[0], args[1], pixels.type)
         builder.store(pixels, at, align=1)
@@ -218,3 +234,135 @@ _operator(operator.add, lambda b, x, y: b.fadd(x, y))
 _operator(operator.sub, lambda b, x, y: b.fsub(x, y))
 _operator(operator.mul, lambda b, x, y: b.fmul(x, y))
 _operator(operator.truediv, lambda b, x, y: b.fdiv(x, y))
+
+
+# Fixed point: a level is 256 units of a uint16, a weight of 1 is 65,536 (65,535 where it must fit), and a product keeps its upper half.
+
+
+def _splat_short(builder, value, width):
+    vector = ir.VectorType(_SHORT, width)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), builder.trunc(value, _SHORT), ir.Constant(_INT, 0))
+    return _shuffle(builder, one, one, [0] * width)
+
+
+def _upper_half(builder, a, b):
+    """The upper 16 bits of the products of uint16: one instruction on x86 and on ARM."""
+    wide = ir.VectorType(_INT, a.type.count)
+    product = builder.mul(builder.zext(a, wide), builder.zext(b, wide))
+    return builder.trunc(builder.lshr(product, ir.Constant(wide, [16] * a.type.count)), a.type)
+
+
+def _shorts(width):
+    @intrinsic
+    def splat(typing, value):
+        def code(context, builder, signature, args):
+            return _splat_short(builder, context.cast(builder, args[0], signature.args[0], types.int32), width)
+
+        return Shorts(width)(value), code
+
+    return splat
+
+
+shorts8, shorts16 = _shorts(8), _shorts(16)
+
+
+@intrinsic
+def add_levels16(typing, total, array, index, weight):
+    """total + weight * the sixteen uint8 from `index` on, in fixed point. weight: int32 in 0..65535."""
+
+    def code(context, builder, signature, args):
+        total, array, index, weight = args
+        vector = ir.VectorType(_SHORT, 16)
+        at = _pointer(context, builder, signature.args[1], array, index, ir.VectorType(_BYTE, 16))
+        levels = builder.shl(builder.zext(builder.load(at, align=1), vector), ir.Constant(vector, [8] * 16))
+        return builder.add(total, _upper_half(builder, levels, _splat_short(builder, weight, 16)))
+
+    return H16(H16, array, types.intp, types.int32), code
+
+
+@intrinsic
+def add_shorts8(typing, total, array, index, weight):
+    """total + weight * the eight uint16 from `index` on, in fixed point. weight: int32 in 0..65535."""
+
+    def code(context, builder, signature, args):
+        total, array, index, weight = args
+        at = _pointer(context, builder, signature.args[1], array, index, ir.VectorType(_SHORT, 8))
+        return builder.add(total, _upper_half(builder, builder.load(at, align=2), _splat_short(builder, weight, 8)))
+
+    return H8(H8, array, types.intp, types.int32), code
+
+
+def _store_shorts(kind):
+    @intrinsic
+    def store(typing, array, index, value):
+        def code(context, builder, signature, args):
+            builder.store(
+                args[2], _pointer(context, builder, signature.args[0], args[0], args[1], args[2].type), align=2
+            )
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, kind), code
+
+    return store
+
+
+store_shorts8, store_shorts16 = _store_shorts(H8), _store_shorts(H16)  # (array of uint16, index of the first, value)
+
+
+def _turn8(builder, rows):
+    """Transpose 8 x 8 matrices of shorts whose rows these vectors are, one matrix for each eight lanes: three rounds of interleaving."""
+    parts = rows[0].type.count // 8
+    for _ in range(3):
+        turned = []
+        for a, b in zip(rows[:4], rows[4:]):
+            for half in (0, 4):
+                mask = [8 * p + half + k // 2 + (k % 2) * 8 * parts for p in range(parts) for k in range(8)]
+                turned.append(_shuffle(builder, a, b, mask))
+        rows = turned
+    return rows
+
+
+@intrinsic
+def store_turned16(typing, out, index, array, first, pitch):
+    """Sixteen columns of eight uint16, one after another from `index` of `out` on: from eight rows, `pitch` apart from `first` of `array` on."""
+
+    def code(context, builder, signature, args):
+        out, index, array, first, pitch = args
+        vector = ir.VectorType(_SHORT, 16)
+        rows = []
+        for _ in range(8):
+            rows.append(builder.load(_pointer(context, builder, signature.args[2], array, first, vector), align=2))
+            first = builder.add(first, pitch)
+        for k, column in enumerate(_turn8(builder, rows)):
+            for part in range(2):
+                half = _shuffle(builder, column, column, list(range(8 * part, 8 * part + 8)))
+                at = builder.add(index, ir.Constant(index.type, 8 * (k + 8 * part)))
+                builder.store(half, _pointer(context, builder, signature.args[0], out, at, half.type), align=2)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, array, types.intp, types.intp), code
+
+
+@intrinsic
+def store_turned_levels8(typing, out, index, pitch, array, first):
+    """Eight rows of eight float32, `pitch` apart from `index` of `out` on: the transpose of eight rows of eight uint16 from `first` of
+    `array` on, in levels."""
+
+    def code(context, builder, signature, args):
+        out, index, pitch, array, first = args
+        rows = []
+        for k in range(8):
+            at = builder.add(first, ir.Constant(first.type, 8 * k))
+            rows.append(
+                builder.load(
+                    _pointer(context, builder, signature.args[3], array, at, ir.VectorType(_SHORT, 8)), align=2
+                )
+            )
+        for row in _turn8(builder, rows):
+            levels = builder.sitofp(builder.zext(row, _vector(F8, _INT)), _vector(F8))
+            levels = builder.fmul(levels, ir.Constant(_vector(F8), [1 / 256] * 8))
+            builder.store(levels, _pointer(context, builder, signature.args[0], out, index, levels.type), align=4)
+            index = builder.add(index, pitch)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, types.intp, array, types.intp), code

@@ -3,20 +3,22 @@
 import torch
 from torch import nn
 
-from ..losses import instance_loss
+from ..losses import fused_instance_loss, instance_loss
+from ..losses.fused import MEMORY
 from ..models import Normalize, feature_dim, init_head
 from ..models.backbone import PRETRAIN_STD
 
 
 class IDMM(nn.Module):
-    """A backbone, and a linear layer that tells `instances` images apart."""
+    """A backbone, and a linear layer that tells `instances` images apart. With `fused` their logits are never held as a whole,
+    and `memory` bounds the scratch in bytes."""
 
-    def __init__(self, backbone, instances, smoothing=0.1):
+    def __init__(self, backbone, instances, smoothing=0.1, fused=False, memory=MEMORY):
         super().__init__()
         self.normalize = Normalize(std=PRETRAIN_STD)
         self.backbone = backbone
         self.head = init_head(feature_dim(backbone), instances)
-        self.smoothing = smoothing
+        self.smoothing, self.fused, self.memory = smoothing, fused, memory
 
     def forward(self, images, idx_a, idx_b, lam):
         """The loss: the sum over the groups of views of the mean over a group's rows.
@@ -28,7 +30,15 @@ class IDMM(nn.Module):
         for size in dict.fromkeys(x.shape[-1] for x in images):
             members = [g for g, x in enumerate(images) if x.shape[-1] == size]
             x = torch.cat([images[g] for g in members]) if len(members) > 1 else images[members[0]]
-            logits = self.head(self.backbone(self.normalize(x)))
+            features = self.backbone(self.normalize(x))
+            if self.fused:
+                a, b, share = (torch.cat([v[g] for g in members]) for v in (idx_a, idx_b, lam))
+                means = torch.cat([torch.full_like(lam[g], 1 / images[g].shape[0]) for g in members])
+                loss = loss + fused_instance_loss(
+                    features, self.head.weight, self.head.bias, a, b, share, self.smoothing, row_weight=means, memory=self.memory
+                )  # fmt: skip
+                continue
+            logits = self.head(features)
             first = 0
             for g in members:
                 rows = logits[first : first + images[g].shape[0]]

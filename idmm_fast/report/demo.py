@@ -133,7 +133,7 @@ def _page(report):
         f"- Data: {report['train']:,} photographs of clothes (Fashion-MNIST, 10 classes) without labels for pretraining; {report['labelled']} of them\n"
         f"  with labels for fine-tuning; all {report['test']:,} test photographs for judging, which nothing was chosen by during a run.\n"
         f"- Model: {report['model']}.\n"
-        f"- Pretraining: {report['pretrain']}; blur in proportion to the image's side, all else as in the paper.\n"
+        f"- Pretraining: {report['pretrain']}; crops and blur milder than the paper's, in proportion (rn_configs/demo.yaml); all else as in the paper.\n"
         f"- Fine-tuning, the same for both arms and tuned for neither: {report['finetune']}. The arm that was pretrained has had\n"
         "  more computing; what is compared is what the same labels and the same fine-tuning give.\n"
         f"- Machine: {report['machine']}; {report['minutes']} minutes.\n"

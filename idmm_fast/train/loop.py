@@ -81,6 +81,9 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                     if interrupt.signal:
                         write(pending)
                         raise Interrupted(interrupt.signal, save(epoch))
+                    if step == training.max_steps:
+                        write(pending)
+                        return
                 last = step == steps
                 if end_epoch and (results := end_epoch(epoch, last)):
                     write({**pending, **results})

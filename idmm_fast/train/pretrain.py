@@ -2,7 +2,7 @@
 
 import torch
 
-from ..config import ConfigError, Flag, Param, Whole
+from ..config import ConfigError, Flag, OneOf, Param, Whole
 from ..loader import Augment, MultiCropLoader, Views
 from ..methods import IDMM
 from ..models import create_backbone, save_backbone
@@ -28,6 +28,20 @@ SCHEMA = {
                 default=0,
             ),
             "per_row": Param(Flag(), "a box for every row instead of one for each group of views", default=False),
+        },
+    ),
+    "head": (
+        "the linear layer that tells the images apart, and its loss",
+        {
+            "loss": Param(
+                OneOf("auto", "dense", "fused"),
+                "dense: logits of all rows and images at once; fused: never; auto: fused where they would exceed head.dense_mb",
+                default="auto",
+            ),
+            "dense_mb": Param(Whole(0), "the most that the dense logits of a step may take, in MB", default=512),
+            "scratch_mb": Param(
+                Whole(1), "what the fused loss may use beyond weights and gradients, in MB", default=768
+            ),
         },
     ),
     "training": settings.training(lr=5e-4, epochs=800),
@@ -67,12 +81,15 @@ def pretrain(cfg):
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
     run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
     machine = choose(cfg.training, cfg.training.epochs * len(loader))
-    model = machine.place(IDMM(backbone, len(loader.beton), cfg.training.smoothing)).train()
+    instances, rows = len(loader.beton), cfg.training.batch_size * sum(v.count for v in loader.views)
+    dense_mb = rows * instances * 4 / 2**20
+    fused = dense_mb > cfg.head.dense_mb if cfg.head.loss == "auto" else cfg.head.loss == "fused"
+    model = machine.place(IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20)).train()
     if run.state is None:
         draw_batch(loader, run.folder / "crops.png")
     run.announce(
         f"{cfg.model.name} at {cfg.model.image_size}, {len(loader.indices)} images, {sum(v.count for v in loader.views)} views each, "
-        f"{cfg.training.epochs} epochs of {len(loader)} steps; {machine}"
+        f"{cfg.training.epochs} epochs of {len(loader)} steps; {'fused' if fused else 'dense'} loss (dense logits: {dense_mb:,.0f} MB); {machine}"
     )
     compiled = machine.prepare(model)
 
@@ -80,6 +97,7 @@ def pretrain(cfg):
         return compiled(*map(list, zip(*groups)))
 
     fit(run, cfg, loader, model, machine, loss_of, title="pretrain")
-    save_backbone(model.backbone, run.folder / "backbone.safetensors")
+    if not cfg.training.max_steps:
+        save_backbone(model.backbone, run.folder / "backbone.safetensors")
     draw_curves(run.folder)
     return run.folder

@@ -79,6 +79,9 @@ def training(lr, epochs):
             "resume": Param(
                 Text(), "no, auto (go on if the run folder holds a checkpoint), or a checkpoint's path", default="no"
             ),
+            "max_steps": Param(
+                Whole(0), "for a trial: stop after so many steps, without a checkpoint; 0: go to the end", default=0
+            ),
             "checkpoint_every": Param(Whole(1), "epochs between checkpoints", default=10),
             "device": Param(OneOf("auto", "cpu", "cuda"), "where to compute", default="auto"),
             "amp": Param(

@@ -1,0 +1,116 @@
+"""The infrequent updating problem, seen: how far each class weight w_k moves at a step in which image k is not in the batch.
+
+The same few epochs are trained four ways: plain, with label smoothing, with CutMix, with both. The head learns by plain gradient descent, so
+that what w_k moves is the learning rate times its gradient, which method and closed forms speak of:
+
+    dL_i/dw_k = (p_k - [k = i]) z_i               plain: nothing, once p_k is near 0
+    dL_i/dw_k = (p_k - eps / N) z_i, k unrelated  with smoothing: every class, at every step
+
+What is shown is the typical gradient of a class whose image is not in the batch, as a share of that of one whose image is.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from ..loader import Augment, MultiCropLoader, Views
+from ..losses import instance_loss
+from ..models import Normalize, create_backbone, feature_dim, init_head
+from ..models.backbone import PRETRAIN_STD
+
+WAYS = {
+    "plain": (0.0, 0.0),
+    "label smoothing": (0.1, 0.0),
+    "CutMix": (0.0, 0.5),
+    "both": (0.1, 0.5),
+}  # smoothing, alpha
+
+
+def train(cfg, smoothing, alpha, images, epochs, batch_size, head_lr, progress):
+    """One way. Returns arrays with an entry an epoch: away and visit (median gradient norms of classes out of and in the batch), floor (the
+    norm that smoothing alone would give: eps / N times the batch's mean feature), loss, p (median probability of a class out of the batch)."""
+    torch.manual_seed(cfg.training.seed)
+    size = cfg.model.image_size
+    loader = MultiCropLoader(
+        cfg.data.train, batch_size, cfg.data.num_workers, cfg.training.seed, alpha, [Views(1, size, (0.6, 1.0))],
+        Augment(flip=0.5, jitter=0, gray=0, blur=0), rows=np.arange(images), drop_last=True,
+    )  # fmt: skip
+    backbone = create_backbone(cfg.model.name, size, 0.0, cfg.model.options)
+    normalize, head = Normalize(std=PRETRAIN_STD), init_head(feature_dim(backbone), images)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=cfg.training.lr, weight_decay=cfg.training.weight_decay)
+    result = {key: np.zeros(epochs) for key in ("away", "visit", "floor", "loss", "p")}
+    for epoch in range(epochs):
+        seen = {key: [] for key in result}
+        for (group,) in loader:
+            z = backbone(normalize(group.images))
+            logits = head(z)
+            loss = instance_loss(logits, group.idx_a, group.idx_b, group.lam, smoothing)
+            optimizer.zero_grad()
+            head.zero_grad()
+            loss.backward()
+            norms = head.weight.grad.norm(dim=1)
+            inside = torch.zeros(images, dtype=torch.bool)
+            inside[group.idx_a] = True
+            seen["away"].append(norms[~inside].median().item())
+            seen["visit"].append(norms[inside].median().item())
+            seen["floor"].append((0.1 / images * z.detach().mean(0)).norm().item())
+            seen["loss"].append(loss.item())
+            seen["p"].append(torch.softmax(logits.detach(), 1)[:, ~inside].mean(0).median().item())
+            optimizer.step()
+            with torch.no_grad():
+                for parameter in head.parameters():
+                    parameter -= head_lr * parameter.grad
+            progress.update()
+        for key, values in seen.items():
+            result[key][epoch] = np.mean(values)
+    return result
+
+
+def updates(cfg, out, images=512, epochs=60, batch_size=32, head_lr=20.0):
+    """Train the four ways and write updates.png and updates.json to the folder `out`. Returns {way: arrays of `train`}."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=4 * epochs * (images // batch_size), unit="step", disable=None) as progress:
+        result = {way: train(cfg, *how, images, epochs, batch_size, head_lr, progress) for way, how in WAYS.items()}
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    share, sizes, loss = figure.subplots(1, 3)
+    at = np.arange(1, epochs + 1)
+    for color, (way, values) in enumerate(result.items()):
+        share.plot(at, values["away"] / values["visit"], label=way, color=f"C{color}")
+        sizes.plot(at, values["away"], label=way, color=f"C{color}")
+        loss.plot(at, values["loss"], label=way, color=f"C{color}")
+    sizes.plot(at, result["label smoothing"]["floor"], "k:", linewidth=1, label="eps / N times the mean feature")
+    share.set(
+        yscale="log", xlabel="epoch", title="a class out of the batch moves this share\nof what one in the batch moves"
+    )
+    sizes.set(yscale="log", xlabel="epoch", title="gradient of a class\nout of the batch (median)")
+    loss.set(xlabel="epoch", title="loss")
+    share.legend(fontsize=8)
+    sizes.legend(fontsize=7)
+    figure.savefig(out / "updates.png", dpi=110)
+    content = {way: {key: values.tolist() for key, values in arrays.items()} for way, arrays in result.items()}
+    (out / "updates.json").write_text(json.dumps(content, indent=1) + "\n")
+    return result
+
+
+def summary(result):
+    """A Markdown table of the last epoch."""
+    lines = [
+        "| trained with | gradient of a class out of the batch | of one in it | share | its probability | loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, v in result.items():
+        lines.append(
+            f"| {way} | {v['away'][-1]:.2g} | {v['visit'][-1]:.2g} | {v['away'][-1] / v['visit'][-1]:.2%} | {v['p'][-1]:.2g} | {v['loss'][-1]:.2f} |"
+        )
+    floor = result["label smoothing"]["floor"][-1]
+    return (
+        "\n".join(lines)
+        + f"\n\nWith smoothing and p_k = 0 the closed form gives {floor:.2g} for a class out of the batch.\n"
+    )

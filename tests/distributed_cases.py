@@ -1,0 +1,69 @@
+"""What several processes do in test_loss.py: python distributed_cases.py RANK WORLD RENDEZVOUS FOLDER"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from idmm_fast.losses import ShardedHead
+
+TOTAL, D, ROWS = 103, 12, 24  # 103 divides by nothing
+
+
+def data(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(ROWS, D, dtype=dtype, generator=generator)
+    weight, bias = (
+        torch.randn(TOTAL, D, dtype=dtype, generator=generator),
+        torch.randn(TOTAL, dtype=dtype, generator=generator),
+    )
+    a, b = torch.randint(0, TOTAL, (ROWS,), generator=generator), torch.randint(0, TOTAL, (ROWS,), generator=generator)
+    a[:4] = b[:4]
+    return z, weight, bias, a, b, torch.rand(ROWS, dtype=dtype, generator=generator)
+
+
+def parts_of(world):
+    """Rows of each process: uneven on purpose."""
+    edges = [0, *[round(ROWS * (r + 1) / world) - (1 if r + 1 < world else 0) for r in range(world)]]
+    return list(zip(edges[:-1], edges[1:]))
+
+
+def main(rank, world, rendezvous, folder):
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    z, weight, bias, a, b, lam = data()
+    low, high = parts_of(world)[rank]
+    result = {}
+    for memory in (1 << 30, 1000):
+        head = ShardedHead(D, TOTAL, memory=memory).double()
+        with torch.no_grad():
+            head.weight.copy_(weight[head.first : head.first + head.weight.shape[0]])
+            head.bias.copy_(bias[head.first : head.first + head.bias.shape[0]])
+        mine = z[low:high].clone().requires_grad_()
+        loss = head.loss(mine, a[low:high], b[low:high], lam[low:high], 0.1)
+        loss.backward()
+        result[f"{memory}"] = {
+            "loss": loss.detach(),
+            "z": mine.grad,
+            "weight": head.weight.grad,
+            "bias": head.bias.grad,
+            "first": head.first,
+        }
+    head.save(Path(folder) / f"head_{world}")
+    for saved in sorted(Path(folder).glob("head_*")):
+        other = ShardedHead(D, TOTAL, seed=7).double()
+        other.load(saved)
+        assert torch.equal(other.weight, head.weight), saved
+        assert torch.equal(other.bias, head.bias)
+    sampled = ShardedHead(D, TOTAL, sample_rate=0.5).double()
+    with torch.no_grad():
+        sampled.weight.copy_(head.weight)
+    values = [sampled.loss(z[low:high], a[low:high], b[low:high], lam[low:high], 0.1).item() for _ in range(20)]
+    result["sampled"] = torch.tensor(values)
+    torch.save(result, Path(folder) / f"result_{world}_{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
