@@ -2,7 +2,7 @@
 """Look at why the method works.
 
 python analyze.py updates --config rn_configs/demo.yaml              # how often and how far class weights move between their own visits
-python analyze.py updates --config rn_configs/demo.yaml --out runs/updates --images 512 --epochs 60 --batch 32
+python analyze.py updates --config rn_configs/demo.yaml --out runs/updates --images 128 --epochs 250 --batch 16
 """
 
 import argparse
@@ -23,10 +23,10 @@ def main(argv=None):
         help="folder for updates.png and updates.json (default: runs/updates)",
     )
     updates.add_argument(
-        "--images", type=int, default=512, metavar="N", help="images, each its own class (default: 512)"
+        "--images", type=int, default=128, metavar="N", help="images, each its own class (default: 128)"
     )
-    updates.add_argument("--epochs", type=int, default=60, metavar="N", help="epochs of each way (default: 60)")
-    updates.add_argument("--batch", type=int, default=32, metavar="N", help="images a step (default: 32)")
+    updates.add_argument("--epochs", type=int, default=250, metavar="N", help="epochs of each way (default: 250)")
+    updates.add_argument("--batch", type=int, default=16, metavar="N", help="images a step (default: 16)")
     args, rest = parser.parse_known_args(argv)
 
     from idmm_fast.beton import BetonError

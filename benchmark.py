@@ -5,6 +5,7 @@ python benchmark.py loader --images my_photos                          # ours, d
 python benchmark.py loader --beton data/flowers_train.beton --workers 1 --peers official,ffcv,albumentations,dali --repeats 5 --json bench.json
 python benchmark.py writer --images my_photos                          # conversion, against FFCV's own writer
 python benchmark.py loss                                               # the fused loss and index targets, against the dense forms
+python benchmark.py head                                               # 20 steps with 1,281,167 instances, and their memory
 """
 
 import argparse
@@ -53,6 +54,11 @@ def parse(argv):
     loss.add_argument(
         "--classes", type=int, default=1281167, metavar="N", help="instances (default: 1281167, ImageNet's)"
     )
+
+    head = command("head", "a few steps of training with as many instances as ImageNet has, and their peak memory")
+    head.add_argument("--classes", type=int, default=1281167, metavar="N", help="instances (default: 1281167)")
+    head.add_argument("--batch", type=int, default=32, metavar="B", help="images a step (default: 32)")
+    head.add_argument("--steps", type=int, default=20, metavar="N", help="steps (default: 20)")
     return parser.parse_args(argv)
 
 

@@ -45,6 +45,14 @@ def kernel(function=None, *, inline=False):
     return compiled
 
 
+def is_cached(compiled):
+    """Whether machine code of this kernel, and of these sources, is on disk already."""
+    try:
+        return bool(compiled._cache._cache_file._load_index())
+    except (AttributeError, OSError, EOFError):
+        return False
+
+
 @kernel(inline=True)
 def to_level(value):
     """Round a float in [0, 255] to uint8, halves up, as PIL does; values outside are clamped."""

@@ -83,3 +83,23 @@ def test_writer_benchmark_reports_everything(tree, tmp_path):
     assert set(result["images_per_s"]) == {"ours, as they are", "ours, encoded", "ffcv", "ffcv, jpg", "ffcv, encoded"}
     assert all(r > 0 for r in result["ratios"].values())
     assert result["peak_mb"]["all"] > 0
+
+
+def test_loss_benchmark_reports_everything(tmp_path):
+    out = tmp_path / "out.json"
+    shown = bench("loss", "--batch", 64, "--dim", 32, "--classes", 20000, "--repeats", 2, "--json", out)
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(out.read_text())
+    assert result["fused"]["fused / products"] > 0
+    assert result["index"]["targets / index"] > 0
+
+
+def test_training_with_many_instances_shows_its_memory(tmp_path):
+    """Small here; `python benchmark.py head` is the real one."""
+    out = tmp_path / "out.json"
+    shown = bench("head", "--classes", 30000, "--batch", 8, "--steps", 3, "--json", out)
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(out.read_text())
+    assert result["steps"] == 3
+    assert abs(result["losses"][0] / (2 * np.log(30000)) - 1) < 0.05
+    assert result["peak_mb"] > 100

@@ -284,7 +284,7 @@ def test_sampled_gradients_reach_the_classes_of_the_batch():
         ShardedHead(16, 400, sample_rate=0)
 
 
-# --- the theory (section numbers of arXiv 2201.10728 are not known here; the equations are in docs/theory.md)
+# --- the theory (docs/theory.md)
 
 
 def test_with_the_other_views_features_as_weights_it_is_the_contrastive_loss():

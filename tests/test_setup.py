@@ -116,6 +116,22 @@ def test_readme_names_only_files_that_exist():
         assert (ROOT / target).exists(), target
 
 
+def test_the_speed_tables_are_those_that_the_benchmark_made():
+    import json
+
+    from idmm_fast.report.benchmark_loader import table
+
+    made = table(json.loads((ROOT / "docs" / "benchmark_loader.json").read_text()))
+    assert made in README
+    assert made in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_documents_name_only_pictures_that_exist():
+    for page in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
 def test_readmes_demo_table_is_the_one_that_the_demo_made():
     import json
 

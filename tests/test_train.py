@@ -205,6 +205,41 @@ def test_compiled_bf16_training_follows_eager_fp32(tiny_beton, tmp_path):
     assert np.abs(losses(fast) / losses(eager) - 1).max() < 0.02
 
 
+def test_fused_training_equals_dense_training(tiny_beton, tmp_path, capfd):
+    """The same curve to 1e-4, which of the two it is being said."""
+    curves = {}
+    for kind in ("dense", "fused"):
+        curves[kind] = losses(pretrain(settings(tiny_beton, tmp_path / kind, head__loss=kind, training__epochs=6)))
+    assert np.abs(curves["fused"] / curves["dense"] - 1).max() < 1e-4
+    automatic = pretrain(settings(tiny_beton, tmp_path / "auto", head__dense_mb=0, training__epochs=1))
+    assert np.abs(losses(automatic)[:1] / curves["dense"][:1] - 1).max() < 1e-4
+    shown = "".join(capfd.readouterr())
+    assert shown.count("dense loss (dense logits") == 1
+    assert shown.count("fused loss (dense logits") == 2
+
+
+def test_a_trial_stops_after_so_many_steps(tiny_beton, tmp_path):
+    folder = pretrain(settings(tiny_beton, tmp_path / "run", training__max_steps=3))
+    assert len(losses(folder)) == 3
+    assert not (folder / "backbone.safetensors").exists()
+    assert checkpoint.listing(folder / "checkpoints") == []
+
+
+def test_updates_of_class_weights_are_looked_at(tiny_beton, tmp_path):
+    """Four ways; without smoothing the classes out of the batch fall to rest as p falls, with it they keep the closed form's share."""
+    from idmm_fast.report.updates import summary, updates
+
+    result = updates(
+        settings(tiny_beton, tmp_path / "x"), tmp_path / "out", images=64, epochs=40, batch_size=8, head_lr=10.0
+    )
+    assert set(result) == {"plain", "label smoothing", "CutMix", "both"}
+    away = {way: values["away"][-1] for way, values in result.items()}
+    assert away["label smoothing"] > 0
+    assert all((v["away"] < v["visit"]).all() for v in result.values())
+    assert np.asarray(Image.open(tmp_path / "out" / "updates.png")).std() > 10
+    assert "closed form" in summary(result)
+
+
 def test_finetuning_beats_chance_and_reports(tiny_beton, run, tmp_path):
     result = finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, training__epochs=30, model__init=str(run)))
     assert result["top1"] > 60  # four colours; chance is 25

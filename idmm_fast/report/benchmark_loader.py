@@ -172,6 +172,24 @@ def run(args):
     return result
 
 
+TARGETS = {"ours / official": (6, 10), "ours / dali": (5, 8), "ours / ffcv": (8, 12), "ours / albumentations": (2.2, 3.3), "ours / decode": (0.4, 0.6),
+           "ours, raw / official": (12, 20), "ours, twice / ours": (1.8, 1.95)}  # fmt: skip
+NAMES = {"ours / official": "the published recipe in PIL and torchvision", "ours / dali": "NVIDIA DALI, CPU pipeline", "ours / ffcv": "stock FFCV, a decoder for each view",
+         "ours / albumentations": "Albumentations 2 on OpenCV", "ours / decode": "libjpeg-turbo decoding alone", "ours, raw / official": "the published recipe on JPEGs, ours on a raw beton",
+         "ours, twice / ours": "two workers against one"}  # fmt: skip
+
+
+def table(result):
+    """The ratios of a run as a Markdown table, with what was aimed at."""
+    lines = ["| ours against | ratio | must | aim | images/s, ours and theirs |", "|---|---|---|---|---|"]
+    rates = {name: r["median"] for name, r in result["images_per_s"].items()}
+    for name, ratio in result["ratios"].items():
+        must, aim = TARGETS[name]
+        ours, theirs = (rates[n] for n in name.split(" / "))
+        lines.append(f"| {NAMES[name]} | **{ratio:.2f}** | {must} | {aim} | {ours:.0f}, {theirs:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def _plot(result, path):
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     FigureCanvasAgg(figure)

@@ -71,11 +71,11 @@ def train(cfg, smoothing, alpha, images, epochs, batch_size, head_lr, progress):
     return result
 
 
-def updates(cfg, out, images=512, epochs=60, batch_size=32, head_lr=20.0):
+def updates(cfg, out, images=128, epochs=250, batch_size=16, head_lr=1.0):
     """Train the four ways and write updates.png and updates.json to the folder `out`. Returns {way: arrays of `train`}."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=4 * epochs * (images // batch_size), unit="step", disable=None) as progress:
+    with tqdm(total=len(WAYS) * epochs * (images // batch_size), unit="step", disable=None) as progress:
         result = {way: train(cfg, *how, images, epochs, batch_size, head_lr, progress) for way, how in WAYS.items()}
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
