@@ -5,6 +5,7 @@ which two can't always live at once. The kernels below are compiled once and cac
 Python, hands slices of the batch to threads that run without the GIL, and looks at what they return.
 """
 
+import functools
 import os
 import queue
 import sys
@@ -23,6 +24,15 @@ from .multicrop import Scratch, make_views
 from .stock import Operation
 
 _TASKS_PER_WORKER = 4  # slices a worker gets of a batch: enough that an image of ten times the size holds nobody up
+
+
+@functools.cache
+def _announce_compilation():
+    if not is_cached(make_views):
+        print(
+            "compiling the loader's kernels; this is done once on a machine and takes about half a minute",
+            file=sys.stderr,
+        )
 
 
 class LoaderError(RuntimeError):

@@ -174,9 +174,15 @@ def run(args):
 
 TARGETS = {"ours / official": (6, 10), "ours / dali": (5, 8), "ours / ffcv": (8, 12), "ours / albumentations": (2.2, 3.3), "ours / decode": (0.4, 0.6),
            "ours, raw / official": (12, 20), "ours, twice / ours": (1.8, 1.95)}  # fmt: skip
-NAMES = {"ours / official": "the published recipe in PIL and torchvision", "ours / dali": "NVIDIA DALI, CPU pipeline", "ours / ffcv": "stock FFCV, a decoder for each view",
-         "ours / albumentations": "Albumentations 2 on OpenCV", "ours / decode": "libjpeg-turbo decoding alone", "ours, raw / official": "the published recipe on JPEGs, ours on a raw beton",
-         "ours, twice / ours": "two workers against one"}  # fmt: skip
+NAMES = {
+    "ours / official": "the published recipe in PIL and torchvision",
+    "ours / dali": "NVIDIA DALI, CPU pipeline",
+    "ours / ffcv": "stock FFCV, a decoder for each view",
+    "ours / albumentations": "Albumentations 2 on OpenCV",
+    "ours / decode": "libjpeg-turbo decoding alone",
+    "ours, raw / official": "the published recipe on JPEGs, ours on a raw beton",
+    "ours, twice / ours": "two workers against one",
+}
 
 
 def table(result):
