@@ -184,11 +184,7 @@ class MultiCropDecoder(Operation):
             return
         height, width = int(self.beton.height.max()), int(self.beton.width.max())
         decode = bool((self.beton.mode == 0).any())
-        if not make_views.signatures and not is_cached(make_views):
-            print(
-                "compiling the loader's kernels; this is done once on a machine and takes about half a minute",
-                file=sys.stderr,
-            )
+        _announce_compilation()
         self._process = os.getpid()  # a forked child has none of its parent's threads and makes its own
         self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="idmm-loader")
         self._scratch = queue.SimpleQueue()
