@@ -136,10 +136,13 @@ def test_fused_equals_dense_in_value_and_all_gradients(batch, classes, memory, d
     """With all of exp(o) kept, with some rows at a time, and with none; eps 0.1 and 0."""
     z, weight, bias, a, b, lam = case(batch, classes, 24, dtype)
     for eps in (0.1, 0.0):
-        theirs = dense(z @ weight.T + bias, a, b, lam, eps)
+        exact = [
+            v.detach().double().requires_grad_() for v in (z, weight, bias)
+        ]  # float32's own dense form is off by as much as ours
+        theirs = dense(exact[0] @ exact[1].T + exact[2], a, b, lam.double(), eps)
         ours = fused_instance_loss(z, weight, bias, a, b, lam, eps, memory=memory)
         assert off(ours.detach(), theirs.detach()) < tolerance
-        wanted = torch.autograd.grad(3 * theirs, (z, weight, bias))
+        wanted = torch.autograd.grad(3 * theirs, exact)
         for mine, w in zip(torch.autograd.grad(3 * ours, (z, weight, bias)), wanted):
             assert off(mine, w) < tolerance
 
@@ -253,10 +256,10 @@ def test_sampled_losses_agree_between_processes(worlds):
 
 
 def test_sampling_classes_is_unbiased_in_the_sum_and_its_logarithm_is_off_as_stated():
-    """Over 3,000 draws at rate 0.2: the mean of exp(logsumexp) within 4 standard errors of the full sum; the mean loss below the full
-    one by Var / (2 sum^2), within a quarter of that."""
+    """Over 3,000 draws at rate 0.05: the mean of exp(logsumexp) within 4 standard errors of the full sum; the mean loss below the full
+    one by Var / (2 sum^2), within 4 standard errors and a third, for the terms beyond."""
     torch.manual_seed(0)
-    head, full = ShardedHead(16, 400, sample_rate=0.2).double(), ShardedHead(16, 400).double()
+    head, full = ShardedHead(16, 400, sample_rate=0.05).double(), ShardedHead(16, 400).double()
     with torch.no_grad():
         head.weight.copy_(0.4 * torch.randn(400, 16))
         full.weight.copy_(head.weight)
@@ -269,8 +272,9 @@ def test_sampling_classes_is_unbiased_in_the_sum_and_its_logarithm_is_off_as_sta
     sums = logs.exp() / wanted.exp()
     assert abs(sums.mean() - 1) < 4 * sums.std() / math.sqrt(3000)
     bias = sums.var() / 2
-    assert (wanted - logs.mean()) == pytest.approx(float(bias), rel=0.25)
-    assert bias > 3 * logs.std() / math.sqrt(3000)  # so the test could tell
+    error = logs.std() / math.sqrt(3000)
+    assert abs((wanted - logs.mean()) - bias) < 4 * error + bias / 3
+    assert bias > 5 * error  # so that the test can tell
 
 
 def test_sampled_gradients_reach_the_classes_of_the_batch():
