@@ -144,11 +144,14 @@ def _write(file, split, order, encoded, page_size, on_error, progress):
     return count, skipped, int(over_all)
 
 
-def _sha256(path):
+def sha256(path, progress=None):
+    """The SHA-256 of a file, as hex digits; `progress` is told how many bytes each block has."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
+            if progress:
+                progress(len(block))
     return digest.hexdigest()
 
 
@@ -225,7 +228,7 @@ def write_beton(
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
             "tables_sum": tables,
-            "sha256": _sha256(temporary),
+            "sha256": sha256(temporary),
         }
         sidecar = sidecar_path(path)
         draft = sidecar.with_name(sidecar.name + ".tmp")

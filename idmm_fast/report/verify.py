@@ -1,6 +1,5 @@
 """Checking a beton to the last byte: what `write_datasets.py --verify` says."""
 
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,16 +8,8 @@ from tqdm import tqdm
 
 from ..beton import BetonError, open_beton
 from ..beton.jpeg import MESSAGES, OK, Decoder
+from ..beton.write import sha256
 from ..loader.whole import decode_row
-
-
-def _sha256(path, bar):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
 
 
 def verify(path, workers=0):
@@ -58,7 +49,7 @@ def verify(path, workers=0):
         with tqdm(
             total=beton.path.stat().st_size, desc="SHA-256", unit="B", unit_scale=True, leave=False, disable=None
         ) as bar:
-            if _sha256(path, bar) != said.get("sha256"):
+            if sha256(path, bar.update) != said.get("sha256"):
                 raise BetonError(
                     f"{path} is not the file that its sidecar describes: the SHA-256 differs. Convert it again."
                 )
