@@ -19,7 +19,7 @@ def _stamp():
     here = Path(__file__).parent
     for source in (
         here / "jit.py",
-        *(here / "beton" / f"{n}.py" for n in ("jpeg", "checksum")),
+        *(here / "beton" / f"{n}.py" for n in ("jpeg", "scan", "checksum")),
         *sorted((here / "loader").glob("*.py")),
     ):
         digest.update(source.read_bytes())

@@ -1,5 +1,7 @@
 """Each augmentation against PIL, torchvision or SciPy on the same parameters. Tolerances are in levels of 0..255."""
 
+import itertools
+
 import numpy as np
 import pytest
 import timm.data.auto_augment as timm_aa
@@ -67,6 +69,7 @@ def test_one_pixel_crop_and_no_op():
     assert (crop_resize(image, 3, 5, 30, 30, 30) == image[3:33, 5:35]).all()
 
 
+PROGRAM = np.empty(color.PROGRAM, np.float32)
 OPERATIONS = {
     "brightness": (color.adjust_brightness, F.adjust_brightness, (0.2, 0.7, 1.0, 1.8)),
     "contrast": (color.adjust_contrast, F.adjust_contrast, (0.2, 0.7, 1.0, 1.8)),
@@ -83,7 +86,7 @@ def test_color_operations_are_torchvisions_on_floats(patches, name):
         for factor in factors:
             planes = planes_of(image)
             wanted = theirs(torch.from_numpy(planes / 255), factor).numpy() * 255
-            ours(planes, factor)
+            ours(planes, factor, PROGRAM)
             assert np.abs(planes - wanted).max() < 0.03, (factor, np.abs(planes - wanted).max())
 
 
@@ -95,7 +98,7 @@ def test_color_operations_are_pils(patches, name):
     for image in patches:
         for factor in factors:
             planes = planes_of(image)
-            ours(planes, factor)
+            ours(planes, factor, PROGRAM)
             wanted = np.asarray(theirs(Image.fromarray(image), factor)).astype(int)
             assert np.abs(levels(planes) - wanted).max() <= 2
 
@@ -103,18 +106,20 @@ def test_color_operations_are_pils(patches, name):
 def test_grayscale_is_pils(patches):
     for image in patches:
         planes = planes_of(image)
-        color.to_gray(planes)
+        color.adjust_saturation(planes, 0.0, PROGRAM)
         assert np.abs(levels(planes) - np.asarray(F.to_grayscale(Image.fromarray(image), 3)).astype(int)).max() <= 1
 
 
 def test_jitter_runs_in_the_order_drawn(patches):
     functions = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue]
-    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]):
+    for order, gray in itertools.product(([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]), (False, True)):
         planes, factors = planes_of(patches[0]), (1.6, 0.5, 1.7, 0.15)
         wanted = torch.from_numpy(planes / 255)
         for k in order:
             wanted = functions[k](wanted, factors[k])
-        color.jitter(planes, np.array(order, np.int32), *factors)
+        if gray:
+            wanted = F.rgb_to_grayscale(wanted, 3)
+        color.jitter(planes, np.array(order, np.int32), *factors, gray, PROGRAM)
         assert np.abs(planes - wanted.numpy() * 255).max() < 0.1
 
 

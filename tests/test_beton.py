@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from idmm_fast.beton import BetonError, WriteError, open_beton, write_beton
-from idmm_fast.beton.encode import encode, stored_size, to_rgb
+from idmm_fast.beton.encode import encode, plain_jpeg, stored_size, to_rgb
 from idmm_fast.beton.format import HEADER, MIN_PAGE
+from idmm_fast.beton.jpeg import OK, Decoder, decode_jpeg
+from idmm_fast.beton.scan import is_whole
 from idmm_fast.datasets import Split, load
 from idmm_fast.loader.whole import decode_rows
 
@@ -132,6 +134,52 @@ def test_good_jpegs_are_stored_byte_for_byte_and_others_converted(mixed):
         assert image.mode == "RGB"
         assert not image.info.get("progressive")
         assert image.size == (stored.width, stored.height)
+
+
+def jpegs(photo):
+    """A photograph as every kind of JPEG that is stored as it is."""
+    options = [{"quality": q, "subsampling": s} for q in (30, 90, 100) for s in ("4:4:4", "4:2:2", "4:2:0")]
+    options += [{"optimize": True}, {"restart_marker_blocks": 5}, {"restart_marker_rows": 1, "subsampling": "4:2:0"}, {"qtables": "web_low"}]
+    for image in (Image.fromarray(photo), Image.fromarray(photo).convert("L")):
+        for option in options:
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", **option)
+            yield np.frombuffer(buffer.getvalue(), np.uint8), image.size
+
+
+def test_whole_jpegs_are_found_to_be_whole_without_decoding(photos):
+    for photo in photos[:4]:
+        for data, _ in jpegs(photo):
+            assert is_whole(data)
+            assert is_whole(np.append(data, np.uint8([0, 1, 2])))  # what comes after the end is nobody's
+            assert not is_whole(data[: data.size - 2])
+            assert not is_whole(data[: data.size // 2])
+
+
+def test_a_jpeg_that_seems_whole_is_one_that_libjpeg_turbo_reads_without_a_warning(photos):
+    """6,000 mutations; where `is_whole` says yes, the decoder must agree. (Where it says no, the decoder is asked anyway.)"""
+    rng, decoder = np.random.default_rng(0), Decoder()
+    kinds = [k for photo in photos[:3] for k in jpegs(photo[:64, :72])]
+    agreed = 0
+    for k in range(6000):
+        data, (width, height) = kinds[k % len(kinds)]
+        data = data.copy()
+        for _ in range(rng.integers(1, 4)):
+            at = rng.integers(0, data.size)
+            change = rng.integers(4)
+            if change == 0:
+                data[at] = rng.integers(256)
+            elif change == 1:
+                data[at] ^= 1 << rng.integers(8)
+            elif change == 2:
+                data = np.delete(data, at)
+            else:
+                data = np.insert(data, at, rng.choice([0, 255, 0xD0, 0xD9]))
+        if is_whole(data):
+            size = plain_jpeg(data.tobytes()) or (height, width)
+            assert decode_jpeg(decoder.handle, data, *size, np.empty(3 * size[0] * size[1], np.uint8)) == OK, k
+            agreed += 1
+    assert agreed > 300  # mutations that make other pixels, not damage
 
 
 def test_max_resolution_shrinks_the_longer_side(photos):

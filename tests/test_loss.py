@@ -180,6 +180,28 @@ def test_fused_under_bf16_autocast_is_within_two_percent():
         assert off(mine, w) < 2e-2
 
 
+def test_the_gradients_memory_is_used_again_once_nobody_holds_it():
+    torch.manual_seed(0)
+    z, w, b = torch.randn(4, 8), torch.randn(100, 8, requires_grad=True), torch.zeros(100, requires_grad=True)
+    idx = torch.arange(4)
+
+    def step(scale):
+        w.grad = None
+        fused_instance_loss(scale * z, w, b, idx, idx, 1.0, 0.1).backward()
+        return w.grad
+
+    first = step(1.0)
+    second = step(2.0)  # `first` is still held
+    assert second.data_ptr() != first.data_ptr()
+    assert not torch.equal(first, second)
+    wanted, at = first.clone(), second.data_ptr()
+    del first, second
+    assert step(1.0).data_ptr() == at
+    assert torch.equal(w.grad, wanted)
+    fused_instance_loss(z, w, b, idx, idx, 1.0, 0.1).backward()  # accumulated
+    torch.testing.assert_close(w.grad, 2 * wanted)
+
+
 def test_fused_never_holds_the_logits():
     """256 x 400,000 logits are 410 MB; the peak of forward and backward beyond weights and gradients stays near the bound of 64 MB."""
     code = """

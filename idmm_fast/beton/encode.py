@@ -3,7 +3,7 @@
 import io
 import threading
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import cv2
@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from .checksum import checksum
 from .format import JPG, MODES, RAW
-from .jpeg import OK, Decoder, decode_jpeg, test_jpeg
+from .jpeg import OK, Decoder, Encoder, decode_jpeg, test_jpeg
+from .scan import is_whole
 
 MAX_SIDE = 65535  # the table's width and height are 16 bits
 
@@ -77,28 +78,34 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-_local = threading.local()
+class _Tools(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self):
+        self.decoder, self.encoder, self.pixels = Decoder(), Encoder(), np.empty(0, np.uint8)
+
+    def space(self, size):
+        if self.pixels.size < size:
+            self.pixels = np.empty(size, np.uint8)
+        return self.pixels
 
 
-def _space(size):
-    if not hasattr(_local, "decoder"):
-        _local.decoder = Decoder()
-        _local.pixels = np.empty(0, np.uint8)
-    if _local.pixels.size < size:
-        _local.pixels = np.empty(size, np.uint8)
-    return _local.pixels
+_tools = cache(_Tools)  # made when first needed
 
 
 def _decodes(data, height, width):
+    data = np.frombuffer(data, np.uint8)
+    if is_whole(data):
+        return True
     # The loader's own decoder judges: it refuses JPEGs that others read with a warning.
-    pixels = _space(3 * ((height + 7) // 8) * ((width + 7) // 8))
-    return test_jpeg(_local.decoder.handle, np.frombuffer(data, np.uint8), height, width, pixels) == OK
+    pixels = _tools().space(3 * ((height + 7) // 8) * ((width + 7) // 8))
+    return test_jpeg(_tools().decoder.handle, data, height, width, pixels) == OK
 
 
 def _pixels(data, height, width):
     """uint8 (H, W, 3) of a plain JPEG, valid until the thread's next call; None if it is damaged."""
-    pixels = _space(3 * height * width)
-    if decode_jpeg(_local.decoder.handle, np.frombuffer(data, np.uint8), height, width, pixels) != OK:
+    pixels = _tools().space(3 * height * width)
+    if decode_jpeg(_tools().decoder.handle, np.frombuffer(data, np.uint8), height, width, pixels) != OK:
         return None
     return pixels[: 3 * height * width].reshape(height, width, 3)
 
@@ -125,15 +132,7 @@ def _finish(pixels, mode, quality):
     height, width = pixels.shape[:2]
     if MODES.index(mode) == RAW:
         return Encoded(RAW, height, width, pixels.tobytes())
-    options = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-    ]
-    return Encoded(
-        JPG, height, width, cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()
-    )
+    return Encoded(JPG, height, width, _tools().encoder.encode(np.ascontiguousarray(pixels), quality))
 
 
 def plain_jpeg(data):

@@ -1,4 +1,4 @@
-"""Decoding JPEG from inside a kernel, through the libjpeg-turbo that FFCV was built with.
+"""Decoding JPEG from inside a kernel, and encoding it, with the libjpeg-turbo that FFCV was built with.
 
 FFCV's own binding is a ctypes pointer, which numba can't cache, and it drops the decoder's return code: a corrupt image
 leaves the pixels of another one behind. Named external functions are cacheable, and here every code is looked at.
@@ -29,7 +29,15 @@ _header = types.ExternalFunction("tjDecompressHeader3", _int(_ptr, _ptr, _ulong,
 _decompress = types.ExternalFunction("tjDecompress2", _int(_ptr, _ptr, _ulong, _ptr, _int, _int, _int, _int, _int))
 
 _TJPF_RGB = 0
-_TJFLAG_ACCURATEDCT = 4096
+_TJSAMP_420 = 2
+_TJFLAG_NOREALLOC, _TJFLAG_ACCURATEDCT = 1024, 4096
+
+_library.tjInitCompress.restype = ctypes.c_void_p
+_library.tjBufSize.restype = ctypes.c_ulong
+_library.tjCompress2.argtypes = [
+    ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+    ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_ulong), ctypes.c_int, ctypes.c_int, ctypes.c_int,
+]  # fmt: skip
 
 OK, NOT_A_JPEG, WRONG_SIZE, CORRUPT, ALTERED = range(5)
 MESSAGES = {
@@ -100,3 +108,29 @@ def decode_jpeg(handle, data, height, width, out):
 def test_jpeg(handle, data, height, width, out):
     """Whether `decode_jpeg` will do: every bit is read, but the pixels are made at an eighth of the size, in two thirds of the time."""
     return _decode(handle, data, height, width, (height + 7) // 8, (width + 7) // 8, out)
+
+
+class Encoder:
+    """A libjpeg-turbo compressor, one a thread."""
+
+    def __init__(self):
+        self._handle, self._space = ctypes.c_void_p(_library.tjInitCompress()), np.empty(0, np.uint8)
+
+    def __del__(self):
+        if not sys.is_finalizing():
+            _library.tjDestroy(self._handle)
+
+    def encode(self, pixels, quality):
+        """`pixels` (uint8 (H, W, 3), contiguous) as a baseline JPEG with chroma at half the resolution: bytes."""
+        height, width = pixels.shape[:2]
+        most = _library.tjBufSize(width, height, _TJSAMP_420)
+        if self._space.size < most:
+            self._space = np.empty(most, np.uint8)
+        out, size = ctypes.c_void_p(self._space.ctypes.data), ctypes.c_ulong(most)
+        code = _library.tjCompress2(
+            self._handle, pixels.ctypes.data, width, 3 * width, height, _TJPF_RGB, ctypes.byref(out), ctypes.byref(size), _TJSAMP_420,
+            quality, _TJFLAG_NOREALLOC | _TJFLAG_ACCURATEDCT,
+        )  # fmt: skip
+        if code:
+            raise ValueError(f"libjpeg-turbo could not encode {width} x {height} pixels")
+        return self._space[: size.value].tobytes()

@@ -6,7 +6,7 @@ from ..beton.checksum import checksum
 from ..beton.jpeg import ALTERED, CORRUPT, OK, Decoder, decode_jpeg
 from ..jit import kernel, to_level
 from .blur import blur_scratch_size, gaussian_blur
-from .color import jitter, to_gray
+from .color import PROGRAM, adjust_saturation, jitter
 from .draws import DRAW, draw_view
 from .randaugment import apply_operation
 from .resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights
@@ -71,19 +71,20 @@ def resample_view(source, view, draw, planes, line, starts, tables):
 
 
 @kernel
-def recolor_view(draw, planes):
+def recolor_view(draw, planes, line):
     """The colours that were drawn."""
+    program = line[: PROGRAM[0] * PROGRAM[1]].reshape(PROGRAM)
     if draw.jitter:
-        jitter(planes, draw.order, draw.brightness, draw.contrast, draw.saturation, draw.hue)
-    if draw.gray:
-        to_gray(planes)
+        jitter(planes, draw.order, draw.brightness, draw.contrast, draw.saturation, draw.hue, draw.gray, program)
+    elif draw.gray:
+        adjust_saturation(planes, 0.0, program)
 
 
 @kernel
 def render_view(source, view, draw, planes, line, starts, tables):
     """One view of `source` (uint8, (H, W, 3)) as float32 planes (3, S, S) of levels 0..255, from its specification and draw."""
     resample_view(source, view, draw, planes, line, starts, tables)
-    recolor_view(draw, planes)
+    recolor_view(draw, planes, line)
     if draw.sigma > 0:
         gaussian_blur(planes, draw.sigma, line)
     for k in range(2):

@@ -23,7 +23,13 @@ from .draws import DRAW, VIEW, draw_view
 from .multicrop import Scratch, make_views
 from .stock import Operation
 
-_TASKS_PER_WORKER = 4  # slices a worker gets of a batch: enough that an image of ten times the size holds nobody up
+
+def _edges(batch, workers):
+    """Where a batch is cut into slices for the threads: large ones first, single images last, so that all threads end together."""
+    edges = [0]
+    while edges[-1] < batch:
+        edges.append(edges[-1] + max(1, (batch - edges[-1]) // (2 * workers)))
+    return edges
 
 
 @functools.cache
@@ -218,7 +224,7 @@ class MultiCropDecoder(Operation):
             finally:
                 self._scratch.put(scratch)
 
-        edges = np.linspace(0, batch, min(batch, self.num_workers * _TASKS_PER_WORKER) + 1).astype(np.int64)
+        edges = _edges(batch, self.num_workers)
         futures = [self._pool.submit(work, first, last) for first, last in zip(edges[:-1], edges[1:])]
         wait(futures)  # all of them: no thread may still write when this returns
         for future in futures:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from ..jit import kernel
-from .color import adjust_brightness, adjust_contrast, adjust_saturation
+from .color import PROGRAM, adjust_brightness, adjust_contrast, adjust_saturation
 from .philox import uniforms
 
 OPERATIONS = (
@@ -149,6 +149,7 @@ def apply_operation(planes, which, arg, line):
     """One operation with its argument (see `argument`). `line` is scratch: float32, at least S * S."""
     size = planes.shape[1]
     flat = planes.reshape(-1)
+    program = line[: PROGRAM[0] * PROGRAM[1]].reshape(PROGRAM)
     round_levels(planes)
     if which == AUTO_CONTRAST:
         _auto_contrast(planes)
@@ -168,11 +169,11 @@ def apply_operation(planes, which, arg, line):
         for k in range(flat.size):
             flat[k] = min(flat[k] + np.float32(arg), np.float32(255)) if flat[k] < 128 else flat[k]
     elif which == COLOR:
-        adjust_saturation(planes, arg)
+        adjust_saturation(planes, arg, program)
     elif which == CONTRAST:
-        adjust_contrast(planes, arg)
+        adjust_contrast(planes, arg, program)
     elif which == BRIGHTNESS:
-        adjust_brightness(planes, arg)
+        adjust_brightness(planes, arg, program)
     elif which == SHARPNESS:
         _sharpness(planes, arg, line)
     elif which == ROTATE:

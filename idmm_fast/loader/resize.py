@@ -72,6 +72,7 @@ def weights(bicubic, length, size, first, count, flip, starts, table):
     ratio = length / size
     stretch = max(1.0, ratio)
     support = (BICUBIC_SUPPORT if bicubic else BILINEAR_SUPPORT) * stretch
+    narrow = 1.0 / stretch
     most = 0
     for k in range(count):
         centre = (first + k + 0.5) * ratio
@@ -82,16 +83,19 @@ def weights(bicubic, length, size, first, count, flip, starts, table):
         low = max(int(centre - support + 0.5), 0)
         high = min(int(centre + support + 0.5), length)
         start = min(low, length - most)
+        for t in range(low - start):
+            table[k, t] = 0.0
         total = 0.0
-        for x in range(start, start + most):
-            at = (x - centre + 0.5) / stretch
-            w = 0.0
-            if low <= x < high:
-                w = _bicubic(at) if bicubic else _bilinear(at)
+        for x in range(low, high):
+            at = (x - centre + 0.5) * narrow
+            w = _bicubic(at) if bicubic else _bilinear(at)
             table[k, x - start] = w
             total += w
-        for x in range(most):
-            table[k, x] /= total
+        for t in range(high - start, most):
+            table[k, t] = 0.0
+        total = 1.0 / total
+        for t in range(low - start, high - start):
+            table[k, t] *= total
         starts[k] = start
     return most
 

@@ -280,16 +280,78 @@ def add_levels16(typing, total, array, index, weight):
     return H16(H16, array, types.intp, types.int32), code
 
 
+def _load_shorts(kind):
+    @intrinsic
+    def load(typing, array, index):
+        def code(context, builder, signature, args):
+            at = _pointer(context, builder, signature.args[0], *args, ir.VectorType(_SHORT, kind.width))
+            return builder.load(at, align=2)
+
+        return kind(array, types.intp), code
+
+    return load
+
+
+def _add_shorts(kind):
+    @intrinsic
+    def add(typing, total, array, index, weight):
+        def code(context, builder, signature, args):
+            total, array, index, weight = args
+            at = _pointer(context, builder, signature.args[1], array, index, total.type)
+            weight = _splat_short(builder, weight, kind.width)
+            return builder.add(total, _upper_half(builder, builder.load(at, align=2), weight))
+
+        return kind(kind, array, types.intp, types.int32), code
+
+    return add
+
+
+load_shorts8 = _load_shorts(H8)  # (array of uint16, index of the first)
+# (total, array of uint16, index of the first, weight): total + weight * those from there on, in fixed point; weight: int32 in 0..65535
+add_shorts8, add_shorts16 = _add_shorts(H8), _add_shorts(H16)
+
+
 @intrinsic
-def add_shorts8(typing, total, array, index, weight):
-    """total + weight * the eight uint16 from `index` on, in fixed point. weight: int32 in 0..65535."""
+def add_pairs16(typing, total, array, one, other, weight):
+    """total + weight * (the sixteen uint16 from index `one` on + those from `other` on), in fixed point; the sums must fit."""
 
     def code(context, builder, signature, args):
-        total, array, index, weight = args
-        at = _pointer(context, builder, signature.args[1], array, index, ir.VectorType(_SHORT, 8))
-        return builder.add(total, _upper_half(builder, builder.load(at, align=2), _splat_short(builder, weight, 8)))
+        total, array, one, other, weight = args
+        one, other = (
+            builder.load(_pointer(context, builder, signature.args[1], array, index, total.type), align=2)
+            for index in (one, other)
+        )
+        product = _upper_half(builder, builder.add(one, other), _splat_short(builder, weight, 16))
+        return builder.add(total, product)
 
-    return H8(H8, array, types.intp, types.int32), code
+    return H16(H16, array, types.intp, types.intp, types.int32), code
+
+
+@intrinsic
+def store_units8(typing, array, index, value):
+    """Eight float32 levels in 0..255 as uint16 of 128 units a level, rounded, from `index` on."""
+
+    def code(context, builder, signature, args):
+        array, index, value = args
+        half, unit = (ir.Constant(value.type, [x] * 8) for x in (0.5, 128.0))
+        units = builder.fptosi(builder.fadd(builder.fmul(value, unit), half), _vector(F8, _INT))
+        units = builder.trunc(units, _vector(F8, _SHORT))
+        builder.store(units, _pointer(context, builder, signature.args[0], array, index, units.type), align=2)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, F8), code
+
+
+@intrinsic
+def load_units8(typing, array, index):
+    """Eight uint16 of 128 units a level from `index` on, as float32 levels."""
+
+    def code(context, builder, signature, args):
+        at = _pointer(context, builder, signature.args[0], *args, _vector(F8, _SHORT))
+        units = builder.sitofp(builder.zext(builder.load(at, align=2), _vector(F8, _INT)), _vector(F8))
+        return builder.fmul(units, ir.Constant(units.type, [1 / 128] * 8))
+
+    return F8(array, types.intp), code
 
 
 def _store_shorts(kind):

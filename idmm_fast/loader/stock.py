@@ -1,12 +1,17 @@
 """The parts of FFCV that the loader builds on, imported without their side effects.
 
-`import ffcv` sets torch's and numba's thread counts to 1, and with them the speed of everything else in the process.
+`import ffcv` sets torch's and numba's thread counts to 1, and with them the speed of everything else in the process. And it
+makes a numba dictionary of two numbers, which compiles for five seconds; while it is imported, that is a plain one.
 """
 
+import sys
+
 import numba
+import numba.typed
 import torch
 
-_torch_threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
+_torch_threads, _numba_threads, _typed = torch.get_num_threads(), numba.get_num_threads(), numba.typed.Dict
+numba.typed.Dict = dict
 try:
     from ffcv.fields import RGBImageField
     from ffcv.loader import Loader
@@ -19,6 +24,10 @@ try:
 finally:
     torch.set_num_threads(_torch_threads)
     numba.set_num_threads(_numba_threads)
+    numba.typed.Dict = _typed
+    for _name, _module in list(sys.modules.items()):
+        if _name.startswith("ffcv.") and getattr(_module, "Dict", None) is dict:
+            _module.Dict = _typed
 
 __all__ = [
     "Compiler",

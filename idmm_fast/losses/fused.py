@@ -16,6 +16,7 @@ A process may hold a slice of the classes only (`group`): features and targets a
 dL/dz are combined over the group.
 """
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,20 @@ def _keep(rows, classes, dtype, device):
     if held is None or held.numel() < rows * classes or held.dtype != dtype:
         _scratch[device] = held = torch.empty(rows * classes, dtype=dtype, device=device)
     return held[: rows * classes].view(rows, classes)
+
+
+_gradients = {}  # (rows, columns, dtype) -> the memory of the last step's gradient, for the same reason
+
+
+def _gradient(rows, columns, dtype, device):
+    """An uninitialised (rows, columns); on the CPU in the memory of the step before, once nobody holds that step's gradient."""
+    if device.type != "cpu":  # CUDA's allocator keeps memory by itself
+        return torch.empty(rows, columns, dtype=dtype, device=device)
+    key = rows, columns, dtype
+    if key not in _gradients or sys.getrefcount(_gradients[key]) > 2:  # the table and the call; every tensor on it counts
+        _gradients.clear()
+        _gradients[key] = torch.empty(rows, columns, dtype=dtype).numpy()
+    return torch.from_numpy(_gradients[key])
 
 
 def _scan(z, weight, bias, tile, kept, low):
@@ -151,7 +166,7 @@ class _Fused(torch.autograd.Function):
             d_z[part] = (pull / s[:, None] - wanted.weights - eps * mean_w) * counts[:, None]
             begun = d_w is not None
             if not begun:
-                d_w = torch.empty((classes, d), dtype=acc, device=z.device)
+                d_w = _gradient(classes, d, acc, z.device)
                 d_b = row_weight.sum() * torch.full((classes,), -eps / shard.total, dtype=acc, device=z.device)
                 d_b = d_b if offset is None else d_b * _ratio(offset)
             for k, start in enumerate(range(0, classes, tile)):

@@ -41,7 +41,7 @@ def _run(upto, raw, rows, file, ptr, length, height, width, views, out, decoder,
             draw_view(np.uint64(0), 0, row, v, h, w, view, draw[0])
             resample_view(source, view, draw[0], canvas, line, starts, tables)
             if upto > 2:
-                recolor_view(draw[0], canvas)
+                recolor_view(draw[0], canvas, line)
             if upto > 3 and draw[0].sigma > 0:
                 gaussian_blur(canvas, draw[0].sigma, line)
             if upto > 4:
@@ -88,13 +88,13 @@ def kernels(size=112, repeats=200):
     """{kernel: microseconds a view of `size` pixels}, the best of five rounds; calling from Python costs about 1 of them."""
     planes = np.random.default_rng(0).uniform(0, 255, (3, size, size)).astype(np.float32)
     scratch = np.empty(blur.blur_scratch_size(size), np.float32)
-    out = np.empty(6 * size * size, np.uint8)
+    program, out = np.empty(color.PROGRAM, np.float32), np.empty(6 * size * size, np.uint8)
     calls = {
-        "brightness": lambda: color.adjust_brightness(planes, 1.01),
-        "contrast": lambda: color.adjust_contrast(planes, 1.01),
-        "saturation": lambda: color.adjust_saturation(planes, 1.01),
-        "hue": lambda: color.adjust_hue(planes, 0.1),
-        "grayscale": lambda: color.to_gray(planes),
+        "brightness": lambda: color.adjust_brightness(planes, 1.01, program),
+        "contrast": lambda: color.adjust_contrast(planes, 1.01, program),
+        "saturation": lambda: color.adjust_saturation(planes, 1.01, program),
+        "hue": lambda: color.adjust_hue(planes, 0.1, program),
+        "grayscale": lambda: color.adjust_saturation(planes, 0.0, program),
         "blur, sigma 0.5": lambda: blur.gaussian_blur(planes, 0.5, scratch),
         "blur, sigma 2": lambda: blur.gaussian_blur(planes, 2.0, scratch),
         "to bytes, mixed": lambda: write_mixed(planes, _BOX, out, 0, _BOX, 3 * size * size),
