@@ -18,7 +18,7 @@ def _stamp():
     digest = hashlib.sha256(numba.__version__.encode())
     here = Path(__file__).parent
     for source in (
-        here / "jit.py",
+        *(here / f"{n}.py" for n in ("jit", "simd", "resize")),
         *(here / "beton" / f"{n}.py" for n in ("jpeg", "scan", "checksum")),
         *sorted((here / "loader").glob("*.py")),
     ):

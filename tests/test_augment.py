@@ -10,8 +10,9 @@ import torchvision.transforms.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from idmm_fast.loader import blur, color, randaugment, resize
-from idmm_fast.loader.resize import taps, weights
+from idmm_fast import resize
+from idmm_fast.loader import blur, color, randaugment
+from idmm_fast.resize import taps, weights
 
 SIZE = 112
 

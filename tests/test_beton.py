@@ -23,6 +23,7 @@ from idmm_fast.beton.jpeg import OK, Decoder, decode_jpeg
 from idmm_fast.beton.scan import is_whole
 from idmm_fast.datasets import Split, load
 from idmm_fast.loader.whole import decode_rows
+from idmm_fast.resize import resized
 
 SCRIPT = Path(__file__).parent.parent / "write_datasets.py"
 
@@ -185,14 +186,16 @@ def test_a_jpeg_that_seems_whole_is_one_that_libjpeg_turbo_reads_without_a_warni
 def test_max_resolution_shrinks_the_longer_side(photos):
     stored = encode(photos[0], "raw", max_resolution=50)
     assert max(stored.height, stored.width) == 50
-    # The mean over the area of each new pixel, as a closed form: the shares of the old pixels that it covers.
-    shares = []
-    for old, new in zip(photos[0].shape, (stored.height, stored.width)):
-        edges = np.arange(new + 1)[:, None] * old / new
-        covered = np.minimum(edges[1:], np.arange(1, old + 1)) - np.maximum(edges[:-1], np.arange(old))
-        shares.append(np.maximum(covered, 0) * new / old)
-    wanted = np.einsum("yh,hwc,xw->yxc", shares[0], photos[0].astype(float), shares[1])
-    assert np.abs(np.frombuffer(stored.data, np.uint8).reshape(wanted.shape) - wanted).max() <= 1
+    wanted = Image.fromarray(photos[0]).resize((stored.width, stored.height), Image.BILINEAR)  # antialiased, in PIL
+    assert np.abs(np.frombuffer(stored.data, np.uint8).reshape(*wanted.size[::-1], 3) - np.asarray(wanted, int)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 101), (64, 8), (127, 130)])
+def test_any_size_is_shrunk_as_by_pil(photos, size):
+    for photo in photos[:6]:
+        height, width = min(size[0], photo.shape[0]), min(size[1], photo.shape[1])
+        wanted = np.asarray(Image.fromarray(photo).resize((width, height), Image.BILINEAR), int)
+        assert np.abs(resized(photo, height, width) - wanted).max() <= 1
 
 
 def test_transparency_is_laid_on_white():

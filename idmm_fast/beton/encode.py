@@ -3,13 +3,13 @@
 import io
 import threading
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..resize import resized
 from .checksum import checksum
 from .format import JPG, MODES, RAW
 from .jpeg import OK, Decoder, Encoder, decode_jpeg, test_jpeg
@@ -43,7 +43,10 @@ def describe(source):
 def _bytes(source):
     if isinstance(source, bytes):
         return source
-    return (Path(source) if isinstance(source, str) else source).read_bytes()
+    if isinstance(source, str | Path):
+        with open(source, "rb", buffering=0) as file:
+            return file.readall()
+    return source.read_bytes()
 
 
 def _open(source):
@@ -78,19 +81,26 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-class _Tools(threading.local):
+class _Tools:
     """What each thread has of its own."""
 
     def __init__(self):
-        self.decoder, self.encoder, self.pixels = Decoder(), Encoder(), np.empty(0, np.uint8)
+        self.decoder, self.encoder, self._pixels = Decoder(), Encoder(), np.empty(0, np.uint8)
 
     def space(self, size):
-        if self.pixels.size < size:
-            self.pixels = np.empty(size, np.uint8)
-        return self.pixels
+        """uint8, at least `size` of them; what a thread was given before is overwritten."""
+        if self._pixels.size < size:
+            self._pixels = np.empty(size, np.uint8)
+        return self._pixels
 
 
-_tools = cache(_Tools)  # made when first needed
+_local = threading.local()
+
+
+def _tools():
+    if not hasattr(_local, "tools"):
+        _local.tools = _Tools()
+    return _local.tools
 
 
 def _decodes(data, height, width):
@@ -111,13 +121,13 @@ def _pixels(data, height, width):
 
 
 def _shrink(pixels, max_resolution):
-    """The longer side no longer than `max_resolution`, each new pixel the mean of the area that it covers."""
+    """The longer side no longer than `max_resolution`; bilinear and antialiased."""
     height, width = _limited(*pixels.shape[:2], max_resolution)
-    return (
-        pixels
-        if (height, width) == pixels.shape[:2]
-        else cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    )
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    if min(height, width) < 8:  # too small for the kernel's vectors
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.BILINEAR))
+    return resized(np.ascontiguousarray(pixels), height, width)
 
 
 def _limited(height, width, max_resolution):

@@ -9,15 +9,17 @@ import numpy as np
 
 from ..jit import kernel
 
-_QUICK = 10  # codes up to this length are found in one look
-_END = 128  # what an end-of-block code moves the coefficient number by: so far that it can't be mistaken for a run
+_QUICK = 11  # codes up to this length are found in one look
+_SLACK = 2048  # bytes that may be read beyond the end before it is noticed: those of a unit
+_END = 192  # what an end-of-block code moves the coefficient number by: so far that it can't be mistaken for a run
+_NONE = 65 << 8  # the entry of what is no code, or too long: as if it moved beyond the block
 
 
 @kernel
 def _read_tables(data, at, end, quick, longest, offset, symbols):
     """A DHT segment. Returns whether it is in order.
 
-    quick: int32 (4, 1 << _QUICK): bits of a code with its value | coefficients it moves by << 8, or 0 for a longer code. longest, offset:
+    quick: int32 (8, 1 << _QUICK); here its first four are filled: bits of a code with its value | coefficients it moves by << 8 | bits of the code << 16, or _NONE. longest, offset:
     int32 (4, 17), for each length the last code, and what to add to a code to get the number of its symbol. symbols: uint8 (4, 256).
     """
     while at < end:
@@ -27,7 +29,7 @@ def _read_tables(data, at, end, quick, longest, offset, symbols):
         if kind > 1 or number > 1:
             return False
         t = 2 * kind + number
-        quick[t] = 0
+        quick[t] = _NONE
         code = count = 0
         for length in range(1, 17):
             some = int(data[at + length])
@@ -55,83 +57,134 @@ def _move(kind, length, symbol):
     run, size = symbol >> 4, symbol & 15
     step = run + 1
     if kind == 0:
-        return length + symbol | 1 << 8
+        return length + symbol | 1 << 8 | length << 16
     if size == 0 and run < 15:
         step = _END
-    return length + size | step << 8
-
-
-@kernel(inline=True)
-def _fill(data, at, buffer, bits, made_up):
-    """At least 33 bits in `buffer` (uint64, the next bit on top). Beyond a marker or the end they are made up, and counted."""
-    if at + 4 <= data.size:
-        word = np.uint32(data[at]) << np.uint32(24) | np.uint32(data[at + 1]) << np.uint32(16)
-        word |= np.uint32(data[at + 2]) << np.uint32(8) | np.uint32(data[at + 3])
-        if (~word - np.uint32(0x01010101)) & word & np.uint32(0x80808080) == 0:  # none of the four is 255
-            return at + 4, buffer | np.uint64(word) << np.uint64(32 - bits), bits + 32, made_up
-    while bits <= 32:
-        byte = np.uint64(0)
-        if at < data.size and data[at] != 255:
-            byte = np.uint64(data[at])
-            at += 1
-        elif at + 1 < data.size and data[at + 1] == 0:
-            byte = np.uint64(255)
-            at += 2
-        else:
-            made_up += 8
-        buffer |= byte << np.uint64(56 - bits)
-        bits += 8
-    return at, buffer, bits, made_up
+    return length + size | step << 8 | length << 16
 
 
 @kernel
-def _long_code(kind, table, buffer, longest, offset, symbols):
+def _pair(quick, pairs):
+    """From a table of AC codes one of two codes at once, wherever the second lies within the bits looked at too."""
+    for look in range(1 << _QUICK):
+        move = quick[look]
+        bits = move & 255
+        if 0 < bits < _QUICK and (move >> 8) & 255 < _END:
+            after = quick[(look << bits) & ((1 << _QUICK) - 1)]
+            # the bits that come after those looked at are taken as 0, so the second code must end before them
+            if after != _NONE and _code_length(after) <= _QUICK - bits:
+                move += after & 0xFFFF
+        pairs[look] = move
+
+
+@kernel(inline=True)
+def _code_length(move):
+    return move >> 16
+
+
+@kernel(inline=True)
+def _eight(data, at):
+    word = np.uint64(0)
+    for k in range(8):
+        word |= np.uint64(data[at + np.uint64(k)]) << np.uint64(56 - 8 * k)
+    return word
+
+
+@kernel
+def _unstuff(data, at, clean):
+    """The entropy-coded bytes from `at` on up to a marker, without the zeros that follow a 255. Returns (where the marker is, how many)."""
+    n, size = 0, data.size
+    while at < size:
+        end = at
+        while end + 8 <= size:
+            rest = ~_eight(data, np.uint64(end))
+            if (rest - np.uint64(0x0101010101010101)) & ~rest & np.uint64(0x8080808080808080):  # one of the eight is 255
+                break
+            end += 8
+        while end < size and data[end] != 255:
+            end += 1
+        clean[n : n + end - at] = data[at:end]
+        n += end - at
+        at = end
+        if at + 1 >= size or data[at + 1] != 0:
+            break
+        clean[n] = 255
+        at += 2
+        n += 1
+    clean[n : n + _SLACK] = 0
+    return at, n
+
+
+@kernel
+def _long_code(table, buffer, longest, offset, symbols):
     """As an entry of the table of codes, for a code longer than _QUICK; 0 if there is none."""
     for length in range(_QUICK + 1, 17):
         code = int(buffer >> np.uint64(64 - length))
         if code <= longest[table, length]:
-            return _move(kind, length, symbols[table, code + offset[table, length]])
+            return _move(table >> 1, length, symbols[table, code + offset[table, length]])
     return 0
 
 
 @kernel
-def _read_scan(data, at, units, restart, plan, quick, longest, offset, symbols):
-    """The entropy-coded data from `at` on: `units` MCUs with the blocks of `plan` (int32 (blocks, 2): their DC and AC tables).
-    Returns where the marker after it is, or -1."""
-    buffer, bits, made_up, marker = np.uint64(0), 0, 0, 0
-    for unit in range(units):
-        if restart and unit and unit % restart == 0:
-            if not 0 <= bits - made_up < 8 or at + 2 > data.size or data[at] != 255 or data[at + 1] != 0xD0 + marker:
-                return -1
-            at += 2
-            marker = (marker + 1) % 8
-            buffer, bits, made_up = np.uint64(0), 0, 0
+def _read_units(clean, n, units, plan, quick, longest, offset, symbols):
+    """`units` MCUs with the blocks of `plan` (int32 (blocks, 2): their DC and AC tables), in the `n` bytes of `clean`. Returns
+    whether they end in the last one."""
+    buffer, bits, at = np.uint64(0), np.uint64(0), np.uint64(0)  # the next `bits` bits are on top of `buffer`
+    codes = quick.reshape(-1)
+    for _ in range(units):
         for block in range(plan.shape[0]):
-            table = plan[block, 0]
+            # A DC code is read as the AC codes are, but one at a time; those two at a time until the last of the block.
+            table, one = plan[block, 0], np.uint64(plan[block, 0] << _QUICK)
+            ac, first = plan[block, 1], one
+            several = np.uint64((4 + ac) << _QUICK)
             k = 0
             while k < 64:
-                if bits <= 32:
-                    at, buffer, bits, made_up = _fill(data, at, buffer, bits, made_up)
-                move = quick[table, buffer >> np.uint64(64 - _QUICK)]
-                if move == 0:
-                    move = _long_code(1 if k else 0, table, buffer, longest, offset, symbols)
-                    if move == 0:
-                        return -1
+                buffer |= _eight(clean, at) >> bits
+                at += (np.uint64(63) - bits) >> np.uint64(3)
+                bits |= np.uint64(56)
+                look = buffer >> np.uint64(64 - _QUICK)
+                move = codes[first | look]
+                k += move >> 8 & 255
+                if k > 64 and (k < _END or k >= _END + 64):  # no code, or two where the first ends the block
+                    k -= move >> 8 & 255
+                    move = codes[np.uint64(table << _QUICK) | look]
+                    if move & 255 == 0:
+                        move = _long_code(table, buffer, longest, offset, symbols)
+                    k += move >> 8 & 255
+                    if move == 0 or 64 < k < _END:
+                        return False
                 buffer <<= np.uint64(move & 255)
-                bits -= move & 255
-                k += move >> 8
-                table = plan[block, 1]
-            if 64 < k < _END:
-                return -1
-        if bits < made_up:
+                bits -= np.uint64(move & 255)
+                table, first = ac, several
+        if at > np.uint64(n + 8):
+            return False
+    read = 8 * int(at) - int(bits)
+    return 8 * n - 8 < read <= 8 * n
+
+
+@kernel
+def _read_scan(data, at, units, restart, plan, quick, longest, offset, symbols):
+    """The scan from `at` on. Returns where the marker after it is, or -1."""
+    clean = np.empty(data.size - at + _SLACK, np.uint8)
+    marker = 0
+    while True:
+        some = min(units, restart) if restart else units
+        at, n = _unstuff(data, at, clean)
+        if not _read_units(clean, n, some, plan, quick, longest, offset, symbols):
             return -1
-    return at if bits - made_up < 8 else -1
+        units -= some
+        if units == 0:
+            return at
+        if at + 2 > data.size or data[at + 1] != 0xD0 + marker:
+            return -1
+        at += 2
+        marker = (marker + 1) % 8
 
 
 @kernel
 def is_whole(data):
     """Whether all of `data` (uint8, 1-d) is a plain JPEG that can be read to its end."""
-    quick, symbols = np.empty((4, 1 << _QUICK), np.int32), np.empty((4, 256), np.uint8)
+    quick, symbols = np.empty((8, 1 << _QUICK), np.int32), np.empty((4, 256), np.uint8)
     longest, offset = np.empty((4, 17), np.int32), np.empty((4, 17), np.int32)
     have = np.zeros(8, np.bool_)  # quantisation tables, then Huffman tables: DC 0, DC 1, AC 0, AC 1
     sampling, quantisation, names = np.zeros(3, np.int32), np.zeros(3, np.int32), np.zeros(3, np.int32)
@@ -194,6 +247,9 @@ def is_whole(data):
                     plan[block, 0], plan[block, 1] = dc, 2 + ac
             if data[end - 3] != 0 or data[end - 2] != 63 or data[end - 1] != 0:
                 return False
+            for table in range(2):
+                if have[6 + table]:
+                    _pair(quick[2 + table], quick[6 + table])
             units = ((width + 8 * wide - 1) // (8 * wide)) * ((height + 8 * high - 1) // (8 * high))
             at = _read_scan(data, end, units, restart, plan, quick, longest, offset, symbols)
             return at >= 0 and at + 2 <= data.size and data[at] == 0xFF and data[at + 1] == 0xD9

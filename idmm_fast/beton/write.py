@@ -22,6 +22,7 @@ from .checksum import tables_sum
 from .encode import describe, encode, stored_size
 from .format import ALLOCATION, DEFAULT_PAGE, HEADER, MAX_PAGE, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
 
+_TOGETHER = 8  # images that a thread is given at once: handing them over one by one costs as much as storing them
 RAW_SHARE = 0.125  # mode auto stores pixels when they fit this share of the machine's memory
 
 
@@ -66,7 +67,7 @@ def _choose_mode(images, max_resolution):
 def _encoded(images, order, workers, mode, max_resolution, quality):
     """(place, Encoded or the exception) in the order given, at most a few images a worker ahead of the consumer."""
 
-    def work(source):
+    def convert(source):
         try:
             image = encode(source, mode, max_resolution, quality)
             image.sum  # noqa: B018  made here, in the threads
@@ -74,23 +75,26 @@ def _encoded(images, order, workers, mode, max_resolution, quality):
         except Exception as error:  # PIL raises many kinds for damaged files; each becomes a listed skip
             return error
 
+    def work(places):
+        return [(place, convert(images[place])) for place in places]
+
     with ThreadPoolExecutor(workers) as pool:
         ahead = deque()
         try:
-            for place in order:
-                ahead.append((place, pool.submit(work, images[place])))
+            for first in range(0, len(order), _TOGETHER):
+                ahead.append(pool.submit(work, order[first : first + _TOGETHER]))
                 if len(ahead) > 4 * workers:
-                    place, future = ahead.popleft()
-                    yield place, future.result()
+                    yield from ahead.popleft().result()
             while ahead:
-                place, future = ahead.popleft()
-                yield place, future.result()
+                yield from ahead.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write(file, split, order, encoded, page_size, on_error, progress):
-    """The whole file, header last. Returns (rows written, skipped, the sum over the tables)."""
+def _write(file, split, order, encoded, page_size, on_error, progress, helper):
+    """The whole file, header last. Returns (rows written, skipped, the sum over the tables). Full pages go to the disk
+    while the next ones are made, in the thread of `helper`."""
+    flushed = helper.submit(int)
     samples = np.zeros(len(order), SAMPLE)
     sums = np.zeros(len(order), np.uint64)
     allocations = np.zeros(len(order), ALLOCATION)
@@ -119,6 +123,9 @@ def _write(file, split, order, encoded, page_size, on_error, progress):
         if size > left:  # a sample never crosses the end of a page
             position += left
             left = page_size
+            if flushed.done():
+                file.flush()
+                flushed = helper.submit(os.fdatasync, file.fileno())
             file.seek(position)
         file.write(image.data)
         samples[count]["f0"] = (image.mode, image.width, image.height, position)
@@ -141,17 +148,19 @@ def _write(file, split, order, encoded, page_size, on_error, progress):
     over_all = tables_sum(tables, sums[:count], allocations[:count])
     file.seek(0)
     file.write(tables + np.array([SUMS_MARK, over_all], np.uint64).tobytes() + sums[:count].tobytes())
+    flushed.result()
     return count, skipped, int(over_all)
 
 
 def sha256(path, progress=None):
     """The SHA-256 of a file, as hex digits; `progress` is told how many bytes each block has."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    block = bytearray(1 << 20)  # stays in the cache
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(memoryview(block)[:count])
             if progress:
-                progress(len(block))
+                progress(count)
     return digest.hexdigest()
 
 
@@ -201,9 +210,10 @@ def write_beton(
             with (
                 open(temporary, "wb") as file,
                 tqdm(total=len(split), desc=path.name, unit="img", disable=quiet or None, leave=False) as bar,
+                ThreadPoolExecutor(1) as helper,  # left before the file is closed
             ):
                 try:
-                    count, skipped, tables = _write(file, split, order, encoded, page_size, on_error, bar)
+                    count, skipped, tables = _write(file, split, order, encoded, page_size, on_error, bar, helper)
                     break
                 except _PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
                     while page_size < small.args[0]:
@@ -214,7 +224,10 @@ def write_beton(
                         ) from None
                 finally:
                     encoded.close()
-        _sync(temporary)
+        with ThreadPoolExecutor(1) as helper:
+            synced = helper.submit(_sync, temporary)
+            digest = sha256(temporary)
+            synced.result()
         content = {
             "dataset": dataset,
             "split": name,
@@ -228,7 +241,7 @@ def write_beton(
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
             "tables_sum": tables,
-            "sha256": sha256(temporary),
+            "sha256": digest,
         }
         sidecar = sidecar_path(path)
         draft = sidecar.with_name(sidecar.name + ".tmp")

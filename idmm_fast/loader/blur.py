@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from ..jit import kernel
-from .simd import (
+from ..simd import (
     add_pairs16,
     add_shorts16,
     load8,

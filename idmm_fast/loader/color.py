@@ -7,7 +7,7 @@ Values are clamped after each operation and rounded only when the view is writte
 import numpy as np
 
 from ..jit import kernel
-from .simd import floor, highest, load8, lowest, multiply_add, splat8, store8, total8, where_equal
+from ..simd import floor, highest, load8, lowest, multiply_add, splat8, store8, total8, where_equal
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # how `jitter` numbers the operations
 PROGRAM = (5, 3)  # shape of the scratch (float32) that `jitter` needs: a row an operation, what it is, its factor, and the rest

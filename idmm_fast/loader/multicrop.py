@@ -9,8 +9,8 @@ from .blur import blur_scratch_size, gaussian_blur
 from .color import PROGRAM, adjust_saturation, jitter
 from .draws import DRAW, draw_view
 from .randaugment import apply_operation
-from .resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights
-from .simd import highest, load8, lowest, splat8, store_pixels8
+from ..resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights
+from ..simd import highest, load8, lowest, splat8, store_pixels8
 
 JPG, RAW = 0, 1  # FFCV's write modes
 

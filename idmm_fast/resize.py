@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..jit import kernel
+from .jit import kernel
 from .simd import (
     add_levels16,
     add_shorts8,
@@ -21,6 +21,7 @@ from .simd import (
     store4,
     store8,
     store_levels8,
+    store_pixels8,
     store_shorts8,
     store_shorts16,
     store_turned16,
@@ -32,6 +33,7 @@ BILINEAR_SUPPORT, BICUBIC_SUPPORT = 1.0, 2.0
 _ROWS = 4  # that the horizontal pass works on together: it reads a weight once for all of them
 
 
+@kernel
 def scratch_size(size, width, height=0):
     """Floats of scratch that `crop_resize` needs for views of `size` pixels from images of at most `width` pixels; with the
     images' `height`, those of `crop_resize_rounded`."""
@@ -258,34 +260,60 @@ def _across8(columns, starts, fixed, taps, turned):
 
 @kernel
 def crop_resize(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes):
-    """Resample a crop of `source` (uint8, (H, W, 3)) to `planes` (float32, (3, S, S), levels 0..255, not rounded), S at least 8.
+    """Resample a crop of `source` (uint8, (H, W, 3)) to `planes` (float32, (3, S, T), levels 0..255, not rounded), S and T at least 8.
 
     For filters without negative weights. The crop starts at (top, left) and is `width` pixels wide; starts, taps and tables are those of
     `weights`, relative to it; the tables are used up. Eight rows at a time, in fixed point of 16 bits, off by 0.1 level at most: down
     the columns sixteen bytes a vector, transposed, then along the rows eight rows a vector. `scratch`: float32,
-    at least `scratch_size(S, W)`.
+    at least `scratch_size(T, W)`.
     """
-    size = planes.shape[1]
+    high, wide = planes.shape[1:]
     stride, n = 3 * source.shape[1], 3 * width
     shorts = scratch.view(np.uint16)
-    rows, columns, turned = shorts[: 8 * n], shorts[8 * n : 16 * n], shorts[16 * n : 16 * n + 24 * size]
-    y_fixed, x_fixed = _to_fixed(y_table[:size], y_taps), _to_fixed(x_table[:size], x_taps)
+    rows, columns, turned = shorts[: 8 * n], shorts[8 * n : 16 * n], shorts[16 * n : 16 * n + 24 * wide]
+    y_fixed, x_fixed = _to_fixed(y_table[:high], y_taps), _to_fixed(x_table[:wide], x_taps)
     flat, out = source.reshape(-1), planes.reshape(-1)
     base = top * stride + 3 * left
     y = 0
-    while y < size:
-        y = min(y, size - 8)  # the last eight rows may be made twice
+    while y < high:
+        y = min(y, high - 8)  # the last eight rows may be made twice
         for k in range(8):
             _down_fixed(flat, base + y_starts[y + k] * stride, stride, y_fixed, y + k, y_taps, n, rows, k * n)
         _turn(rows, n, columns)
         _across8(columns, x_starts, x_fixed, x_taps, turned)
         for c in range(3):
             x = 0
-            while x < size:
-                x = min(x, size - 8)
-                store_turned_levels8(out, (c * size + y) * size + x, size, turned, 8 * (c * size + x))
+            while x < wide:
+                x = min(x, wide - 8)
+                store_turned_levels8(out, (c * high + y) * wide + x, wide, turned, 8 * (c * wide + x))
                 x += 8
         y += 8
+
+
+@kernel
+def resized(pixels, height, width):
+    """`pixels` (uint8, (H, W, 3)) as uint8 (height, width, 3), both at least 8: bilinear, antialiased, rounded."""
+    y_starts, x_starts = np.empty(height, np.int64), np.empty(width, np.int64)
+    y_table = np.empty((height, taps(False, pixels.shape[0], height)), np.float32)
+    x_table = np.empty((width, taps(False, pixels.shape[1], width)), np.float32)
+    y_taps = weights(False, pixels.shape[0], height, 0, height, False, y_starts, y_table)
+    x_taps = weights(False, pixels.shape[1], width, 0, width, False, x_starts, x_table)
+    planes = np.empty((3, height, width), np.float32)
+    scratch = np.empty(scratch_size(width, pixels.shape[1]), np.float32)
+    crop_resize(pixels, 0, 0, y_starts, y_taps, y_table, x_starts, x_taps, x_table, pixels.shape[1], scratch, planes)
+    out, half = np.empty((height, width, 3), np.uint8), splat8(0.5)
+    bytes_, flat = out.reshape(-1), planes.reshape(-1)
+    for y in range(height):
+        red, green, blue = y * width, (height + y) * width, (2 * height + y) * width
+        x = 0
+        while x < width:
+            x = min(x, width - 8)
+            store_pixels8(
+                bytes_, 3 * (y * width + x),
+                load8(flat, red + x) + half, load8(flat, green + x) + half, load8(flat, blue + x) + half,
+            )  # fmt: skip
+            x += 8
+    return out
 
 
 @kernel
