@@ -100,7 +100,7 @@ def list_datasets():
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
-def convert(args):
+def convert(args, stopped):
     root = args.root or datasets.raw_folder(args.ds)
     splits = datasets.load(
         args.ds, root, partial=args.partial, seed=args.seed, subset=args.subset, per_class=args.per_class, total=args.total,
@@ -111,7 +111,7 @@ def convert(args):
     for split, content in splits.items():
         written = write_beton(
             args.out / f"{stem}_{split}.beton", content, dataset=args.ds, name=split, mode=args.mode, max_resolution=args.max_resolution,
-            quality=args.quality, workers=args.workers, seed=args.seed, on_error=args.on_error,
+            quality=args.quality, workers=args.workers, seed=args.seed, on_error=args.on_error, stopped=stopped,
         )  # fmt: skip
         if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
             chosen = written.path.with_suffix(".txt")
@@ -128,12 +128,18 @@ def convert(args):
 
 def main(argv=None):
     args = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; nothing was left under the final name"))
+    stopped = []
+
+    def stop(number, _):
+        stopped.append(number)  # the exception may be lost, if it comes while Python tidies up; this is not
+        raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if args.ds == "list":
             list_datasets()
         elif args.ds:
-            convert(args)
+            convert(args, lambda: bool(stopped))
         elif args.verify:
             from idmm_fast.report.verify import verify
 
@@ -146,6 +152,9 @@ def main(argv=None):
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; nothing was left under the final name")
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from .jit import kernel
 from .simd import (
     add_levels16,
     add_shorts8,
+    count8,
     highest,
     load4,
     load8,
@@ -26,6 +27,7 @@ from .simd import (
     store_shorts16,
     store_turned16,
     store_turned_levels8,
+    total8,
     turn4,
 )
 
@@ -41,11 +43,6 @@ def scratch_size(size, width, height=0):
 
 
 @kernel
-def _bilinear(x):
-    return max(0.0, 1.0 - abs(x))
-
-
-@kernel
 def _bicubic(x):
     # Keys' cubic with a = -0.5, as in PIL.
     x = abs(x)
@@ -58,9 +55,39 @@ def _bicubic(x):
 
 @kernel
 def taps(bicubic, length, size):
-    """How many source pixels an output pixel needs at most when `length` becomes `size`."""
+    """How many source pixels an output pixel needs at most when `length` becomes `size`, in whole vectors of eight."""
     support = (BICUBIC_SUPPORT if bicubic else BILINEAR_SUPPORT) * max(1.0, length / size)
-    return int(math.ceil(support)) * 2 + 1
+    return (int(math.ceil(support)) * 2 + 8) // 8 * 8
+
+
+@kernel
+def _bilinear_row(flat, at, count, offset, room, narrow):
+    """Weights of `count` source pixels, the first `offset` from the centre and `room` before the edge, from index `at` of `flat` on;
+    more are made, up to a multiple of eight."""
+    one, zero = splat8(1.0), splat8(0.0)
+    place, inside, narrow_ = count8() + splat8(offset), splat8(room) - count8(), splat8(narrow)
+    total = zero
+    for t in range(0, count, 8):
+        scaled = place * narrow_
+        w = highest(one - highest(scaled, zero - scaled), zero) * lowest(highest(inside, zero), one)
+        store8(flat, at + t, w)
+        total = total + w
+        place, inside = place + splat8(8.0), inside - splat8(8.0)
+    scale = one / splat8(total8(total))
+    for t in range(0, count, 8):
+        store8(flat, at + t, load8(flat, at + t) * scale)
+
+
+@kernel
+def _bicubic_row(flat, at, count, offset, room, narrow):
+    """As `_bilinear_row`, but not more than `count`."""
+    total = 0.0
+    for t in range(count):
+        w = _bicubic((offset + t) * narrow) if t < room else 0.0
+        flat[at + t] = w
+        total += w
+    for t in range(count):
+        flat[at + t] /= total
 
 
 @kernel
@@ -74,31 +101,21 @@ def weights(bicubic, length, size, first, count, flip, starts, table):
     ratio = length / size
     stretch = max(1.0, ratio)
     support = (BICUBIC_SUPPORT if bicubic else BILINEAR_SUPPORT) * stretch
-    narrow = 1.0 / stretch
-    most = 0
+    narrow, most = 1.0 / stretch, 0
     for k in range(count):
-        centre = (first + k + 0.5) * ratio
-        most = max(most, min(int(centre + support + 0.5), length) - max(int(centre - support + 0.5), 0))
-    for k in range(count):
-        out = first + (count - 1 - k if flip else k)
-        centre = (out + 0.5) * ratio
+        centre = (first + (count - 1 - k if flip else k) + 0.5) * ratio
         low = max(int(centre - support + 0.5), 0)
-        high = min(int(centre + support + 0.5), length)
-        start = min(low, length - most)
-        for t in range(low - start):
-            table[k, t] = 0.0
-        total = 0.0
-        for x in range(low, high):
-            at = (x - centre + 0.5) * narrow
-            w = _bicubic(at) if bicubic else _bilinear(at)
-            table[k, x - start] = w
-            total += w
-        for t in range(high - start, most):
-            table[k, t] = 0.0
-        total = 1.0 / total
-        for t in range(low - start, high - start):
-            table[k, t] *= total
+        most = max(most, min(int(centre + support + 0.5), length) - low)
+        starts[k] = low
+    flat, pitch = table.reshape(-1), table.shape[1]
+    for k in range(count):
+        centre = (first + (count - 1 - k if flip else k) + 0.5) * ratio
+        start = min(starts[k], length - most)
         starts[k] = start
+        if bicubic:
+            _bicubic_row(flat, k * pitch, most, start - centre + 0.5, length - start, narrow)
+        else:
+            _bilinear_row(flat, k * pitch, most, start - centre + 0.5, length - start, narrow)
     return most
 
 

@@ -103,6 +103,12 @@ store4, store8 = _store(F4), _store(F8)  # (array of float32, index of the first
 
 
 @intrinsic
+def count8(typing):
+    """0.0, 1.0, ... 7.0."""
+    return F8(), lambda context, builder, signature, args: ir.Constant(_vector(F8), [float(k) for k in range(8)])
+
+
+@intrinsic
 def load_levels8(typing, array, index):
     """Eight uint8 from `index` on, as float32."""
 

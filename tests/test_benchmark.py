@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import call
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -38,8 +39,10 @@ def test_loader_benchmark_reports_everything(jpg_beton, tmp_path, peers):
         jpg_beton,
         "--repeats",
         2,
+        "--limit",
+        24,
         "--peers",
-        "official,ffcv,albumentations,dali",
+        peers,
         "--json",
         out,
         "--plot",
@@ -54,7 +57,8 @@ def test_loader_benchmark_reports_everything(jpg_beton, tmp_path, peers):
         assert f"{name} is not installed" in shown.stdout
     for r in rates.values():
         assert 0 < r["min"] <= r["median"] <= r["max"]
-    assert result["ratios"]["ours / official"] == pytest.approx(rates["ours"]["median"] / rates["official"]["median"])
+    ends = [rates["ours"][a] / rates["official"][b] for a, b in (("min", "max"), ("max", "min"))]
+    assert ends[0] <= result["ratios"]["ours / official"] <= ends[1]
     assert result["ratios"]["ours / official"] > 2
     stages = result["microseconds_per_image"]["jpg"]
     assert set(stages) == {"read", "decode", "resize", "colour", "blur", "mix", "wait"}
@@ -69,7 +73,7 @@ def test_loader_benchmark_reports_everything(jpg_beton, tmp_path, peers):
     (("--workers", "4096"), "cores"),
 ])  # fmt: skip
 def test_bad_arguments_are_a_sentence(args, says):
-    shown = bench("loader", *args)
+    shown = call("benchmark.py", "loader", *args)
     assert shown.returncode == 1
     assert says in shown.stderr
     assert "Traceback" not in shown.stderr
@@ -77,7 +81,7 @@ def test_bad_arguments_are_a_sentence(args, says):
 
 def test_writer_benchmark_reports_everything(tree, tmp_path):
     out = tmp_path / "out.json"
-    shown = bench("writer", "--images", tree, "--count", 60, "--repeats", 1, "--json", out)
+    shown = call("benchmark.py", "writer", "--images", tree, "--count", 60, "--repeats", 1, "--json", out)
     assert shown.returncode == 0, shown.stderr
     result = json.loads(out.read_text())
     assert set(result["images_per_s"]) == {"ours, as they are", "ours, encoded", "ffcv", "ffcv, jpg", "ffcv, encoded"}
@@ -87,7 +91,7 @@ def test_writer_benchmark_reports_everything(tree, tmp_path):
 
 def test_loss_benchmark_reports_everything(tmp_path):
     out = tmp_path / "out.json"
-    shown = bench("loss", "--batch", 64, "--dim", 32, "--classes", 20000, "--repeats", 2, "--json", out)
+    shown = call("benchmark.py", "loss", "--batch", 64, "--dim", 32, "--classes", 20000, "--repeats", 2, "--json", out)
     assert shown.returncode == 0, shown.stderr
     result = json.loads(out.read_text())
     assert result["fused"]["fused / products"] > 0

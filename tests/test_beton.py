@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import call
 from PIL import Image
 
 from idmm_fast.beton import BetonError, WriteError, open_beton, write_beton
@@ -28,10 +29,8 @@ from idmm_fast.resize import resized
 SCRIPT = Path(__file__).parent.parent / "write_datasets.py"
 
 
-def convert(*args, **kwargs):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, check=False, timeout=120, **kwargs
-    )
+def convert(*args):
+    return call("write_datasets.py", *args)
 
 
 @pytest.fixture(scope="module")
@@ -298,16 +297,23 @@ def test_killed_conversion_leaves_no_file_under_the_final_name(many, tmp_path, n
 
 
 CONVERT = """
-import sys
+import os, sys
 from pathlib import Path
 from idmm_fast.beton import write_beton
 from idmm_fast.datasets import folder
 split = folder.load(Path(sys.argv[1]))["train"]
 write_beton(Path(sys.argv[1]).with_name("warm.beton"), split, dataset="t", name="train", mode="jpg", quiet=True)
 print("ready", flush=True)
-for quality in range(50, 100):
-    write_beton(Path(sys.argv[2]), split, dataset="t", name="train", mode="jpg", quality=quality, quiet=True)
-    print(quality, flush=True)
+for _ in sys.stdin:  # a process for each line, which is killed
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("gone", flush=True)
+    else:
+        for quality in range(50, 100):
+            write_beton(Path(sys.argv[2]), split, dataset="t", name="train", mode="jpg", quality=quality, quiet=True)
+        os._exit(0)
 """
 
 
@@ -319,14 +325,16 @@ def test_kill_at_twenty_random_moments_leaves_the_old_file_or_the_new_one(tmp_pa
         Image.fromarray(photo).save(root / "a" / f"{k}.png")
     rng = np.random.default_rng(0)
     seen = set()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", CONVERT, root, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert parent.stdout.readline() == "ready\n"
     for _ in range(20):
-        process = subprocess.Popen(
-            [sys.executable, "-c", CONVERT, root, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0, 0.8))
-        process.kill()
-        process.wait()
+        parent.stdin.write("next\n")
+        child = int(parent.stdout.readline())
+        time.sleep(rng.uniform(0, 0.5))
+        os.kill(child, signal.SIGKILL)
+        assert parent.stdout.readline() == "gone\n"
         if path.parent.exists():
             assert {p.name for p in path.parent.iterdir()} <= {"a.beton", "a.json", "a.beton.tmp", "a.json.tmp"}
         if path.exists():
@@ -335,6 +343,8 @@ def test_kill_at_twenty_random_moments_leaves_the_old_file_or_the_new_one(tmp_pa
                 beton = open_beton(path)
                 assert len(decode_rows(beton, range(20))) == 20
                 seen.add(beton.sidecar.get("quality"))
+    parent.stdin.close()
+    assert parent.wait(10) == 0
     assert len(seen) > 1  # some were killed late enough to have replaced the file
     write_beton(path, load("folder", root)["train"], dataset="t", name="train", quiet=True)
     assert {p.name for p in path.parent.iterdir()} == {"a.beton", "a.json"}

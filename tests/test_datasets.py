@@ -5,7 +5,6 @@ import http.server
 import io
 import json
 import shutil
-import subprocess
 import sys
 import tarfile
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import call
 from PIL import Image
 from scipy.io import savemat
 
@@ -501,13 +501,7 @@ def test_hugging_faces_datasets_are_read_from_disk(tmp_path, photos):
 
 
 def script(*args):
-    return subprocess.run(
-        [sys.executable, ROOT / "write_datasets.py", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    return call("write_datasets.py", *args)
 
 
 def test_every_name_converts_from_the_command_line(tmp_path, shards, photos):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import call
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -102,9 +103,9 @@ COMMANDS = sorted(set(re.findall(r"^\s*(?:\.venv/bin/)?python ([a-z_]+\.py)(.*?)
 def test_commands_of_the_readme_are_understood(command):
     """Every script exists, its --help works, and every option in the README is one that the help names."""
     script, rest = command
-    shown = subprocess.run(
-        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True, timeout=100, cwd=ROOT
-    ).stdout
+    result = call(script, "--help")
+    assert result.returncode == 0
+    shown = result.stdout
     for option in re.findall(r"--[a-z_.-]+", rest):
         assert option in shown, option
     for path in re.findall(r"rn_configs/\S+\.yaml", rest):

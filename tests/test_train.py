@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import call
 from PIL import Image
 
 from idmm_fast.beton import open_beton
@@ -139,17 +140,28 @@ def test_resumed_run_equals_the_one_never_stopped_to_the_last_bit(tiny_beton, tm
         assert (again / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_checkpoints_in_mid_epoch_and_resume_goes_on(tiny_beton, tmp_path, number):
-    """Stopped by a signal at some step; resumed, the curve is that of the run never stopped, bit for bit."""
-    args = [
+def command(tiny_beton, folder):
+    return list(map(str, [
         sys.executable, ROOT / "train_idmm.py", f"--data.train={tiny_beton}", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY}",
         "--model.image_size=32", "--training.batch_size=4", "--training.epochs=8", "--training.amp=fp32", "--training.compile=false",
-        "--training.lr=1e-3", "--training.device=cpu", "--training.resume=auto",
-    ]  # fmt: skip
-    stopped = [*args, f"--logging.run_dir={tmp_path / 'stopped'}"]
-    process = subprocess.Popen(stopped, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
-    metrics = tmp_path / "stopped" / "metrics.jsonl"
+        "--training.lr=1e-3", "--training.device=cpu", "--training.resume=auto", f"--logging.run_dir={folder}",
+    ]))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_beton, tmp_path_factory):
+    """The losses of the command's run, never stopped, in a process of its own: elsewhere memory lies otherwise, and with it the last bit."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(command(tiny_beton, folder), check=True, capture_output=True, timeout=120)
+    return losses(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_checkpoints_in_mid_epoch_and_resume_goes_on(tiny_beton, tmp_path, number, whole):
+    """Stopped by a signal at some step; resumed, the curve is that of the run never stopped, bit for bit."""
+    run = command(tiny_beton, tmp_path / "run")
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 5):
         time.sleep(0.005)
     process.send_signal(number)
@@ -160,9 +172,8 @@ def test_signal_checkpoints_in_mid_epoch_and_resume_goes_on(tiny_beton, tmp_path
     done = metrics.read_text().count("\n")
     assert 5 <= done < 128
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == done - 1
-    subprocess.run(stopped, check=True, capture_output=True, timeout=120)
-    subprocess.run([*args, f"--logging.run_dir={tmp_path / 'whole'}"], check=True, capture_output=True, timeout=120)
-    assert np.array_equal(losses(tmp_path / "stopped"), losses(tmp_path / "whole"))
+    subprocess.run(run, check=True, capture_output=True, timeout=120)
+    assert np.array_equal(losses(tmp_path / "run"), whole)
 
 
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny_beton, tmp_path):
@@ -317,26 +328,15 @@ def test_pets_from_upstreams_layout_to_a_falling_loss(tmp_path):
         lines["test" if k >= 40 else "trainval"].append(f"{breed}_{k} {k % 3 + 1} 1 1")
     for split, rows in lines.items():
         (tmp_path / "raw" / "annotations" / f"{split}.txt").write_text("\n".join(rows) + "\n")
-    subprocess.run(
-        [
-            sys.executable,
-            ROOT / "write_datasets.py",
-            "--ds",
-            "pets",
-            "--root",
-            tmp_path / "raw",
-            "--out",
-            tmp_path / "data",
-        ],
-        check=True,
-    )
+    converted = call("write_datasets.py", "--ds", "pets", "--root", tmp_path / "raw", "--out", tmp_path / "data")
+    assert converted.returncode == 0, converted.stderr
     assert len(open_beton(tmp_path / "data" / "pets_train.beton")) == 40
-    command = [
-        sys.executable, ROOT / "train_idmm.py", "--config", ROOT / "rn_configs" / "pets.yaml", "--training.epochs=25", "--training.batch_size=20",
+    shown = call(
+        "train_idmm.py", "--config", ROOT / "rn_configs" / "pets.yaml", "--training.epochs=25", "--training.batch_size=20",
         "--training.lr=2e-3", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY | {'patch_size': 16}}", "--training.compile=false",
         f"--data.train={tmp_path / 'data' / 'pets_train.beton'}", f"--logging.run_dir={tmp_path / 'run'}",
-    ]  # fmt: skip
-    shown = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, timeout=200)
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
     assert "done" in shown.stdout
     curve = losses(tmp_path / "run")
     assert curve[-6:].mean() < 0.97 * 2 * math.log(40)  # two groups, 40 images
@@ -344,12 +344,7 @@ def test_pets_from_upstreams_layout_to_a_falling_loss(tmp_path):
 
 @pytest.mark.parametrize("script", ["train_idmm.py", "finetune.py"])
 def test_errors_are_sentences(script, tmp_path):
-    result = subprocess.run(
-        [sys.executable, ROOT / script, "--config", ROOT / "rn_configs" / "nope.yaml"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = call(script, "--config", ROOT / "rn_configs" / "nope.yaml")
     assert result.returncode == 1
     assert result.stderr.startswith("error:")
     assert "Traceback" not in result.stderr

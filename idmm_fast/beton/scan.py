@@ -19,8 +19,9 @@ _NONE = 65 << 8  # the entry of what is no code, or too long: as if it moved bey
 def _read_tables(data, at, end, quick, longest, offset, symbols):
     """A DHT segment. Returns whether it is in order.
 
-    quick: int32 (8, 1 << _QUICK); here its first four are filled: bits of a code with its value | coefficients it moves by << 8 | bits of the code << 16, or _NONE. longest, offset:
-    int32 (4, 17), for each length the last code, and what to add to a code to get the number of its symbol. symbols: uint8 (4, 256).
+    quick: int32 (8, 1 << _QUICK); here its first four are filled: bits of a code with its value | coefficients it moves by << 8 |
+    bits of the code << 16, or _NONE. longest, offset: int32 (4, 17), for each length the last code, and what to add to a code to get
+    the number of its symbol. symbols: uint8 (4, 256).
     """
     while at < end:
         if at + 17 > end:

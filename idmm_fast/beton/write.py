@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ def _encoded(images, order, workers, mode, max_resolution, quality):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write(file, split, order, encoded, page_size, on_error, progress, helper):
+def _write(file, split, order, encoded, page_size, on_error, progress, helper, stopped):
     """The whole file, header last. Returns (rows written, skipped, the sum over the tables). Full pages go to the disk
     while the next ones are made, in the thread of `helper`."""
     flushed = helper.submit(int)
@@ -106,6 +107,8 @@ def _write(file, split, order, encoded, page_size, on_error, progress, helper):
     count, skipped = 0, []
     for place, image in encoded:
         progress.update()
+        if stopped():
+            raise KeyboardInterrupt
         if isinstance(image, Exception):
             reason = str(image) or type(image).__name__
             reason = (
@@ -185,12 +188,14 @@ def write_beton(
     seed=0,
     on_error="skip",
     quiet=False,
+    stopped=lambda: False,
 ):
     """Convert `split` (datasets.Split) to the FFCV file `path` and its sidecar. Returns Written; raises WriteError.
 
     mode: "jpg", "raw" or "auto" (raw when all pixels fit an eighth of the machine's memory). max_resolution: longer
     side in pixels, larger images are shrunk. quality: of JPEGs that have to be encoded. workers: threads, 0 for one a
     core. seed: of the order of the rows. on_error: "skip" lists an image that can't be read and goes on, "fail" stops.
+    stopped: asked after each image; when it says so, the conversion ends in KeyboardInterrupt.
     """
     path = Path(path)
     if len(split) == 0:
@@ -202,7 +207,7 @@ def write_beton(
         mode = _choose_mode(split.images, max_resolution)
     temporary = path.with_name(path.name + ".tmp")
     if temporary.exists():
-        tqdm.write(f"{temporary}: left by a conversion that was interrupted; beginning anew")
+        tqdm.write(f"{temporary}: left by a conversion that was interrupted; beginning anew", file=sys.stderr)
     page_size = DEFAULT_PAGE
     try:
         while True:
@@ -213,7 +218,7 @@ def write_beton(
                 ThreadPoolExecutor(1) as helper,  # left before the file is closed
             ):
                 try:
-                    count, skipped, tables = _write(file, split, order, encoded, page_size, on_error, bar, helper)
+                    count, skipped, tables = _write(file, split, order, encoded, page_size, on_error, bar, helper, stopped)
                     break
                 except _PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
                     while page_size < small.args[0]:

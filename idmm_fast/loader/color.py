@@ -10,7 +10,9 @@ from ..jit import kernel
 from ..simd import floor, highest, load8, lowest, multiply_add, splat8, store8, total8, where_equal
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # how `jitter` numbers the operations
-PROGRAM = (5, 3)  # shape of the scratch (float32) that `jitter` needs: a row an operation, what it is, its factor, and the rest
+_ASIDE = 16  # floats of scratch: five operations, then three vectors
+PROGRAM = _ASIDE + 3 * 8
+_BLOCK = 1024  # pixels: 12 KB
 
 _R, _G, _B = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 
@@ -46,83 +48,119 @@ def _turned(r, g, b, turn):
     return multiply_add(chroma, red, least), multiply_add(chroma, green, least), multiply_add(chroma, blue, least)
 
 
-@kernel(inline=True)
-def _operate(program, count, r, g, b):
-    """The first `count` operations of `program` in turn, on eight pixels that stay in registers."""
-    for k in range(count):
-        factor, rest = splat8(program[k, 1]), splat8(program[k, 2])
-        if program[k, 0] == HUE:
-            r, g, b = _turned(r, g, b, factor)
-        else:
-            if program[k, 0] == SATURATION:
-                rest = rest * _luma(r, g, b)
-            r, g, b = _blended(r, factor, rest), _blended(g, factor, rest), _blended(b, factor, rest)
-    return r, g, b
+@kernel
+def _turn(flat, red, green, blue, n, turn):
+    turn_ = splat8(turn)
+    for k in range(0, n, 8):
+        r, g, b = _turned(load8(flat, red + k), load8(flat, green + k), load8(flat, blue + k), turn_)
+        store8(flat, red + k, r)
+        store8(flat, green + k, g)
+        store8(flat, blue + k, b)
 
 
 @kernel
-def recolor(planes, program, count):
-    """Run the first `count` operations of `program` on all pixels, at least eight. Returns the mean of the image's luma.
+def _blend(flat, red, green, blue, n, factor, rest):
+    factor_, rest_ = splat8(factor), splat8(rest)
+    for k in range(0, n, 8):
+        store8(flat, red + k, _blended(load8(flat, red + k), factor_, rest_))
+        store8(flat, green + k, _blended(load8(flat, green + k), factor_, rest_))
+        store8(flat, blue + k, _blended(load8(flat, blue + k), factor_, rest_))
 
-    program: float32 (n, 3), a row an operation: which; its factor; and what is added to factor * level: nothing (BRIGHTNESS), a
-    number (CONTRAST), this many times the luma (SATURATION). Of HUE, the factor is in sectors of a sixth of a turn.
-    Luma is summed in one fixed order, so that the mean is always the same number.
+
+@kernel
+def _blend_with_luma(flat, red, green, blue, n, factor, rest):
+    factor_, rest_ = splat8(factor), splat8(rest)
+    for k in range(0, n, 8):
+        r, g, b = load8(flat, red + k), load8(flat, green + k), load8(flat, blue + k)
+        luma = rest_ * _luma(r, g, b)
+        store8(flat, red + k, _blended(r, factor_, luma))
+        store8(flat, green + k, _blended(g, factor_, luma))
+        store8(flat, blue + k, _blended(b, factor_, luma))
+
+
+@kernel
+def _total_luma(flat, red, green, blue, n):
+    total = splat8(0.0)
+    for k in range(0, n, 8):
+        total = total + _luma(load8(flat, red + k), load8(flat, green + k), load8(flat, blue + k))
+    return total8(total)
+
+
+@kernel
+def _run(program, count, flat, red, green, blue, n):
+    """The first `count` operations on n pixels, a multiple of eight, whose channels begin at these indices."""
+    for k in range(0, 3 * count, 3):
+        which, factor, rest = program[k], program[k + 1], program[k + 2]
+        if which == HUE:
+            _turn(flat, red, green, blue, n, factor)
+        elif which == SATURATION:
+            _blend_with_luma(flat, red, green, blue, n, factor, rest)
+        else:
+            _blend(flat, red, green, blue, n, factor, rest)
+
+
+@kernel
+def recolor(planes, program, count, mean):
+    """Run the first `count` operations of `program` on all pixels. Returns the mean of the image's luma after that if `mean`, else 0.
+
+    program: float32 (PROGRAM,), three numbers an operation: which; its factor; and what is added to factor * level: nothing (BRIGHTNESS),
+    a number (CONTRAST), this many times the luma (SATURATION). Of HUE, the factor is in sectors of a sixth of a turn.
+    A block of pixels goes through all operations while it is in the nearest cache. Luma is summed in one fixed order, so that
+    the mean is always the same number.
     """
-    red, green, blue = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
-    end = red.size - 8  # the last eight are read before any is written, and written after all
-    r_end, g_end, b_end = _operate(program, count, load8(red, end), load8(green, end), load8(blue, end))
+    size = planes.shape[1] * planes.shape[2]
+    flat = planes.reshape(-1)
     total = 0.0
-    k = 0
-    while k < end:
-        luma = splat8(0.0)
-        stop = min(k + 1024, end)  # sums of many floats lose digits: move them to a double now and then
-        while k < stop:
-            r, g, b = _operate(program, count, load8(red, k), load8(green, k), load8(blue, k))
-            luma = luma + _luma(r, g, b)
-            if count > 0:
-                store8(red, k, r)
-                store8(green, k, g)
-                store8(blue, k, b)
-            k += 8
-        total += total8(luma)
-    store8(red, end, r_end)
-    store8(green, end, g_end)
-    store8(blue, end, b_end)
-    for i in range(k, red.size):
-        total += _R * red[i] + _G * green[i] + _B * blue[i]
-    return total / red.size
+    whole = size - size % 8
+    for k in range(0, whole, _BLOCK):
+        n = min(_BLOCK, whole - k)
+        _run(program, count, flat, k, size + k, 2 * size + k, n)
+        if mean:
+            total += _total_luma(flat, k, size + k, 2 * size + k, n)
+    if whole < size:  # the last few, in a vector of their own
+        rest = size - whole
+        for c in range(3):
+            for i in range(rest):
+                program[_ASIDE + 8 * c + i] = flat[c * size + whole + i]
+        _run(program, count, program, _ASIDE, _ASIDE + 8, _ASIDE + 16, 8)
+        for c in range(3):
+            for i in range(rest):
+                flat[c * size + whole + i] = program[_ASIDE + 8 * c + i]
+        for i in range(whole, size):
+            total += _R * flat[i] + _G * flat[size + i] + _B * flat[2 * size + i]
+    return total / size
 
 
 @kernel(inline=True)
 def _put(program, k, which, factor, rest):
-    program[k, 0], program[k, 1], program[k, 2] = which, factor, rest
+    program[3 * k], program[3 * k + 1], program[3 * k + 2] = which, factor, rest
 
 
 @kernel
 def adjust_brightness(planes, factor, program):
     _put(program, 0, BRIGHTNESS, factor, 0.0)
-    recolor(planes, program, 1)
+    recolor(planes, program, 1, False)
 
 
 @kernel
 def adjust_contrast(planes, factor, program):
     """Blend with the mean of the image's luma."""
-    _put(program, 0, CONTRAST, factor, (1.0 - factor) * recolor(planes, program, 0))
-    recolor(planes, program, 1)
+    _put(program, 0, CONTRAST, factor, (1.0 - factor) * recolor(planes, program, 0, True))
+    recolor(planes, program, 1, False)
 
 
 @kernel
 def adjust_saturation(planes, factor, program):
     """Blend with the image's luma; with factor 0 it is a grayscale."""
     _put(program, 0, SATURATION, factor, 1.0 - factor)
-    recolor(planes, program, 1)
+    recolor(planes, program, 1, False)
 
 
 @kernel
 def adjust_hue(planes, shift, program):
     """Turn the hue by `shift` turns (-0.5..0.5), keeping HSV's saturation and value."""
     _put(program, 0, HUE, 6.0 * shift, 0.0)
-    recolor(planes, program, 1)
+    recolor(planes, program, 1, False)
 
 
 @kernel
@@ -136,7 +174,7 @@ def jitter(planes, order, brightness, contrast, saturation, hue, gray, program):
         if order[k] == BRIGHTNESS:
             _put(program, n, BRIGHTNESS, brightness, 0.0)
         elif order[k] == CONTRAST:
-            mean = recolor(planes, program, n)
+            mean = recolor(planes, program, n, True)
             n = 0
             _put(program, n, CONTRAST, contrast, (1.0 - contrast) * mean)
         elif order[k] == SATURATION:
@@ -149,4 +187,4 @@ def jitter(planes, order, brightness, contrast, saturation, hue, gray, program):
     if gray:
         _put(program, n, SATURATION, 0.0, 1.0)
         n += 1
-    recolor(planes, program, n)
+    recolor(planes, program, n, False)

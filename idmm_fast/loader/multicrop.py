@@ -5,12 +5,12 @@ import numpy as np
 from ..beton.checksum import checksum
 from ..beton.jpeg import ALTERED, CORRUPT, OK, Decoder, decode_jpeg
 from ..jit import kernel, to_level
+from ..resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights
+from ..simd import load8, splat8, store_pixels8
 from .blur import blur_scratch_size, gaussian_blur
 from .color import PROGRAM, adjust_saturation, jitter
 from .draws import DRAW, draw_view
 from .randaugment import apply_operation
-from ..resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights
-from ..simd import highest, load8, lowest, splat8, store_pixels8
 
 JPG, RAW = 0, 1  # FFCV's write modes
 
@@ -73,7 +73,7 @@ def resample_view(source, view, draw, planes, line, starts, tables):
 @kernel
 def recolor_view(draw, planes, line):
     """The colours that were drawn."""
-    program = line[: PROGRAM[0] * PROGRAM[1]].reshape(PROGRAM)
+    program = line[:PROGRAM]
     if draw.jitter:
         jitter(planes, draw.order, draw.brightness, draw.contrast, draw.saturation, draw.hue, draw.gray, program)
     elif draw.gray:
@@ -97,16 +97,13 @@ def _write_span(planes, y, x0, x1, out, at):
     size = planes.shape[1]
     flat = planes.reshape(-1)
     red, green, blue = y * size, (size + y) * size, (2 * size + y) * size
-    low, high, half = splat8(0.0), splat8(255.0), splat8(0.5)
+    half = splat8(0.5)
     x = x0
     while x < x1 and x1 - x0 >= 8:  # the last eight may be written twice
         x = min(x, x1 - 8)
         store_pixels8(
-            out, at + 3 * x,
-            lowest(highest(load8(flat, red + x) + half, low), high),
-            lowest(highest(load8(flat, green + x) + half, low), high),
-            lowest(highest(load8(flat, blue + x) + half, low), high),
-        )  # fmt: skip
+            out, at + 3 * x, load8(flat, red + x) + half, load8(flat, green + x) + half, load8(flat, blue + x) + half
+        )
         x += 8
     for i in range(x, x1):
         for c in range(3):
@@ -115,7 +112,7 @@ def _write_span(planes, y, x0, x1, out, at):
 
 @kernel
 def write_mixed(planes, box, out, own, taker_box, taker):
-    """Round `planes` to uint8 pixels (H, W, 3): outside `box` at offset `own` of `out`, inside `taker_box` at offset `taker`.
+    """Round `planes` (levels within 0..255) to uint8 pixels (H, W, 3): outside `box` at offset `own` of `out`, inside `taker_box` at offset `taker`.
 
     A box is top, left, bottom, right, the last two exclusive.
     """

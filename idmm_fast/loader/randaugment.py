@@ -149,7 +149,7 @@ def apply_operation(planes, which, arg, line):
     """One operation with its argument (see `argument`). `line` is scratch: float32, at least S * S."""
     size = planes.shape[1]
     flat = planes.reshape(-1)
-    program = line[: PROGRAM[0] * PROGRAM[1]].reshape(PROGRAM)
+    program = line[:PROGRAM]
     round_levels(planes)
     if which == AUTO_CONTRAST:
         _auto_contrast(planes)
