@@ -144,7 +144,10 @@ class _Fused(torch.autograd.Function):
         rows = _rows_that_fit(batch, classes, memory) if wants else 0
         step = rows or batch
         tile = max(256, _TILE // step)
-        kept = _keep(rows, classes, acc, z_all.device) if rows else None
+        kept = _keep(rows + 1, classes, acc, z_all.device) if rows else None
+        joined = rows and low is None and offset is None  # a row of ones in `kept` makes smoothing's part within the product
+        if joined:
+            kept[rows] = 1
         d_z = torch.empty_like(z_all) if wants else None
         d_w = None
         uniform = (row_weight @ z_all) * (-eps / shard.total)  # of every class alike: smoothing
@@ -177,9 +180,12 @@ class _Fused(torch.autograd.Function):
                 else:
                     e = _logits(z, weight[block], shifted[block], low, None).sub_(m[:, None]).exp_()
                     scale = counts / s
-                if not begun:  # smoothing's part first; the products are added to it
-                    d_w[block] = uniform if offset is None else uniform * _ratio(offset[block])[:, None]
-                _add_product(d_w[block], e.T, z * scale[:, None], low)
+                if joined and not begun:
+                    torch.mm(kept[:, block].T, torch.cat([z * scale[:, None], uniform[None]]), out=d_w[block])
+                else:
+                    if not begun:  # smoothing's part first; the products are added to it
+                        d_w[block] = uniform if offset is None else uniform * _ratio(offset[block])[:, None]
+                    _add_product(d_w[block], e.T, z * scale[:, None], low)
                 d_b[block].addmv_(e.T, scale)
             wanted.add_to(d_w, d_b, z, counts)
         if wants:

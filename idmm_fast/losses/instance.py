@@ -40,33 +40,38 @@ _BLOCK = 1 << 18  # logits that are worked on together: 1 MB, which the cache ho
 
 
 class _InstanceLoss(torch.autograd.Function):
-    """The rows' losses, and on the way the gradient of their mean: every logit is fetched from memory once."""
+    """The rows' losses or their mean, and on the way the gradient: every logit is fetched from memory once."""
 
     @staticmethod
-    def forward(ctx, logits, idx_a, idx_b, lam, eps):
+    def forward(ctx, logits, idx_a, idx_b, lam, eps, mean):
         rows, classes = logits.shape
         lam = torch.as_tensor(lam, dtype=logits.dtype, device=logits.device).expand(rows)
         losses, grad = logits.new_empty(rows), torch.empty_like(logits)
         step = max(1, _BLOCK // classes)
+        unit = 1 / rows if mean and rows else 1.0  # what a row counts
         for first in range(0, rows, step):
             part = slice(first, first + step)
             o, p = logits[part], grad[part]
-            top, mean = o.amax(1, keepdim=True), o.mean(1)
+            top, middle = o.amax(1, keepdim=True), o.mean(1)
             torch.sub(o, top, out=p).exp_()
             s = p.sum(1, keepdim=True)
             a, b, share = idx_a[part, None], idx_b[part, None], (1 - eps) * lam[part, None]
             rest = (1 - eps) - share
             picked = share * o.gather(1, a) + rest * o.gather(1, b)
-            losses[part] = (top + s.log() - picked).squeeze(1) - eps * mean
-            p.mul_(1 / s).sub_(eps / classes).scatter_add_(1, a, -share).scatter_add_(1, b, -rest)
+            losses[part] = (top + s.log() - picked).squeeze(1) - eps * middle
+            p.mul_(unit / s).sub_(unit * eps / classes).scatter_add_(1, a, -unit * share).scatter_add_(1, b, -unit * rest)
         ctx.save_for_backward(grad)
-        return losses
+        return losses.mean() if mean else losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_rows):
+    def backward(ctx, upstream):
         (grad,) = ctx.saved_tensors
-        return grad * grad_rows[:, None], None, None, None, None
+        if upstream.dim():
+            grad = grad * upstream[:, None]
+        elif upstream.device.type != "cpu" or upstream.item() != 1:  # on the CPU a look is free, and scaling by 1 a pass over all logits
+            grad = grad * upstream
+        return grad, None, None, None, None, None
 
 
 def instance_loss(logits, idx_a, idx_b, lam, eps, reduction="mean"):
@@ -84,8 +89,7 @@ def instance_loss(logits, idx_a, idx_b, lam, eps, reduction="mean"):
     o = logits if logits.dtype == torch.float64 else logits.float()
     if not torch.compiler.is_compiling():  # compiled, the definition below becomes the same few passes
         with torch.autocast(logits.device.type, enabled=False):
-            loss = _InstanceLoss.apply(o, idx_a, idx_b, lam, eps)
-        return loss.mean() if reduction == "mean" else loss
+            return _InstanceLoss.apply(o, idx_a, idx_b, lam, eps, reduction == "mean")
     o_a = o.gather(1, idx_a.unsqueeze(1)).squeeze(1)
     o_b = o.gather(1, idx_b.unsqueeze(1)).squeeze(1)
     loss = o.logsumexp(1) - (1 - eps) * (lam * o_a + (1 - lam) * o_b) - eps * o.mean(1)

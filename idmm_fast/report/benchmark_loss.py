@@ -91,7 +91,7 @@ def _index(batch, classes, repeats):
         target.scatter_add_(1, b[:, None], 0.9 * (1 - lam[:, None]))
         cross_entropy(logits, target).backward()
 
-    seconds = _in_turn({"index": index, "targets": targets}, 4 * repeats)
+    seconds = _in_turn({"index": index, "targets": targets}, 20 * repeats)
     return {
         "batch": batch,
         "classes": classes,

@@ -32,8 +32,9 @@ WAYS = {
 
 
 def train(cfg, smoothing, alpha, images, epochs, batch_size, head_lr, progress):
-    """One way. Returns arrays with an entry an epoch: away and visit (median gradient norms of classes out of and in the batch), floor (the
-    norm that smoothing alone would give: eps / N times the batch's mean feature), loss, p (median probability of a class out of the batch)."""
+    """One way. Returns arrays with an entry an epoch: away and visit (median gradient norms of classes out of and in the batch), often
+    (share of the classes out of the batch that move by more than a twentieth of `visit`), floor (the norm that smoothing alone would
+    give: eps / N times the batch's mean feature), loss, p (median probability of a class out of the batch)."""
     torch.manual_seed(cfg.training.seed)
     size = cfg.model.image_size
     loader = MultiCropLoader(
@@ -43,7 +44,7 @@ def train(cfg, smoothing, alpha, images, epochs, batch_size, head_lr, progress):
     backbone = create_backbone(cfg.model.name, size, 0.0, cfg.model.options)
     normalize, head = Normalize(std=PRETRAIN_STD), init_head(feature_dim(backbone), images)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=cfg.training.lr, weight_decay=cfg.training.weight_decay)
-    result = {key: np.zeros(epochs) for key in ("away", "visit", "floor", "loss", "p")}
+    result = {key: np.zeros(epochs) for key in ("away", "visit", "often", "floor", "loss", "p")}
     for epoch in range(epochs):
         seen = {key: [] for key in result}
         for (group,) in loader:
@@ -58,6 +59,7 @@ def train(cfg, smoothing, alpha, images, epochs, batch_size, head_lr, progress):
             inside[group.idx_a] = True
             seen["away"].append(norms[~inside].median().item())
             seen["visit"].append(norms[inside].median().item())
+            seen["often"].append((norms[~inside] > 0.05 * norms[inside].median()).float().mean().item())
             seen["floor"].append((0.1 / images * z.detach().mean(0)).norm().item())
             seen["loss"].append(loss.item())
             seen["p"].append(torch.softmax(logits.detach(), 1)[:, ~inside].mean(0).median().item())
@@ -77,11 +79,12 @@ def updates(cfg, out, images=128, epochs=250, batch_size=16, head_lr=1.0):
     out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(WAYS) * epochs * (images // batch_size), unit="step", disable=None) as progress:
         result = {way: train(cfg, *how, images, epochs, batch_size, head_lr, progress) for way, how in WAYS.items()}
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    share, sizes, loss = figure.subplots(1, 3)
+    often, share, sizes, loss = figure.subplots(1, 4)
     at = np.arange(1, epochs + 1)
     for color, (way, values) in enumerate(result.items()):
+        often.plot(at, 100 * values["often"], label=way, color=f"C{color}")
         share.plot(at, values["away"] / values["visit"], label=way, color=f"C{color}")
         sizes.plot(at, values["away"], label=way, color=f"C{color}")
         loss.plot(at, values["loss"], label=way, color=f"C{color}")
@@ -91,7 +94,8 @@ def updates(cfg, out, images=128, epochs=250, batch_size=16, head_lr=1.0):
     )
     sizes.set(yscale="log", xlabel="epoch", title="gradient of a class\nout of the batch (median)")
     loss.set(xlabel="epoch", title="loss")
-    share.legend(fontsize=8)
+    often.set(ylim=(0, 105), xlabel="epoch", title="of the classes out of the batch, so many %\nmove by over 5 % of what one in it moves")
+    often.legend(fontsize=8)
     sizes.legend(fontsize=7)
     figure.savefig(out / "updates.png", dpi=110)
     content = {way: {key: values.tolist() for key, values in arrays.items()} for way, arrays in result.items()}
@@ -102,12 +106,13 @@ def updates(cfg, out, images=128, epochs=250, batch_size=16, head_lr=1.0):
 def summary(result):
     """A Markdown table of the last epoch."""
     lines = [
-        "| trained with | gradient of a class out of the batch | of one in it | share | its probability | loss |",
-        "|---|---|---|---|---|---|",
+        "| trained with | gradient of a class out of the batch | of one in it | share | classes that move by over 5 % of that | its probability | loss |",
+        "|---|---|---|---|---|---|---|",
     ]
     for way, v in result.items():
         lines.append(
-            f"| {way} | {v['away'][-1]:.2g} | {v['visit'][-1]:.2g} | {v['away'][-1] / v['visit'][-1]:.2%} | {v['p'][-1]:.2g} | {v['loss'][-1]:.2f} |"
+            f"| {way} | {v['away'][-1]:.2g} | {v['visit'][-1]:.2g} | {v['away'][-1] / v['visit'][-1]:.2%} | {v['often'][-1]:.0%} "
+            f"| {v['p'][-1]:.2g} | {v['loss'][-1]:.2f} |"
         )
     floor = result["label smoothing"]["floor"][-1]
     return (
