@@ -72,9 +72,10 @@ def run(args):
             raise ValueError(f"training failed: {done.stderr.strip().splitlines()[-1]}")
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        said = next((line for line in (done.stdout + done.stderr).splitlines() if "loss (dense logits" in line), "")
+        parts = (done.stdout + done.stderr).replace("\n", "; ").split("; ")
+        said = next((part for part in parts if "loss (dense logits" in part), "")
     result = {"classes": args.classes, "batch": args.batch, "steps": len(metrics), "seconds": seconds, "peak_mb": peak, "cores": os.cpu_count(),
-              "losses": [m["loss"] for m in metrics], "said": said.split("; ")[-1], "machine": machine()}  # fmt: skip
+              "losses": [m["loss"] for m in metrics], "said": said, "machine": machine()}  # fmt: skip
     print(
         f"N = {args.classes:,}, {args.batch} images a step (six views each), {len(metrics)} steps in {seconds:.0f} s with start and data: {result['said']}"
     )
