@@ -25,6 +25,9 @@ def main(argv=None):
         sys.exit(stopped.exit_code)
     except (ConfigError, BetonError, LoaderError, FileNotFoundError, FloatingPointError, ValueError) as error:
         sys.exit(f"error: {error}")
+    if not result:
+        print(f"{cfg.logging.run_dir}: stopped after {cfg.training.max_steps} steps, as training.max_steps says")
+        return
     print(
         f"{cfg.logging.run_dir}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {result['test_images']} test images"
     )

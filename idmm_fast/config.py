@@ -143,17 +143,23 @@ def _flatten(tree, known, where, prefix=""):
     return flat
 
 
-def _read(path, known, ignored=()):
+def _read(path, known, ignored=(), included_by=()):
+    """{"section.key": value} of a file, over those of the file that its key `include` names, from its own folder."""
     if not Path(path).exists():
-        raise ConfigError(f"{path} does not exist; the configurations that come along are in rn_configs/")
+        by = f" (included by {included_by[-1]})" if included_by else ""
+        raise ConfigError(f"{path} does not exist{by}; the configurations that come along are in rn_configs/")
+    if str(path) in included_by:
+        raise ConfigError(f"{path} includes itself, by way of {included_by[-1]}")
     try:
         tree = yaml.safe_load(Path(path).read_text()) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold sections of keys, like `training: {{epochs: 10}}`")
+    base = tree.pop("include", None)
     flat = _flatten(tree, [*known, *ignored], str(path))
-    return {key: value for key, value in flat.items() if key in known}
+    below = _read(Path(path).parent / str(base), known, ignored, (*included_by, str(path))) if base else {}
+    return below | {key: value for key, value in flat.items() if key in known}
 
 
 def _parse_value(text):

@@ -80,6 +80,22 @@ def test_unknown_key_in_a_file_names_file_and_nearest(tmp_path):
         read("--config", str(path))
 
 
+def test_a_file_goes_over_the_one_that_it_includes(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "base.yaml").write_text("include: deeper.yaml\ntraining:\n  lr: 3.0e-4\n  epochs: 7\n")
+    (tmp_path / "below" / "deeper.yaml").write_text("training:\n  lr: 1.0\n  seed: 5\n")
+    path = tmp_path / "c.yaml"
+    path.write_text("include: below/base.yaml\ntraining:\n  epochs: 9\n")
+    cfg = read("--config", str(path), "--training.seed=6")
+    assert (cfg.training.lr, cfg.training.epochs, cfg.training.seed) == (3e-4, 9, 6)
+    path.write_text("include: nobody.yaml\n")
+    with pytest.raises(ConfigError, match=r"nobody\.yaml does not exist \(included by .*c\.yaml\)"):
+        read("--config", str(path))
+    path.write_text("include: c.yaml\n")
+    with pytest.raises(ConfigError, match="includes itself"):
+        read("--config", str(path))
+
+
 def test_missing_required_key():
     with pytest.raises(ConfigError, match=r"data\.train is required"):
         parse(pretrain.SCHEMA, ["--model.name=x", "--logging.run_dir=y"], "doc")

@@ -200,12 +200,6 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny_beton, tmp_path):
         pretrain(settings(tiny_beton, tmp_path / "run", training__lr=1e30, training__warmup_epochs=0))
 
 
-@pytest.mark.parametrize("model", ["deit_tiny_patch16_224", "pvt_v2_b0"])
-def test_the_papers_backbones_train(tiny_beton, tmp_path, model):
-    folder = pretrain(settings(tiny_beton, tmp_path / "run", model__name=model, model__options={}, training__epochs=1))
-    assert np.isfinite(losses(folder)).all()
-
-
 @pytest.mark.timeout(280)
 def test_compiled_bf16_training_follows_eager_fp32(tiny_beton, tmp_path):
     """Within 2 % at every step of the first epochs: bf16 has 8 bits of mantissa."""
@@ -234,6 +228,24 @@ def test_a_trial_stops_after_so_many_steps(tiny_beton, tmp_path):
     assert len(losses(folder)) == 3
     assert not (folder / "backbone.safetensors").exists()
     assert checkpoint.listing(folder / "checkpoints") == []
+
+
+CONFIGS = sorted(p for p in (ROOT / "rn_configs").glob("*.yaml") if not p.stem.startswith("demo"))
+
+
+@pytest.mark.parametrize("path", [
+    pytest.param(p, id=p.stem, marks=[] if p.stem.startswith("pets") else pytest.mark.slow) for p in CONFIGS
+])  # fmt: skip
+def test_every_config_trains(path, tiny_beton, tmp_path):
+    """Two steps of each; those of one dataset always, the others, which share their bases, with `make test-slow`."""
+    script = "finetune.py" if path.stem.endswith("_finetune") else "train_idmm.py"
+    shown = call(
+        script, "--config", path, f"--data.train={tiny_beton}", f"--data.test={tiny_beton}", "--training.batch_size=2", "--training.max_steps=2",
+        "--training.compile=false", "--training.device=cpu", f"--logging.run_dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert len(losses(tmp_path / "run")) == 2
+    assert np.isfinite(losses(tmp_path / "run")).all()
 
 
 def test_updates_of_class_weights_are_looked_at(tiny_beton, tmp_path):

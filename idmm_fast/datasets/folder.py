@@ -18,6 +18,10 @@ def _split(root, classes=None):
     if not folders:
         images = sorted(p for p in root.iterdir() if _is_image(p))
         return Split(images, [0] * len(images), ["all"])
+    if loose := sum(_is_image(p) for p in root.iterdir()):
+        raise DatasetError(
+            f"{root} has {loose} images beside its folders, which are classes. Put them into one of their own, or all images right into {root}."
+        )
     found = [p.name for p in folders]
     classes = classes or found
     strange = sorted(set(found) - set(classes))

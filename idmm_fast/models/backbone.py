@@ -7,8 +7,10 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
+
+from . import t2t  # noqa: F401  timm knows its models from here on
 
 PRETRAIN_STD = (0.228, 0.224, 0.225)  # as the authors released it; 0.229 is the usual figure
 FINETUNE_STD = (0.229, 0.224, 0.225)
@@ -28,9 +30,9 @@ class Normalize(nn.Module):
 
 
 def create_backbone(name, image_size, drop_path=0.0, options=None):
-    """timm's model `name` without classifier: (B, 3, image_size, image_size) -> features (B, d).
+    """timm's model `name`, or a T2T-ViT (see t2t.py), without classifier: (B, 3, image_size, image_size) -> features (B, d).
 
-    The feature is the class token after the last norm (DeiT, ViT) or the mean of the last stage's tokens (PVTv2).
+    The feature is the class token after the last norm (DeiT, ViT, T2T-ViT) or the mean of the last stage's tokens (PVTv2, Swin).
     options: further arguments of the timm model, e.g. {"patch_size": 4, "depth": 6}. Raises ValueError for a name that
     timm does not know, with the nearest ones, or options that do not fit.
     """
@@ -62,7 +64,7 @@ def save_backbone(backbone, path):
 def load_backbone(backbone, path):
     """Load weights from a run folder, a checkpoint or a `.safetensors` file into `backbone`; returns how many tensors came.
 
-    The position embedding is resampled (bicubic) where the resolution differs; everything else must agree by name and
+    The position embedding, and Swin's table of relative ones, is resampled (bicubic) where the resolution differs; everything else must agree by name and
     shape, the head of the pretraining is left out. Nothing is unpickled but plain tensors. Raises ValueError.
     """
     path = Path(path)
@@ -84,6 +86,9 @@ def load_backbone(backbone, path):
             new_size=list(backbone.patch_embed.grid_size),
             num_prefix_tokens=backbone.num_prefix_tokens,
         )
+    for key in (k for k in own if k.endswith("relative_position_bias_table") and k in weights and own[k].shape != weights[k].shape):
+        attention = backbone.get_submodule(key.removesuffix(".relative_position_bias_table"))  # Swin: a window over a smaller map
+        weights[key] = resize_rel_pos_bias_table(weights[key], attention.window_size, own[key].shape)
     wrong = sorted(k for k in own if k not in weights or own[k].shape != weights[k].shape)
     if wrong:
         raise ValueError(

@@ -103,7 +103,8 @@ def choose_rows(labels, per_class, seed):
 
 
 def finetune(cfg):
-    """Fine-tune as `cfg` (see SCHEMA) says. Returns {"top1", "top5", ...}, percent on data.test after the last epoch.
+    """Fine-tune as `cfg` (see SCHEMA) says. Returns {"top1", "top5", ...}, percent on data.test after the last epoch; of a
+    trial (training.max_steps), nothing.
 
     Raises ConfigError, BetonError, LoaderError, ValueError; Interrupted after a signal, when a checkpoint is written.
     """
@@ -167,6 +168,8 @@ def finetune(cfg):
         model.load_state_dict(run.state["model"])
         end_epoch(cfg.training.epochs - 1, True)
     fit(run, cfg, loader, model, machine, loss_of, title="fine-tune", begin_epoch=begin_epoch, end_epoch=end_epoch)
+    if cfg.training.max_steps:  # a trial
+        return {}
     result = {**result, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
     run.write_json("result.json", result)
     draw_curves(run.folder)

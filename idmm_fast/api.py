@@ -1,0 +1,136 @@
+"""The same work from Python: images in; a pretrained network, its features, or a classifier out.
+
+    import idmm_fast
+    run = idmm_fast.pretrain("my_images/", out="runs/mine")
+    features, files = idmm_fast.embed("my_images/", checkpoint=run, out="features.npz")
+    result = idmm_fast.finetune("my_images/", out="runs/mine_tuned", init=run)
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+
+def _cache():
+    return Path(os.environ.get("IDMM_FAST_CACHE", Path.home() / ".cache" / "idmm_fast"))
+
+
+def convert(data):
+    """The betons of `data`: {"train": path, and "test" if there is one}.
+
+    data: a beton, or a folder of images: FOLDER/CLASS/*, FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or images without classes. A
+    folder is converted once, and again when its files change; the betons are kept under ~/.cache/idmm_fast, or where the environment
+    variable IDMM_FAST_CACHE says, and beside each is a .txt with the file of every row. Raises DatasetError, WriteError.
+    """
+    from .beton import write_beton
+    from .datasets import folder
+
+    data = Path(data)
+    if data.suffix == ".beton":
+        return {"train": data}
+    splits = folder.load(data)
+    seen = hashlib.sha256(str(data.resolve()).encode())
+    for split in splits.values():
+        for path in split.images:
+            state = path.stat()
+            seen.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
+    target = _cache() / f"{data.resolve().name}-{seen.hexdigest()[:12]}"
+    betons = {}
+    for name, split in splits.items():
+        betons[name], files = target / f"{name}.beton", target / f"{name}.txt"
+        if not (betons[name].exists() and files.exists()):
+            written = write_beton(betons[name], split, dataset="folder", name=name, seed=0)
+            skipped = {entry["file"] for entry in written.skipped}
+            order = np.random.default_rng(0).permutation(len(split))  # write_beton's, for this seed
+            rows = [str(split.images[i]) for i in order if str(split.images[i]) not in skipped]
+            files.write_text("".join(f"{row}\n" for row in rows))
+            print(f"{betons[name]}: {written.count} images of {data}" + (f", {len(skipped)} skipped" if skipped else ""))
+    return betons
+
+
+def _values(sections):
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+
+def _model(model):
+    """The `model` section, or its name alone, as values of the configuration."""
+    return _values({"model": {"name": model} if isinstance(model, str) else model})
+
+
+def _model_of(run):
+    """The `model` section of the run that `run` (a run folder, or a file in it) belongs to, or {}."""
+    for folder in (Path(run), *list(Path(run).parents)[:2]):
+        if (folder / "config.yaml").is_file():
+            return yaml.safe_load((folder / "config.yaml").read_text())["model"]
+    return {}
+
+
+def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):
+    """Pretrain on images alone, and return the run folder (Path), with backbone.safetensors in it. Called again, it goes on.
+
+    data: a folder or a beton, see `convert`. out: the run folder. model: timm's name, or a T2T-ViT; or all of that section,
+    {"name": ..., "image_size": 64, "options": {"depth": 6}}. sections: any other key of `train_idmm.py --help`, a dict a section:
+    training={"batch_size": 64}, cutmix={"alpha": 0}. Raises what the script reports.
+    """
+    from .config import build
+    from .train import pretrain as training
+
+    values = {"data.train": str(convert(data)["train"]), "training.epochs": epochs, "training.resume": "auto", "logging.run_dir": str(out)}
+    return training.pretrain(build(training.SCHEMA, values | _model(model) | _values(sections)))
+
+
+def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections):
+    """Fine-tune with labels. Returns {"top1", "top5", ...}, percent on the test images after the last epoch.
+
+    data: a folder with train/ and test/, or a beton, and then `test` is the other one. init: the run of a pretraining, whose model it
+    (name and options) is taken unless `model` says otherwise; None: random weights. sections: as for `pretrain`, keys of `finetune.py --help`.
+    """
+    from .config import build
+    from .train import finetune as training
+
+    betons = convert(data)
+    test = test or betons.get("test")
+    known = {k: v for k, v in _model_of(init).items() if k in ("name", "options")} if init else {"name": "deit_tiny_patch16_224"}
+    values = {"data.train": str(betons["train"]), "data.test": test and str(test), "training.epochs": epochs, "training.resume": "auto",
+              "logging.run_dir": str(out), "model.init": init and str(init)}  # fmt: skip
+    return training.finetune(build(training.SCHEMA, values | _model(known) | _model(model or {}) | _values(sections)))
+
+
+def embed(data, checkpoint, out=None, image_size=None, batch_size=256):
+    """Features of every training image under the frozen network of a run: (float32 (n, d), their files or [] for a beton of others).
+
+    out: .npz (arrays features, labels, files) or .csv (file, label, then d numbers a line), or None. image_size: default the run's.
+    """
+    from types import SimpleNamespace
+
+    from .beton import open_beton
+    from .config import ConfigError
+    from .evaluate.features import extract
+    from .models import create_backbone, load_backbone
+    from .train.device import choose
+
+    out = out and Path(out)
+    if out and out.suffix not in (".npz", ".csv"):
+        raise ConfigError(f"out is a file that ends in .npz or .csv, not {out}")
+    model = _model_of(checkpoint)
+    if not model:
+        raise ConfigError(f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is")
+    beton = open_beton(convert(data)["train"])
+    size = image_size or model["image_size"]
+    backbone = create_backbone(model["name"], size, 0.0, model["options"])
+    load_backbone(backbone, checkpoint)
+    machine = choose(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
+    features = extract(machine.place(backbone), beton.path, size, machine, batch_size).numpy()
+    listed = Path(beton.path).with_suffix(".txt")
+    files = listed.read_text().splitlines() if Path(data).suffix != ".beton" and listed.exists() else []
+    if out and out.suffix == ".npz":
+        np.savez(out, features=features, labels=beton.label, files=np.array(files))
+    elif out:
+        with open(out, "w") as file:
+            for row, vector in enumerate(features):
+                name = files[row] if files else str(row)
+                file.write(",".join(['"' + name.replace('"', '""') + '"', str(beton.label[row]), *(f"{x:.7g}" for x in vector)]) + "\n")
+    return features, files

@@ -1,0 +1,93 @@
+"""The Python interface: docs/python.md as it stands, only shorter; what is cached, what is written."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import photographs
+from PIL import Image
+
+import idmm_fast
+from idmm_fast.api import convert
+from idmm_fast.config import ConfigError
+from idmm_fast.datasets import DatasetError
+
+PAGE = Path(__file__).parent.parent / "docs" / "python.md"
+TINY = {"name": "vit_tiny_patch16_224", "image_size": 32, "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to work in, with my_images of two classes, train and test."""
+    monkeypatch.setenv("IDMM_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for k, photo in enumerate(photographs(20, seed=3)):
+        path = tmp_path / "my_images" / ("test" if k >= 14 else "train") / "ab"[k % 2] / f"{k}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo).save(path)
+    return tmp_path
+
+
+def test_the_page_is_run(folder):
+    """All of docs/python.md, with an epoch where it says hundreds."""
+    space = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):
+        exec(re.sub(r"epochs=\d+", "epochs=1", block), space)
+    assert space["features"].shape == (14, 192)
+    assert space["result"]["test_images"] == 6
+    saved = np.load("features.npz")
+    assert np.array_equal(saved["features"], space["features"])
+    for file, label in zip(saved["files"], saved["labels"]):
+        assert Path(file).parent.name == "ab"[label]
+
+
+def test_features_are_those_of_the_files_they_are_listed_with(folder):
+    views = {"groups": [{"count": 2, "scale": [0.5, 1.0]}]}
+    run = idmm_fast.pretrain("my_images", "run", TINY, epochs=1, training={"batch_size": 7, "compile": False}, views=views)
+    features, files = idmm_fast.embed("my_images", run, "f.csv")
+    assert sorted(files) == sorted(str(p) for p in Path("my_images/train").rglob("*.jpg"))
+    one = folder / "one"
+    (one / "x").mkdir(parents=True)
+    (one / "x" / "y.jpg").write_bytes(Path(files[5]).read_bytes())
+    alone, _ = idmm_fast.embed(one, run)
+    assert np.allclose(alone[0], features[5], atol=1e-4)
+    lines = Path("f.csv").read_text().splitlines()
+    assert len(lines) == 14
+    assert lines[5].startswith(f'"{files[5]}",')
+    assert np.allclose([float(x) for x in lines[5].split(",")[2:]], features[5], rtol=1e-5)
+
+
+def test_a_folder_is_converted_once_and_again_when_it_changes(folder, capsys):
+    first = convert("my_images")
+    assert set(first) == {"train", "test"}
+    assert "14 images" in capsys.readouterr().out
+    assert convert("my_images") == first
+    assert capsys.readouterr().out == ""
+    os.remove(next(Path("my_images/train/a").iterdir()))
+    assert convert("my_images")["train"] != first["train"]
+    assert "13 images" in capsys.readouterr().out
+
+
+def test_images_without_classes_will_do(folder):
+    for k, photo in enumerate(photographs(6)):
+        Path("flat").mkdir(exist_ok=True)
+        Image.fromarray(photo).save(f"flat/{k}.png")
+    run = idmm_fast.pretrain("flat", "run", TINY, epochs=1, training={"compile": False})
+    assert (run / "backbone.safetensors").exists()
+    assert idmm_fast.pretrain("flat", "run", TINY, epochs=1, training={"compile": False}) == run  # done already
+    Path("flat/deep").mkdir()
+    with pytest.raises(DatasetError, match="6 images beside its folders"):
+        convert("flat")
+
+
+def test_mistakes_are_sentences(folder):
+    with pytest.raises(ConfigError, match=r"training\.batchsize"):
+        idmm_fast.pretrain("my_images", "run", training={"batchsize": 3})
+    with pytest.raises(ConfigError, match=r"\.npz or \.csv"):
+        idmm_fast.embed("my_images", "run", "f.txt")
+    with pytest.raises(ConfigError, match="no run folder"):
+        idmm_fast.embed("my_images", "nowhere")
+    with pytest.raises(DatasetError, match="is not a folder"):
+        idmm_fast.pretrain("nowhere", "run")
