@@ -181,10 +181,13 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny_beton, tmp_
     folder = pretrain(cfg)
     wanted = losses(folder)
     newest = checkpoint.listing(folder / "checkpoints")[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="damaged"):
-        pretrain(cfg)
-    assert np.array_equal(losses(folder), wanted)
+    content = newest.read_bytes()
+    at = len(content) // 2
+    for damaged in (content[:1000], content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :], b""):
+        newest.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="damaged"):
+            pretrain(cfg)
+        assert np.array_equal(losses(folder), wanted)
 
 
 def test_a_run_is_neither_overwritten_nor_continued_as_another(tiny_beton, tmp_path):
@@ -196,8 +199,44 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(tiny_beton, tmp_p
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny_beton, tmp_path):
-    with pytest.raises(FloatingPointError, match="the loss became"):
-        pretrain(settings(tiny_beton, tmp_path / "run", training__lr=1e30, training__warmup_epochs=0))
+    cfg = settings(tiny_beton, tmp_path / "run", training__lr=1e30, training__warmup_epochs=0, training__max_skipped=3)
+    with pytest.raises(FloatingPointError, match=r"the loss became .* 3 times in a row; the last batch held the rows \d+, .*tiny\.beton"):
+        pretrain(cfg)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines if "skipped" in line] == [1, 2, 3]
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(tiny_beton, tmp_path, monkeypatch):
+    """The weights before and after it are the same to the last bit; the step before it moved them."""
+    seen, forward = [], IDMM.forward
+
+    def spoiled(self, *args):
+        seen.append(torch.cat([p.detach().flatten() for p in self.parameters()]))
+        return forward(self, *args) * (float("nan") if len(seen) == 6 else 1.0)
+
+    monkeypatch.setattr(IDMM, "forward", spoiled)
+    folder = pretrain(settings(tiny_beton, tmp_path / "run"))
+    assert not torch.equal(seen[4], seen[5])
+    assert torch.equal(seen[5], seen[6])
+    assert not torch.equal(seen[6], seen[7])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(16))
+    assert [line["step"] for line in lines if "loss" not in line] == [5]
+    assert lines[5]["skipped"] == 1
+    assert (folder / "backbone.safetensors").exists()
+
+
+def test_checkpoints_by_the_clock_are_in_mid_epoch_and_resume_is_exact(tiny_beton, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "KEEP", 100)
+    whole = losses(pretrain(settings(tiny_beton, tmp_path / "whole", training__batch_size=8)))
+    cfg = settings(tiny_beton, tmp_path / "run", training__batch_size=8, training__checkpoint_minutes=1e-9, training__resume="auto")
+    folder = pretrain(cfg)
+    steps = [int(p.stem.rsplit("_", 1)[1]) for p in checkpoint.listing(folder / "checkpoints")]
+    assert steps == list(range(1, 33))
+    for path in checkpoint.listing(folder / "checkpoints")[13:]:
+        path.unlink()
+    pretrain(cfg)
+    assert np.array_equal(losses(folder), whole)
 
 
 @pytest.mark.timeout(280)
@@ -270,6 +309,19 @@ def test_finetuning_beats_chance_and_reports(tiny_beton, run, tmp_path):
     assert json.loads((tmp_path / "f" / "result.json").read_text()) == result
     curve = losses(tmp_path / "f")
     assert curve[-8:].mean() < curve[:8].mean()
+
+
+def test_the_best_state_is_kept_beside_the_last(tiny_beton, tmp_path):
+    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE, training__epochs=5, training__evaluate_every=1, training__lr=1e-2)
+    result = finetune(cfg)
+    lines = [json.loads(line) for line in (tmp_path / "f" / "metrics.jsonl").read_text().splitlines()]
+    tested = {line["epoch"]: line["top1"] for line in lines if "top1" in line}
+    assert set(tested) == set(range(5))
+    assert result["best_top1"] == max(tested.values())
+    assert result["top1"] == tested[4]
+    best = checkpoint.load(tmp_path / "f" / "checkpoints" / "best.pt")
+    assert (best["top1"], best["epoch"]) == (result["best_top1"], result["best_epoch"])
+    load_backbone(create_backbone("vit_tiny_patch16_224", 32, options=TINY), tmp_path / "f" / "checkpoints" / "best.pt")
 
 
 def test_finetuning_resumes_to_the_last_bit(tiny_beton, tmp_path, monkeypatch):

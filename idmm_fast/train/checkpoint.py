@@ -1,5 +1,6 @@
-"""Checkpoints: written whole or not at all, read without unpickling anything but tensors and plain values."""
+"""Checkpoints: written whole or not at all, verified and read without unpickling anything but tensors and plain values."""
 
+import hashlib
 import os
 import re
 import warnings
@@ -10,22 +11,60 @@ import torch
 KEEP = 2
 
 
-def save(folder, state, epoch, step):
-    """Write `state` to folder/epoch_EEEEE_step_SSSSSSSS.pt, then drop all but the last KEEP. Returns the path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"epoch_{epoch:05d}_step_{step:08d}.pt"
-    temporary = path.with_suffix(".pt.tmp")
+def _write(path, content):
+    """`content(file)` to `path`, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            content(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Hashed:
+    """A file that hashes what is written to it, for what is written in one go from the beginning."""
+
+    def __init__(self, file):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data):
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
+
+
+def _sum_path(path):
+    return path.with_suffix(".sha256")
+
+
+def write(path, state):
+    """Write `state` to `path`, and its SHA-256 beside it. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = []
+
+    def content(file):
+        hashed = _Hashed(file)
+        torch.save(state, hashed)
+        digest.append(hashed.digest.hexdigest())
+
+    _sum_path(path).unlink(missing_ok=True)  # a file without a sum is believed, one with a wrong sum is not
+    _write(path, content)
+    _write(_sum_path(path), lambda file: file.write(digest[0].encode()))
+    return path
+
+
+def save(folder, state, epoch, step):
+    """Write `state` to folder/epoch_EEEEE_step_SSSSSSSS.pt, then drop all but the last KEEP. Returns the path."""
+    path = write(Path(folder) / f"epoch_{epoch:05d}_step_{step:08d}.pt", state)
     for old in listing(folder)[:-KEEP]:
         old.unlink()
+        _sum_path(old).unlink(missing_ok=True)
     return path
 
 
@@ -37,6 +76,14 @@ def listing(folder):
 
 def load(path):
     """Read one checkpoint. Raises ValueError with a sentence if it is damaged."""
+    path = Path(path)
+    if _sum_path(path).exists():
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        if digest.hexdigest() != _sum_path(path).read_text().strip():
+            raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sum_path(path).name}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files

@@ -1,6 +1,7 @@
 """The training loop, the same for pretraining and fine-tuning: steps, schedule, checkpoints, signals, metrics."""
 
 import math
+import time
 
 import torch
 
@@ -15,7 +16,9 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
 
     loss_of(groups, epoch, step) gives the loss of one batch, groups being a list of (images, idx_a, idx_b, lam) on the
     device. begin_epoch(epoch) runs before an epoch; end_epoch(epoch, last) after it, and what it returns (a dict of
-    numbers) is logged. Raises Interrupted after a signal, and FloatingPointError for a loss that is not finite.
+    numbers) is logged; the state with the highest "top1" of these is kept as best.pt. A step whose loss is not finite is skipped:
+    logged without a loss, counted, and the weights stay as they are. Raises Interrupted after a signal, and FloatingPointError
+    after too many skipped steps in a row.
     """
     training, per_epoch = cfg.training, len(loader)
     steps, warmup = training.epochs * per_epoch, training.warmup_epochs * per_epoch
@@ -26,35 +29,43 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=training.weight_decay, fused=True)
     scaler = machine.scaler()
-    step = 0
+    step, best = 0, -1.0  # best: the highest top1 so far
     if run.state is not None:
         model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
         scaler.load_state_dict(run.state["scaler"])
         loader.load_state_dict(run.state["loader"])
         set_random_state(run.state["random"])
-        step = run.state["step"]
+        step, best = run.state["step"], run.state.get("best", best)
 
     def save(epoch):
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
                  "loader": {"epoch": step // per_epoch, "step": step % per_epoch}, "random": random_state(),
-                 "step": step, "config": as_dict(cfg)}  # fmt: skip
+                 "step": step, "best": best, "config": as_dict(cfg)}  # fmt: skip
         return run.save(state, epoch, step)
 
     images, batch_size = loader.indices.size, training.batch_size
     done = step // per_epoch * images + min(step % per_epoch * batch_size, images)
     meter = Meter(loader, training.epochs * images, done, title)
-    pending = None
+    pending, skipped, in_a_row = None, 0, 0
+    saved_at = time.monotonic()
 
     def write(entry):
-        loss = entry.pop("loss").item()
-        if not math.isfinite(loss):
+        nonlocal skipped, in_a_row
+        loss, rows = entry.pop("loss").item(), entry.pop("rows")
+        if math.isfinite(loss):
+            in_a_row = 0
+            run.log(**entry, loss=loss)
+        else:
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            run.log(**entry, skipped=skipped)
+        meter.show(loss=f"{loss:.3f}", lr=f"{entry['lr']:.1e}", **({"skipped": skipped} if skipped else {}))
+        if in_a_row >= (2 if entry["step"] == steps - 1 else training.max_skipped):
+            named = ", ".join(map(str, rows.unique().tolist()[:20]))
             raise FloatingPointError(
-                f"the loss became {loss} at step {entry['step']} (epoch {entry['epoch']}). Go on from the last checkpoint, or begin again, "
-                f"with a smaller training.lr or training.amp=fp32."
+                f"the loss became {loss} at step {entry['step']} (epoch {entry['epoch']}), {in_a_row} times in a row; the last batch held the rows {named} "
+                f"of {cfg.data.train}. The last good checkpoint is kept. Go on from it, or begin again, with a smaller training.lr or training.amp=fp32."
             )
-        run.log(**entry, loss=loss)
-        meter.show(loss=f"{loss:.3f}", lr=f"{entry['lr']:.1e}")
 
     with Interrupt() as interrupt:
         try:
@@ -69,13 +80,15 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                     with machine.autocast():
                         loss = loss_of(groups, epoch, step % per_epoch)
                     scaler.scale(loss).backward()
+                    if not scaler.is_enabled():  # the scaler looks at the gradients itself; else the fused step skips by this, unlooked at
+                        optimizer.found_inf = (~torch.isfinite(loss.detach())).float()
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
                     meter.step(groups[0][0].shape[0] // loader.views[0].count)
                     if pending:  # a step late, so that a GPU is never waited for
                         write(pending)
-                    pending = {"epoch": epoch, "step": step, "loss": loss.detach(), "lr": lr,
+                    pending = {"epoch": epoch, "step": step, "loss": loss.detach(), "rows": groups[0][1], "lr": lr,
                                "images_per_s": round(meter.images_per_s, 2), "wait": round(meter.wait, 4)}  # fmt: skip
                     step += 1
                     if interrupt.signal:
@@ -84,15 +97,24 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                     if step == training.max_steps:
                         write(pending)
                         return
+                    if training.checkpoint_minutes and time.monotonic() - saved_at > 60 * training.checkpoint_minutes and step % per_epoch:
+                        write(pending)
+                        pending = None
+                        save(epoch)
+                        saved_at = time.monotonic()
                 last = step == steps
                 if end_epoch and (results := end_epoch(epoch, last)):
                     write({**pending, **results})
                     pending = None
+                    if results.get("top1", -1.0) > best and not (last and best < 0):  # if it is the only one, it is the last
+                        best = results["top1"]
+                        run.save_best({"model": model.state_dict(), "epoch": epoch, "config": as_dict(cfg), **results})
                 if (epoch + 1) % training.checkpoint_every == 0 or last:
                     if pending:
                         write(pending)
                     pending = None
                     save(epoch)
+                    saved_at = time.monotonic()
         finally:
             meter.bar.close()
             loader.close()

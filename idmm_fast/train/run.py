@@ -56,6 +56,8 @@ class Run:
                     "amp",
                     "channels_last",
                     "checkpoint_every",
+                    "checkpoint_minutes",
+                    "max_skipped",
                 ):
                     continue
                 if config.get(section, {}).get(key) != value:
@@ -98,6 +100,10 @@ class Run:
 
     def save(self, state, epoch, step):
         return checkpoint.save(self.checkpoints, state, epoch, step)
+
+    def save_best(self, state):
+        """Beside the numbered ones: the state that tested best so far."""
+        return checkpoint.write(self.checkpoints / "best.pt", state)
 
     def close(self):
         self._metrics.close()

@@ -83,6 +83,8 @@ def training(lr, epochs):
                 Whole(0), "for a trial: stop after so many steps, without a checkpoint; 0: go to the end", default=0
             ),
             "checkpoint_every": Param(Whole(1), "epochs between checkpoints", default=10),
+            "checkpoint_minutes": Param(Number(0), "a checkpoint also after so many minutes, in mid-epoch; 0: no", default=10.0),
+            "max_skipped": Param(Whole(1), "stop after so many steps in a row whose loss is not finite; each of them is skipped", default=10),
             "device": Param(OneOf("auto", "cpu", "cuda"), "where to compute", default="auto"),
             "amp": Param(
                 OneOf("auto", "fp32", "bf16", "fp16"),
