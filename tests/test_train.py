@@ -262,6 +262,22 @@ def test_fused_training_equals_dense_training(tiny_beton, tmp_path, capfd):
     assert shown.count("fused loss (dense logits") == 2
 
 
+def test_a_sampled_head_trains_and_resumes_to_the_last_bit(tiny_beton, tmp_path, capfd):
+    """Half of the images that are not in the batch take part, and each stands for two, so that the loss begins where the full one does."""
+    options = {"head__sample_rate": 0.5, "training__resume": "auto", "training__epochs": 6}
+    folder = pretrain(settings(tiny_beton, tmp_path / "run", **options))
+    curve = losses(folder)
+    assert "0.5 of the others" in "".join(capfd.readouterr())
+    assert curve[0] == pytest.approx(2 * math.log(64), rel=0.05)  # each stands for two
+    assert curve[-4:].mean() < curve[:4].mean()
+    for path in checkpoint.listing(folder / "checkpoints")[1:]:
+        path.unlink()
+    pretrain(settings(tiny_beton, tmp_path / "run", **options))
+    assert np.array_equal(losses(folder), curve)
+    with pytest.raises(ConfigError, match=r"head\.loss=dense does not go"):
+        pretrain(settings(tiny_beton, tmp_path / "other", head__loss="dense", head__sample_rate=0.5))
+
+
 def test_a_trial_stops_after_so_many_steps(tiny_beton, tmp_path):
     folder = pretrain(settings(tiny_beton, tmp_path / "run", training__max_steps=3))
     assert len(losses(folder)) == 3

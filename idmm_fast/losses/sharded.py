@@ -56,18 +56,19 @@ class ShardedHead(nn.Module):
         generator = torch.Generator().manual_seed(seed * 4099 + rank)
         self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(count, d), std=0.02, generator=generator))
         self.bias = nn.Parameter(torch.zeros(count))
-        self._generator = torch.Generator().manual_seed(seed * 4099 + rank + 1)
 
-    def loss(self, features, idx_a, idx_b, lam, eps, averaged=False):
+    @torch.compiler.disable
+    def loss(self, features, idx_a, idx_b, lam, eps, averaged=False, row_weight=None):
         """The mean over the rows of all processes, the same number on each of them.
 
         features: float (B, d), this process's; B may differ between processes. idx_a, idx_b, lam: this process's too. averaged: whether the
         features' gradients are averaged over the processes afterwards, as DistributedDataParallel does; they are then handed out that
-        much larger.
+        much larger. row_weight: float (B,), what a row counts in the sum instead; the loss is then the average of the processes' sums.
+        Which classes are sampled is drawn from torch's default generator.
         """
         check_targets(features.shape[0], self.total, idx_a, idx_b, lam, eps, features.device)
         rows, device = features.shape[0], features.device
-        counts = torch.ones(rows, device=device)
+        counts = torch.ones(rows, device=device) if row_weight is None else row_weight
         if self.spread:
             most = torch.tensor(rows, device=device)
             dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
@@ -76,7 +77,7 @@ class ShardedHead(nn.Module):
             idx_a, idx_b, lam, counts = (torch.cat([v, v.new_zeros(short)]) for v in (idx_a, idx_b, lam, counts))
             features = _Gather.apply(features, self.group, float(self.world) if averaged else 1.0)
             idx_a, idx_b, lam, counts = (_Gather.apply(v, self.group, 1.0) for v in (idx_a, idx_b, lam, counts))
-        counts = counts / counts.sum()
+        counts = counts / (counts.sum() if row_weight is None else self.world)
         weight, bias, offset, first = self.weight, self.bias, None, self.first
         if self.sample_rate < 1:
             chosen, offset = self._sample(idx_a, idx_b)
@@ -105,7 +106,7 @@ class ShardedHead(nn.Module):
         own[wanted[(wanted >= 0) & (wanted < count)]] = True
         others = torch.nonzero(~own).flatten()
         drawn = max(1, round(self.sample_rate * others.numel())) if others.numel() else 0
-        keep = others[torch.randperm(others.numel(), generator=self._generator)[:drawn].to(others.device)]
+        keep = others[torch.randperm(others.numel())[:drawn].to(others.device)]
         chosen = torch.cat([torch.nonzero(own).flatten(), keep]).sort().values
         raised = torch.zeros(chosen.numel(), dtype=self.weight.dtype, device=wanted.device)
         if drawn:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..losses import fused_instance_loss, instance_loss
+from ..losses import ShardedHead, fused_instance_loss, instance_loss
 from ..losses.fused import MEMORY
 from ..models import Normalize, feature_dim, init_head
 from ..models.backbone import PRETRAIN_STD
@@ -11,14 +11,18 @@ from ..models.backbone import PRETRAIN_STD
 
 class IDMM(nn.Module):
     """A backbone, and a linear layer that tells `instances` images apart. With `fused` their logits are never held as a whole,
-    and `memory` bounds the scratch in bytes."""
+    and `memory` bounds the scratch in bytes. sample_rate below 1: only this share of the images that are not in the batch takes
+    part in a step, see ShardedHead."""
 
-    def __init__(self, backbone, instances, smoothing=0.1, fused=False, memory=MEMORY):
+    def __init__(self, backbone, instances, smoothing=0.1, fused=False, memory=MEMORY, sample_rate=1.0):
         super().__init__()
         self.normalize = Normalize(std=PRETRAIN_STD)
         self.backbone = backbone
-        self.head = init_head(feature_dim(backbone), instances)
-        self.smoothing, self.fused, self.memory = smoothing, fused, memory
+        if sample_rate < 1:
+            self.head = ShardedHead(feature_dim(backbone), instances, None, sample_rate, memory, torch.initial_seed() % (1 << 40))
+        else:
+            self.head = init_head(feature_dim(backbone), instances)
+        self.smoothing, self.fused, self.memory, self.sampled = smoothing, fused, memory, sample_rate < 1
 
     def forward(self, images, idx_a, idx_b, lam):
         """The loss: the sum over the groups of views of the mean over a group's rows.
@@ -31,9 +35,12 @@ class IDMM(nn.Module):
             members = [g for g, x in enumerate(images) if x.shape[-1] == size]
             x = torch.cat([images[g] for g in members]) if len(members) > 1 else images[members[0]]
             features = self.backbone(self.normalize(x))
-            if self.fused:
+            if self.fused or self.sampled:
                 a, b, share = (torch.cat([v[g] for g in members]) for v in (idx_a, idx_b, lam))
                 means = torch.cat([torch.full_like(lam[g], 1 / images[g].shape[0]) for g in members])
+                if self.sampled:
+                    loss = loss + self.head.loss(features, a, b, share, self.smoothing, row_weight=means)
+                    continue
                 loss = loss + fused_instance_loss(
                     features, self.head.weight, self.head.bias, a, b, share, self.smoothing, row_weight=means, memory=self.memory
                 )  # fmt: skip

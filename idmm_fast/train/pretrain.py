@@ -2,7 +2,7 @@
 
 import torch
 
-from ..config import ConfigError, Flag, OneOf, Param, Whole
+from ..config import ConfigError, Flag, Number, OneOf, Param, Whole
 from ..loader import Augment, MultiCropLoader, Views
 from ..methods import IDMM
 from ..models import create_backbone, save_backbone
@@ -39,6 +39,11 @@ SCHEMA = {
                 default="auto",
             ),
             "dense_mb": Param(Whole(0), "the most that the dense logits of a step may take, in MB", default=512),
+            "sample_rate": Param(
+                Number(1e-9, 1),
+                "below 1: of the images that are not in the batch only this share, drawn anew, takes part in a step (for very many)",
+                default=1.0,
+            ),
             "scratch_mb": Param(
                 Whole(1), "what the fused loss may use beyond weights and gradients, in MB", default=768
             ),
@@ -84,12 +89,16 @@ def pretrain(cfg):
     instances, rows = len(loader.beton), cfg.training.batch_size * sum(v.count for v in loader.views)
     dense_mb = rows * instances * 4 / 2**20
     fused = dense_mb > cfg.head.dense_mb if cfg.head.loss == "auto" else cfg.head.loss == "fused"
-    model = machine.place(IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20)).train()
+    rate = cfg.head.sample_rate
+    if rate < 1 and cfg.head.loss == "dense":
+        raise ConfigError("head.loss=dense does not go with head.sample_rate below 1; leave head.loss at auto")
+    model = machine.place(IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20, rate)).train()
+    kind = f"fused loss over the batch's images and {rate:.3g} of the others" if rate < 1 else f"{'fused' if fused else 'dense'} loss"
     if run.state is None:
         draw_batch(loader, run.folder / "crops.png")
     run.announce(
         f"{cfg.model.name} at {cfg.model.image_size}, {len(loader.indices)} images, {sum(v.count for v in loader.views)} views each, "
-        f"{cfg.training.epochs} epochs of {len(loader)} steps; {'fused' if fused else 'dense'} loss (dense logits: {dense_mb:,.0f} MB); {machine}"
+        f"{cfg.training.epochs} epochs of {len(loader)} steps; {kind} (dense logits: {dense_mb:,.0f} MB); {machine}"
     )
     compiled = machine.prepare(model)
 
