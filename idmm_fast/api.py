@@ -42,12 +42,10 @@ def convert(data):
     for name, split in splits.items():
         betons[name], files = target / f"{name}.beton", target / f"{name}.txt"
         if not (betons[name].exists() and files.exists()):
-            written = write_beton(betons[name], split, dataset="folder", name=name, seed=0)
-            skipped = {entry["file"] for entry in written.skipped}
-            order = np.random.default_rng(0).permutation(len(split))  # write_beton's, for this seed
-            rows = [str(split.images[i]) for i in order if str(split.images[i]) not in skipped]
-            files.write_text("".join(f"{row}\n" for row in rows))
-            print(f"{betons[name]}: {written.count} images of {data}" + (f", {len(skipped)} skipped" if skipped else ""))
+            written = write_beton(betons[name], split, dataset="folder", name=name)
+            files.write_text("".join(f"{split.images[place]}\n" for place in written.places))
+            skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
+            print(f"{betons[name]}: {written.count} images of {data}{skipped}")
     return betons
 
 
@@ -62,10 +60,10 @@ def _model(model):
 
 def _model_of(run):
     """The `model` section of the run that `run` (a run folder, or a file in it) belongs to, or {}."""
-    for folder in (Path(run), *list(Path(run).parents)[:2]):
-        if (folder / "config.yaml").is_file():
-            return yaml.safe_load((folder / "config.yaml").read_text())["model"]
-    return {}
+    from .train.run import config_of
+
+    found = config_of(run)
+    return yaml.safe_load(found.read_text())["model"] if found else {}
 
 
 def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):

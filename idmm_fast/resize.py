@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .jit import kernel
+from .jit import kernel, to_level
 from .simd import (
     add_levels16,
     add_shorts8,
@@ -308,6 +308,26 @@ def crop_resize(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, 
 
 
 @kernel
+def write_span(planes, y, x0, x1, out, at):
+    """Round the pixels x0 .. x1 - 1 of row y of `planes` (float32, (3, H, W), levels within 0..255) to uint8, R, G, B, R, ..., in `out`,
+    where a row whose pixel 0 is at index `at` has them."""
+    high, wide = planes.shape[1:]
+    flat = planes.reshape(-1)
+    red, green, blue = y * wide, (high + y) * wide, (2 * high + y) * wide
+    half = splat8(0.5)
+    x = x0
+    while x < x1 and x1 - x0 >= 8:  # the last eight may be written twice
+        x = min(x, x1 - 8)
+        store_pixels8(
+            out, at + 3 * x, load8(flat, red + x) + half, load8(flat, green + x) + half, load8(flat, blue + x) + half
+        )
+        x += 8
+    for i in range(x, x1):
+        for c in range(3):
+            out[at + 3 * i + c] = to_level(flat[(c * high + y) * wide + i])
+
+
+@kernel
 def resized(pixels, height, width):
     """`pixels` (uint8, (H, W, 3)) as uint8 (height, width, 3), both at least 8: bilinear, antialiased, rounded."""
     y_starts, x_starts = np.empty(height, np.int64), np.empty(width, np.int64)
@@ -318,18 +338,9 @@ def resized(pixels, height, width):
     planes = np.empty((3, height, width), np.float32)
     scratch = np.empty(scratch_size(width, pixels.shape[1]), np.float32)
     crop_resize(pixels, 0, 0, y_starts, y_taps, y_table, x_starts, x_taps, x_table, pixels.shape[1], scratch, planes)
-    out, half = np.empty((height, width, 3), np.uint8), splat8(0.5)
-    bytes_, flat = out.reshape(-1), planes.reshape(-1)
+    out = np.empty((height, width, 3), np.uint8)
     for y in range(height):
-        red, green, blue = y * width, (height + y) * width, (2 * height + y) * width
-        x = 0
-        while x < width:
-            x = min(x, width - 8)
-            store_pixels8(
-                bytes_, 3 * (y * width + x),
-                load8(flat, red + x) + half, load8(flat, green + x) + half, load8(flat, blue + x) + half,
-            )  # fmt: skip
-            x += 8
+        write_span(planes, y, 0, width, out.reshape(-1), 3 * y * width)
     return out
 
 

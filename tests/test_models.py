@@ -76,7 +76,7 @@ def test_t2t_vit_is_the_papers(name, kind):
     model, images = model.double(), torch.randn(2, 3, 48, 48, dtype=torch.float64)
     with torch.no_grad():
         wanted = reference(model.state_dict(), images, kind, model.num_features // 64, 2)
-        assert torch.allclose(model(images), wanted, atol=1e-5)  # the position embedding and the random features are in float32
+        assert torch.allclose(model(images), wanted, atol=1e-6)  # the position embedding and the random features are in float32
 
 
 @pytest.mark.parametrize(("name", "millions"), [
@@ -89,7 +89,7 @@ def test_t2t_vit_has_the_papers_number_of_parameters(name, millions):
 
 
 def test_performers_random_features_estimate_the_softmax_kernel():
-    """Their mean is exp(q . k): within three standard errors over many draws of the features."""
+    """Over many draws of the features their mean product is the closed form, within three standard errors. It is a little below exp(q . k):"""
     from idmm_fast.models.t2t import TokenPerformer
 
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def test_performers_random_features_estimate_the_softmax_kernel():
     seen = torch.tensor(seen)
     wanted = torch.exp((q * k).sum()).item()
     # Rows of an orthogonal matrix times sqrt(m) are sqrt(m) long where normal ones are sqrt(64): the released scale, so the estimate is
-    # of a slightly narrower kernel. Its expectation over the sphere of radius sqrt(32) is a Bessel function; to second order:
+    # of a slightly narrower kernel: the expectation of exp(w . x) over a sphere of radius sqrt(32), a Bessel function, here as its series.
     s2 = (q + k).square().sum().item()
     radius2 = 32
     expectation = sum((radius2 * s2 / 4) ** n / (math.factorial(n) * math.prod(32 + i for i in range(n))) for n in range(30))

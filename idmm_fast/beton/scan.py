@@ -16,8 +16,8 @@ _NONE = 65 << 8  # the entry of what is no code, or too long: as if it moved bey
 
 
 @kernel
-def _read_tables(data, at, end, quick, longest, offset, symbols):
-    """A DHT segment. Returns whether it is in order.
+def _read_tables(data, at, end, have, quick, longest, offset, symbols):
+    """A DHT segment. Returns whether it is in order, and notes in `have` (see `is_whole`) which tables it holds.
 
     quick: int32 (8, 1 << _QUICK); here its first four are filled: bits of a code with its value | coefficients it moves by << 8 |
     bits of the code << 16, or _NONE. longest, offset: int32 (4, 17), for each length the last code, and what to add to a code to get
@@ -30,6 +30,7 @@ def _read_tables(data, at, end, quick, longest, offset, symbols):
         if kind > 1 or number > 1:
             return False
         t = 2 * kind + number
+        have[4 + t] = True
         quick[t] = _NONE
         code = count = 0
         for length in range(1, 17):
@@ -73,14 +74,9 @@ def _pair(quick, pairs):
         if 0 < bits < _QUICK and (move >> 8) & 255 < _END:
             after = quick[(look << bits) & ((1 << _QUICK) - 1)]
             # the bits that come after those looked at are taken as 0, so the second code must end before them
-            if after != _NONE and _code_length(after) <= _QUICK - bits:
+            if after != _NONE and after >> 16 <= _QUICK - bits:
                 move += after & 0xFFFF
         pairs[look] = move
-
-
-@kernel(inline=True)
-def _code_length(move):
-    return move >> 16
 
 
 @kernel(inline=True)
@@ -205,14 +201,8 @@ def is_whole(data):
                 have[data[at]] = True
                 at += 65
         elif marker == 0xC4:
-            if not _read_tables(data, at, end, quick, longest, offset, symbols):
+            if not _read_tables(data, at, end, have, quick, longest, offset, symbols):
                 return False
-            while at < end:
-                have[4 + 2 * (data[at] >> 4) + (data[at] & 15)] = True
-                count = 0
-                for k in range(1, 17):
-                    count += int(data[at + k])
-                at += 17 + count
         elif marker == 0xC0:
             if components or length < 11:
                 return False

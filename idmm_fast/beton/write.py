@@ -37,13 +37,15 @@ class _PageTooSmall(Exception):
 
 @dataclass
 class Written:
-    """What a conversion made: the file, its sidecar, how many images it holds, and which were skipped and why."""
+    """What a conversion made: the file, its sidecar, how many images it holds, which were skipped and why, and which image
+    of the split each row is (places)."""
 
     path: Path
     sidecar: Path
     count: int
     mode: str
     skipped: list[dict] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
 
 def sidecar_path(path):
@@ -93,7 +95,7 @@ def _encoded(images, order, workers, mode, max_resolution, quality):
 
 
 def _write(file, split, order, encoded, page_size, on_error, progress, helper, stopped):
-    """The whole file, header last. Returns (rows written, skipped, the sum over the tables). Full pages go to the disk
+    """The whole file, header last. Returns (the places of the rows in the split, skipped, the sum over the tables). Full pages go to the disk
     while the next ones are made, in the thread of `helper`."""
     flushed = helper.submit(int)
     samples = np.zeros(len(order), SAMPLE)
@@ -104,7 +106,7 @@ def _write(file, split, order, encoded, page_size, on_error, progress, helper, s
     position = -(-(sums_start(start + samples.nbytes) + 16 + sums.nbytes) // page_size) * page_size
     file.seek(position)
     left = page_size
-    count, skipped = 0, []
+    count, skipped, places = 0, [], []
     for place, image in encoded:
         progress.update()
         if stopped():
@@ -135,6 +137,7 @@ def _write(file, split, order, encoded, page_size, on_error, progress, helper, s
         samples[count]["f1"] = split.labels[place]
         allocations[count] = (count, position, size)
         sums[count] = image.sum
+        places.append(int(place))
         position, left, count = position + size, left - size, count + 1
     if not count:
         raise WriteError(
@@ -152,7 +155,7 @@ def _write(file, split, order, encoded, page_size, on_error, progress, helper, s
     file.seek(0)
     file.write(tables + np.array([SUMS_MARK, over_all], np.uint64).tobytes() + sums[:count].tobytes())
     flushed.result()
-    return count, skipped, int(over_all)
+    return places, skipped, int(over_all)
 
 
 def sha256(path, progress=None):
@@ -218,7 +221,7 @@ def write_beton(
                 ThreadPoolExecutor(1) as helper,  # left before the file is closed
             ):
                 try:
-                    count, skipped, tables = _write(file, split, order, encoded, page_size, on_error, bar, helper, stopped)
+                    places, skipped, tables = _write(file, split, order, encoded, page_size, on_error, bar, helper, stopped)
                     break
                 except _PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
                     while page_size < small.args[0]:
@@ -236,7 +239,7 @@ def write_beton(
         content = {
             "dataset": dataset,
             "split": name,
-            "count": count,
+            "count": len(places),
             "classes": split.classes,
             "mode": mode,
             "max_resolution": max_resolution,
@@ -263,4 +266,4 @@ def write_beton(
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return Written(path, sidecar, count, mode, skipped)
+    return Written(path, sidecar, len(places), mode, skipped, places)

@@ -9,6 +9,7 @@ from ..config import ConfigError, Number, Param, Text, Whole
 from ..models import create_backbone, load_backbone
 from ..train import settings
 from ..train.device import choose
+from ..train.run import config_of
 from .features import extract
 from .knn import knn_accuracy
 from .linear import linear_accuracy
@@ -50,10 +51,9 @@ def run_config(argv):
     for k, arg in enumerate(argv):
         name, eq, value = arg.partition("=")
         if name in ("--checkpoint", "--model.init"):
-            path = Path(value if eq else argv[k + 1] if k + 1 < len(argv) else "")
-            for folder in (path, path.parent, path.parent.parent):
-                if (folder / "config.yaml").is_file():
-                    return ["--config", str(folder / "config.yaml")]
+            found = config_of(value if eq else argv[k + 1] if k + 1 < len(argv) else "")
+            if found:
+                return ["--config", str(found)]
     return []
 
 

@@ -126,8 +126,9 @@ def recolor(planes, program, count, mean):
         for c in range(3):
             for i in range(rest):
                 flat[c * size + whole + i] = program[_ASIDE + 8 * c + i]
-        for i in range(whole, size):
-            total += _R * flat[i] + _G * flat[size + i] + _B * flat[2 * size + i]
+        if mean:
+            for i in range(whole, size):
+                total += _R * flat[i] + _G * flat[size + i] + _B * flat[2 * size + i]
     return total / size
 
 

@@ -4,9 +4,8 @@ import numpy as np
 
 from ..beton.checksum import checksum
 from ..beton.jpeg import ALTERED, CORRUPT, OK, Decoder, decode_jpeg
-from ..jit import kernel, to_level
-from ..resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights
-from ..simd import load8, splat8, store_pixels8
+from ..jit import kernel
+from ..resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights, write_span
 from .blur import blur_scratch_size, gaussian_blur
 from .color import PROGRAM, adjust_saturation, jitter
 from .draws import DRAW, draw_view
@@ -93,24 +92,6 @@ def render_view(source, view, draw, planes, line, starts, tables):
 
 
 @kernel
-def _write_span(planes, y, x0, x1, out, at):
-    size = planes.shape[1]
-    flat = planes.reshape(-1)
-    red, green, blue = y * size, (size + y) * size, (2 * size + y) * size
-    half = splat8(0.5)
-    x = x0
-    while x < x1 and x1 - x0 >= 8:  # the last eight may be written twice
-        x = min(x, x1 - 8)
-        store_pixels8(
-            out, at + 3 * x, load8(flat, red + x) + half, load8(flat, green + x) + half, load8(flat, blue + x) + half
-        )
-        x += 8
-    for i in range(x, x1):
-        for c in range(3):
-            out[at + 3 * i + c] = to_level(flat[(c * size + y) * size + i])
-
-
-@kernel
 def write_mixed(planes, box, out, own, taker_box, taker):
     """Round `planes` (levels within 0..255) to uint8 pixels (H, W, 3): outside `box` at offset `own` of `out`, inside `taker_box` at offset `taker`.
 
@@ -120,12 +101,12 @@ def write_mixed(planes, box, out, own, taker_box, taker):
     for y in range(size):
         at = 3 * size * y
         if box[0] <= y < box[2]:
-            _write_span(planes, y, 0, box[1], out, own + at)
-            _write_span(planes, y, box[3], size, out, own + at)
+            write_span(planes, y, 0, box[1], out, own + at)
+            write_span(planes, y, box[3], size, out, own + at)
         else:
-            _write_span(planes, y, 0, size, out, own + at)
+            write_span(planes, y, 0, size, out, own + at)
     for y in range(taker_box[0], taker_box[2]):
-        _write_span(planes, y, taker_box[1], taker_box[3], out, taker + 3 * size * y)
+        write_span(planes, y, taker_box[1], taker_box[3], out, taker + 3 * size * y)
 
 
 @kernel

@@ -53,7 +53,7 @@ class ShardedHead(nn.Module):
         rank, world = (dist.get_rank(self.group), dist.get_world_size(self.group)) if self.spread else (0, 1)
         self.first, count = slice_of(total, rank, world)
         self.total, self.sample_rate, self.memory, self.world = total, sample_rate, memory, world
-        generator = torch.Generator().manual_seed(seed * 4099 + rank)
+        generator = torch.Generator().manual_seed((seed * 4099 + rank) % (1 << 63))
         self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(count, d), std=0.02, generator=generator))
         self.bias = nn.Parameter(torch.zeros(count))
 

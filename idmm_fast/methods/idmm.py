@@ -19,10 +19,10 @@ class IDMM(nn.Module):
         self.normalize = Normalize(std=PRETRAIN_STD)
         self.backbone = backbone
         if sample_rate < 1:
-            self.head = ShardedHead(feature_dim(backbone), instances, None, sample_rate, memory, torch.initial_seed() % (1 << 40))
+            self.head = ShardedHead(feature_dim(backbone), instances, None, sample_rate, memory, torch.initial_seed())
         else:
             self.head = init_head(feature_dim(backbone), instances)
-        self.smoothing, self.fused, self.memory, self.sampled = smoothing, fused, memory, sample_rate < 1
+        self.smoothing, self.fused, self.memory = smoothing, fused or sample_rate < 1, memory
 
     def forward(self, images, idx_a, idx_b, lam):
         """The loss: the sum over the groups of views of the mean over a group's rows.
@@ -35,15 +35,10 @@ class IDMM(nn.Module):
             members = [g for g, x in enumerate(images) if x.shape[-1] == size]
             x = torch.cat([images[g] for g in members]) if len(members) > 1 else images[members[0]]
             features = self.backbone(self.normalize(x))
-            if self.fused or self.sampled:
+            if self.fused:
                 a, b, share = (torch.cat([v[g] for g in members]) for v in (idx_a, idx_b, lam))
                 means = torch.cat([torch.full_like(lam[g], 1 / images[g].shape[0]) for g in members])
-                if self.sampled:
-                    loss = loss + self.head.loss(features, a, b, share, self.smoothing, row_weight=means)
-                    continue
-                loss = loss + fused_instance_loss(
-                    features, self.head.weight, self.head.bias, a, b, share, self.smoothing, row_weight=means, memory=self.memory
-                )  # fmt: skip
+                loss = loss + self._fused_loss(features, a, b, share, means)
                 continue
             logits = self.head(features)
             first = 0
@@ -52,3 +47,9 @@ class IDMM(nn.Module):
                 loss = loss + instance_loss(rows, idx_a[g], idx_b[g], lam[g], self.smoothing)
                 first += images[g].shape[0]
         return loss
+
+    def _fused_loss(self, features, a, b, share, row_weight):
+        if isinstance(self.head, ShardedHead):
+            return self.head.loss(features, a, b, share, self.smoothing, row_weight=row_weight)
+        weight, bias = self.head.weight, self.head.bias
+        return fused_instance_loss(features, weight, bias, a, b, share, self.smoothing, row_weight=row_weight, memory=self.memory)

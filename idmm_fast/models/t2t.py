@@ -125,7 +125,7 @@ def _entry(name, **defaults):
             raise ValueError(f"there are no pretrained weights of {name} here")
         return T2TViT(**{**defaults, **options})
 
-    create.__name__, create.__module__ = name, __name__
+    create.__name__ = name
     return register_model(create)
 
 

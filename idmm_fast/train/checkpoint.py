@@ -8,20 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ..beton.write import sha256
+
 KEEP = 2
-
-
-def _write(path, content):
-    """`content(file)` to `path`, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Hashed:
@@ -38,6 +27,21 @@ class _Hashed:
         self.file.flush()
 
 
+def _write(path, content):
+    """`content(file)` to `path`, whole or not at all. Returns the SHA-256."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            hashed = _Hashed(file)
+            content(hashed)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return hashed.digest.hexdigest()
+
+
 def _sum_path(path):
     return path.with_suffix(".sha256")
 
@@ -46,16 +50,9 @@ def write(path, state):
     """Write `state` to `path`, and its SHA-256 beside it. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = []
-
-    def content(file):
-        hashed = _Hashed(file)
-        torch.save(state, hashed)
-        digest.append(hashed.digest.hexdigest())
-
     _sum_path(path).unlink(missing_ok=True)  # a file without a sum is believed, one with a wrong sum is not
-    _write(path, content)
-    _write(_sum_path(path), lambda file: file.write(digest[0].encode()))
+    digest = _write(path, lambda file: torch.save(state, file))
+    _write(_sum_path(path), lambda file: file.write(digest.encode()))
     return path
 
 
@@ -77,13 +74,8 @@ def listing(folder):
 def load(path):
     """Read one checkpoint. Raises ValueError with a sentence if it is damaged."""
     path = Path(path)
-    if _sum_path(path).exists():
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-        if digest.hexdigest() != _sum_path(path).read_text().strip():
-            raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sum_path(path).name}")
+    if _sum_path(path).exists() and sha256(path) != _sum_path(path).read_text().strip():
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sum_path(path).name}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files

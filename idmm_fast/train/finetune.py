@@ -1,7 +1,5 @@
 """Fine-tuning with labels, at one resolution: mixup in even epochs, CutMix in odd ones."""
 
-import json
-
 import numpy as np
 import torch
 from scipy.special import betaincinv
@@ -173,8 +171,7 @@ def finetune(cfg):
     fit(run, cfg, loader, model, machine, loss_of, title="fine-tune", begin_epoch=begin_epoch, end_epoch=end_epoch)
     if cfg.training.max_steps:  # a trial
         return {}
-    tested = [line for line in map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines()) if "top1" in line]
-    best = max(tested, key=lambda line: line["top1"], default={"top1": result["top1"], "epoch": cfg.training.epochs - 1})
+    best = max(run.tested(), key=lambda line: line["top1"], default={"top1": result["top1"], "epoch": cfg.training.epochs - 1})
     result |= {"best_top1": best["top1"], "best_epoch": best["epoch"]}  # chosen on data.test itself, so flattering; top1 is the last epoch's
     result = {**result, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
     run.write_json("result.json", result)

@@ -29,26 +29,35 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=training.weight_decay, fused=True)
     scaler = machine.scaler()
-    step, best = 0, -1.0  # best: the highest top1 so far
+    step = 0
     if run.state is not None:
         model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
         scaler.load_state_dict(run.state["scaler"])
         loader.load_state_dict(run.state["loader"])
         set_random_state(run.state["random"])
-        step, best = run.state["step"], run.state.get("best", best)
+        step = run.state["step"]
 
     def save(epoch):
+        nonlocal saved_at
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
                  "loader": {"epoch": step // per_epoch, "step": step % per_epoch}, "random": random_state(),
-                 "step": step, "best": best, "config": as_dict(cfg)}  # fmt: skip
-        return run.save(state, epoch, step)
+                 "step": step, "config": as_dict(cfg)}  # fmt: skip
+        path = run.save(state, epoch, step)
+        saved_at = time.monotonic()
+        return path
 
     images, batch_size = loader.indices.size, training.batch_size
     done = step // per_epoch * images + min(step % per_epoch * batch_size, images)
     meter = Meter(loader, training.epochs * images, done, title)
     pending, skipped, in_a_row = None, 0, 0
-    saved_at = time.monotonic()
+    saved_at, best = time.monotonic(), max((line["top1"] for line in run.tested()), default=-1.0)
+
+    def flush(**results):
+        nonlocal pending
+        if pending:
+            write({**pending, **results})
+        pending = None
 
     def write(entry):
         nonlocal skipped, in_a_row
@@ -86,35 +95,28 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
                     meter.step(groups[0][0].shape[0] // loader.views[0].count)
-                    if pending:  # a step late, so that a GPU is never waited for
-                        write(pending)
+                    flush()  # a step late, so that a GPU is never waited for
                     pending = {"epoch": epoch, "step": step, "loss": loss.detach(), "rows": groups[0][1], "lr": lr,
                                "images_per_s": round(meter.images_per_s, 2), "wait": round(meter.wait, 4)}  # fmt: skip
                     step += 1
                     if interrupt.signal:
-                        write(pending)
+                        flush()
                         raise Interrupted(interrupt.signal, save(epoch))
                     if step == training.max_steps:
-                        write(pending)
+                        flush()
                         return
                     if training.checkpoint_minutes and time.monotonic() - saved_at > 60 * training.checkpoint_minutes and step % per_epoch:
-                        write(pending)
-                        pending = None
+                        flush()
                         save(epoch)
-                        saved_at = time.monotonic()
                 last = step == steps
                 if end_epoch and (results := end_epoch(epoch, last)):
-                    write({**pending, **results})
-                    pending = None
+                    flush(**results)
                     if results.get("top1", -1.0) > best and not (last and best < 0):  # if it is the only one, it is the last
                         best = results["top1"]
                         run.save_best({"model": model.state_dict(), "epoch": epoch, "config": as_dict(cfg), **results})
                 if (epoch + 1) % training.checkpoint_every == 0 or last:
-                    if pending:
-                        write(pending)
-                    pending = None
+                    flush()
                     save(epoch)
-                    saved_at = time.monotonic()
         finally:
             meter.bar.close()
             loader.close()

@@ -13,6 +13,12 @@ from ..config import ConfigError, as_dict
 from . import checkpoint
 
 
+def config_of(path):
+    """The config.yaml of the run that `path`, a run folder or a file in it, belongs to; None if there is none."""
+    path = Path(path)
+    return next((f / "config.yaml" for f in (path, path.parent, path.parent.parent) if (f / "config.yaml").is_file()), None)
+
+
 class Run:
     """One training run and everything it writes.
 
@@ -100,6 +106,11 @@ class Run:
 
     def save(self, state, epoch, step):
         return checkpoint.save(self.checkpoints, state, epoch, step)
+
+    def tested(self):
+        """The lines of metrics.jsonl that hold an evaluation, so far."""
+        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+        return [line for line in lines if "top1" in line]
 
     def save_best(self, state):
         """Beside the numbered ones: the state that tested best so far."""
