@@ -14,6 +14,7 @@ def main(argv=None):
     from idmm_fast.beton import BetonError
     from idmm_fast.config import ConfigError, parse
     from idmm_fast.loader import LoaderError
+    from idmm_fast.train.distributed import talks
     from idmm_fast.train.finetune import SCHEMA, finetune
     from idmm_fast.train.run import Interrupted
 
@@ -23,8 +24,10 @@ def main(argv=None):
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except (ConfigError, BetonError, LoaderError, FileNotFoundError, FloatingPointError, ValueError) as error:
+    except (ConfigError, BetonError, LoaderError, FloatingPointError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    if not talks():
+        return
     if not result:
         print(f"{cfg.logging.run_dir}: stopped after {cfg.training.max_steps} steps, as training.max_steps says")
         return

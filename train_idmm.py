@@ -3,6 +3,7 @@
 
 python train_idmm.py --config rn_configs/pets.yaml
 python train_idmm.py --config rn_configs/flowers.yaml --training.epochs=100 --logging.run_dir=runs/short
+torchrun --nproc-per-node 2 train_idmm.py --config rn_configs/pets.yaml      # on two GPUs, or two parts of a CPU
 """
 
 import sys
@@ -12,6 +13,7 @@ def main(argv=None):
     from idmm_fast.beton import BetonError
     from idmm_fast.config import ConfigError, parse
     from idmm_fast.loader import LoaderError
+    from idmm_fast.train.distributed import talks
     from idmm_fast.train.pretrain import SCHEMA, pretrain
     from idmm_fast.train.run import Interrupted
 
@@ -20,9 +22,10 @@ def main(argv=None):
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except (ConfigError, BetonError, LoaderError, FileNotFoundError, FloatingPointError, ValueError) as error:
+    except (ConfigError, BetonError, LoaderError, FloatingPointError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(f"done: {folder} (backbone.safetensors, metrics.jsonl, crops.png, curves.png)")
+    if talks():
+        print(f"done: {folder} (backbone.safetensors, metrics.jsonl, crops.png, curves.png)")
 
 
 if __name__ == "__main__":

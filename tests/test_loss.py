@@ -283,7 +283,7 @@ def test_sampling_classes_is_unbiased_in_the_sum_and_its_logarithm_is_off_as_sta
     torch.manual_seed(0)
     head, full = ShardedHead(16, 400, sample_rate=0.05).double(), ShardedHead(16, 400).double()
     with torch.no_grad():
-        head.weight.copy_(0.4 * torch.randn(400, 16))
+        head.weight.copy_(0.5 * torch.randn(400, 16))
         full.weight.copy_(head.weight)
     z, a = 0.5 * torch.randn(1, 16, dtype=torch.float64), torch.tensor([7])
     lam = torch.ones(1, dtype=torch.float64)

@@ -110,7 +110,7 @@ def test_run_folder_holds_all_that_is_promised(run):
     assert yaml.safe_load((run / "config.yaml").read_text())["training"]["epochs"] == 30
     assert list((run / "events").glob("events.out.tfevents*"))
     assert np.asarray(Image.open(run / "crops.png")).std() > 20
-    assert len(checkpoint.listing(run / "checkpoints")) == checkpoint.KEEP
+    assert len(checkpoint.listing(run / "checkpoints")) == 2
 
 
 def test_checkpoints_load_without_unpickling(run):
@@ -126,9 +126,9 @@ def cut_back(folder, epoch):
 
 
 @pytest.mark.parametrize("options", [{}, {"model__drop_path": 0.3}], ids=["plain", "drop-path"])
-def test_resumed_run_equals_the_one_never_stopped_to_the_last_bit(tiny_beton, tmp_path, options, monkeypatch):
+def test_resumed_run_equals_the_one_never_stopped_to_the_last_bit(tiny_beton, tmp_path, options):
     """CPU, fp32, one thread layout: the same kernels on the same numbers in the same order, so bit for bit."""
-    monkeypatch.setattr(checkpoint, "KEEP", 100)
+    options = options | {"training__keep_checkpoints": 100}
     whole = pretrain(settings(tiny_beton, tmp_path / "whole", **options))
     for epoch in (1, 2, 3):
         other = settings(tiny_beton, tmp_path / "other", training__resume="auto", **options)
@@ -226,10 +226,10 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(tiny_beton, tmp_
     assert (folder / "backbone.safetensors").exists()
 
 
-def test_checkpoints_by_the_clock_are_in_mid_epoch_and_resume_is_exact(tiny_beton, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "KEEP", 100)
+def test_checkpoints_by_the_clock_are_in_mid_epoch_and_resume_is_exact(tiny_beton, tmp_path):
     whole = losses(pretrain(settings(tiny_beton, tmp_path / "whole", training__batch_size=8)))
-    cfg = settings(tiny_beton, tmp_path / "run", training__batch_size=8, training__checkpoint_minutes=1e-9, training__resume="auto")
+    cfg = settings(tiny_beton, tmp_path / "run", training__batch_size=8, training__checkpoint_minutes=1e-9, training__resume="auto",
+                   training__keep_checkpoints=100)  # fmt: skip
     folder = pretrain(cfg)
     steps = [int(p.stem.rsplit("_", 1)[1]) for p in checkpoint.listing(folder / "checkpoints")]
     assert steps == list(range(1, 33))
@@ -340,9 +340,8 @@ def test_the_best_state_is_kept_beside_the_last(tiny_beton, tmp_path):
     load_backbone(create_backbone("vit_tiny_patch16_224", 32, options=TINY), tmp_path / "f" / "checkpoints" / "best.pt")
 
 
-def test_finetuning_resumes_to_the_last_bit(tiny_beton, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "KEEP", 100)
-    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE, training__resume="auto")
+def test_finetuning_resumes_to_the_last_bit(tiny_beton, tmp_path):
+    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE, training__resume="auto", training__keep_checkpoints=100)
     first = finetune(cfg)
     wanted = losses(tmp_path / "f")
     cut_back(tmp_path / "f", 2)

@@ -159,6 +159,17 @@ class MultiCropLoader(Loader):
         first = self.rank * share
         return batch[first : first + share], first
 
+    def images_of(self, step):
+        """How many images the batch `step` of an epoch has, those of all processes together."""
+        size = self.batch_size * self.world_size
+        return min(size, self.indices.size - step * size)
+
+    def share_of(self, step):
+        """What this process's images of batch `step` weigh in a mean over all: their number as a share of the average process's."""
+        images = self.images_of(step)
+        share = self._share(images)
+        return max(0, min(share, images - self.rank * share)) * self.world_size / images
+
     def __iter__(self):
         self.close()
         self.epoch = self.next_epoch

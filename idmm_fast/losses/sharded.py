@@ -19,6 +19,9 @@ def slice_of(total, rank, world):
     return first, min(part, total - first)
 
 
+_DRAWN = 1 << 16  # rows that are drawn at a time
+
+
 class _Gather(torch.autograd.Function):
     """The rows of all processes, one after another; backward hands each its own part of the gradient, which every process has whole."""
 
@@ -38,24 +41,44 @@ class ShardedHead(nn.Module):
     """A linear layer from d features to `total` instances, of which this process holds the rows of `slice_of`.
 
     group: the process group (None: the default one); without torch.distributed there is one slice. weight: truncated normal
-    with std 0.02, bias 0, each slice from a generator of its own rank. sample_rate below 1 keeps the classes of the batch and draws so
+    with std 0.02, bias 0, drawn from torch's default generator as models.init_head draws them: the same rows for any number of processes.
+    sample_rate below 1 keeps the classes of the batch and draws so
     many of the others anew for every call, each standing for those that were left out (Partial FC, An et al., arXiv 2203.15565): the sum
     over the classes is then right on average, its logarithm, by Jensen's inequality, too small by about
     Var(sampled sum) / (2 sum^2), which vanishes as the number of sampled classes grows.
     """
 
-    def __init__(self, d, total, group=None, sample_rate=1.0, memory=MEMORY, seed=0):
+    def __init__(self, d, total, group=None, sample_rate=1.0, memory=MEMORY):
         super().__init__()
         if not 0 < sample_rate <= 1:
             raise ValueError(f"head.sample_rate is a share of the classes, above 0 and at most 1, not {sample_rate}")
         self.spread = dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
         self.group = (group or dist.group.WORLD) if self.spread else None
-        rank, world = (dist.get_rank(self.group), dist.get_world_size(self.group)) if self.spread else (0, 1)
-        self.first, count = slice_of(total, rank, world)
-        self.total, self.sample_rate, self.memory, self.world = total, sample_rate, memory, world
-        generator = torch.Generator().manual_seed((seed * 4099 + rank) % (1 << 63))
-        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(count, d), std=0.02, generator=generator))
-        self.bias = nn.Parameter(torch.zeros(count))
+        rank, self.world = (dist.get_rank(self.group), dist.get_world_size(self.group)) if self.spread else (0, 1)
+        self.first, count = slice_of(total, rank, self.world)
+        self.total, self.sample_rate, self.memory = total, sample_rate, memory
+        self.weight, self.bias = nn.Parameter(torch.empty(count, d)), nn.Parameter(torch.zeros(count))
+        with torch.no_grad():
+            for start in range(0, total, _DRAWN):  # all rows are drawn, its own are kept
+                rows = nn.init.trunc_normal_(torch.empty(min(_DRAWN, total - start), d), std=0.02)
+                low, high = max(start, self.first), min(start + rows.shape[0], self.first + count)
+                if low < high:
+                    self.weight[low - self.first : high - self.first] = rows[low - start : high - start]
+
+    def own(self, rows):
+        """This process's part of (total, ...)."""
+        return rows[self.first : self.first + self.weight.shape[0]]
+
+    def collect(self, rows):
+        """From every process its own (count, ...): in process 0 all of them (total, ...), on the CPU; elsewhere None."""
+        if not self.spread:
+            return rows
+        part, rank = -(-self.total // self.world), dist.get_rank(self.group)
+        padded = rows.new_zeros(part, *rows.shape[1:])
+        padded[: rows.shape[0]] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.world)] if rank == 0 else None
+        dist.gather(padded, parts, group=self.group, group_dst=0)
+        return torch.cat([p.cpu() for p in parts])[: self.total] if rank == 0 else None
 
     @torch.compiler.disable
     def loss(self, features, idx_a, idx_b, lam, eps, averaged=False, row_weight=None):

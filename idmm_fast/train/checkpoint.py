@@ -3,14 +3,13 @@
 import hashlib
 import os
 import re
+import threading
 import warnings
 from pathlib import Path
 
 import torch
 
 from ..beton.write import sha256
-
-KEEP = 2
 
 
 class _Hashed:
@@ -56,13 +55,45 @@ def write(path, state):
     return path
 
 
-def save(folder, state, epoch, step):
-    """Write `state` to folder/epoch_EEEEE_step_SSSSSSSS.pt, then drop all but the last KEEP. Returns the path."""
+def save(folder, state, epoch, step, keep=2):
+    """Write `state` to folder/epoch_EEEEE_step_SSSSSSSS.pt, then drop all but the last `keep`. Returns the path."""
     path = write(Path(folder) / f"epoch_{epoch:05d}_step_{step:08d}.pt", state)
-    for old in listing(folder)[:-KEEP]:
+    for old in listing(folder)[:-keep]:
         old.unlink()
         _sum_path(old).unlink(missing_ok=True)
     return path
+
+
+class Writer:
+    """Writes in a thread of its own, one thing after another, so that training goes on meanwhile."""
+
+    def __init__(self):
+        self._thread, self._error = None, None
+
+    def begin(self, write, *args):
+        """Call write(*args) in the thread, once what was begun before is done. Raises what that one raised."""
+        self.wait()
+        self._thread = threading.Thread(target=self._work, args=(write, args), name="idmm-checkpoint")
+        self._thread.start()
+
+    def _work(self, write, args):
+        try:
+            write(*args)
+        except Exception as error:
+            self._error = error
+
+    def wait(self):
+        """Return when all is written. Raises OSError if it could not be."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            if isinstance(error, OSError):
+                raise OSError(
+                    f"a checkpoint could not be written: {error}. Those before it are kept; make room, then go on with --training.resume=auto"
+                ) from error
+            raise error
 
 
 def listing(folder):
@@ -83,10 +114,10 @@ def load(path):
 
 
 def newest(folder):
-    """The newest checkpoint in `folder` that can be read, or None; a damaged one is passed over with a warning."""
+    """(path, content) of the newest checkpoint in `folder` that can be read, or (None, None); a damaged one is passed over with a warning."""
     for path in reversed(listing(folder)):
         try:
-            return load(path)
+            return path, load(path)
         except ValueError as error:
             warnings.warn(f"{error}; going back to the one before", stacklevel=2)
-    return None
+    return None, None

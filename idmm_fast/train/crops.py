@@ -12,8 +12,8 @@ def draw_batch(loader, path, epoch=0, images=6):
     The views are those that training sees in `epoch`; the batch is the one of its first twenty that is mixed most. The
     title of a column says which group it belongs to.
     """
-    size = min(loader.batch_size, loader.indices.size)
-    full = max(1, min(20, loader.indices.size // size))
+    size = loader.rows_of(loader.indices, 0)[0].size
+    full = max(1, min(20, loader.indices.size // loader.images_of(0)))
     mixed = [min(1 - m.lam[0] for m in loader.operation.cutmix(epoch, step, size)) for step in range(full)]
     step = int(np.argmax(mixed))
     loader.load_state_dict({"epoch": epoch, "step": step})

@@ -1,12 +1,16 @@
 """What the machine can do: device, precision, memory format, compilation, and getting batches there."""
 
+import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError
+from . import distributed
 
 
 @dataclass(frozen=True)
@@ -22,17 +26,30 @@ class Machine:
         return nullcontext() if self.amp is None else torch.autocast(self.device.type, self.amp)
 
     def scaler(self):
-        """A gradient scaler; it does nothing but for float16."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
+        """A gradient scaler; it does nothing but for float16. Of several processes all skip a step, or none."""
+        kind = torch.amp.GradScaler
+        if distributed.world() > 1:
+            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as kind
+        return kind(self.device.type, enabled=self.amp == torch.float16)
 
     def place(self, module):
         """`module` on the device, in the memory format chosen."""
         module = module.to(self.device)
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
-    def prepare(self, function):
-        """`function` or module, compiled if that was chosen. Each batch shape is compiled for itself."""
-        return torch.compile(function, dynamic=False) if self.compile else function
+    def prepare(self, module):
+        """The module to call in training: gradients averaged over the processes, if there are several; compiled, if that was chosen.
+
+        Each batch shape is compiled for itself, once; what was compiled is kept on disk for the next run.
+        """
+        if distributed.world() > 1:
+            constant = [name for name, _ in module.named_buffers()]  # normalisation, sinusoids: nothing to send about
+            module._ddp_params_and_buffers_to_ignore = [*getattr(module, "_ddp_params_and_buffers_to_ignore", ()), *constant]
+            module = DistributedDataParallel(module, [self.device] if self.device.type == "cuda" else None, gradient_as_bucket_view=True)
+        if not self.compile:
+            return module
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "idmm_fast" / "compiled"))
+        return torch.compile(module, dynamic=False)
 
     def __str__(self):
         name = (
@@ -40,6 +57,7 @@ class Machine:
             if self.device.type == "cuda"
             else f"CPU, {torch.get_num_threads()} threads"
         )
+        name += f", {distributed.world()} processes" if distributed.world() > 1 else ""
         precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.amp]
         return f"{name}; {precision}{', channels-last' if self.channels_last else ''}{', compiled' if self.compile else ''}"
 
@@ -59,6 +77,8 @@ def choose(training, steps):
     cuda = device.type == "cuda"
     if cuda:
         torch.set_float32_matmul_precision("high")
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
     amp = training.amp
     if amp == "auto":
         if cuda:

@@ -7,11 +7,11 @@ from torch import nn
 
 from ..beton import BetonError, open_beton
 from ..config import ConfigError, Pair, Param, Text, Whole
-from ..loader import Augment, MultiCropLoader, Views, evaluation_loader
+from ..loader import Augment, MultiCropLoader, Views
 from ..loader.philox import MIXUP_STREAM, permutation, uniforms
 from ..losses import instance_loss
 from ..models import Normalize, create_backbone, feature_dim, init_head, load_backbone
-from . import settings
+from . import distributed, settings
 from .accuracy import top_k
 from .crops import draw_batch
 from .curves import draw_curves
@@ -107,8 +107,13 @@ def finetune(cfg):
     "best_top1", the highest of all evaluations, with its epoch: data.test chose that one, so it flatters. Of a
     trial (training.max_steps), nothing.
 
-    Raises ConfigError, BetonError, LoaderError, ValueError; Interrupted after a signal, when a checkpoint is written.
+    Raises ConfigError, BetonError, LoaderError, ValueError, OSError; Interrupted after a signal, when a checkpoint is written.
     """
+    with distributed.processes(cfg.training.device):
+        return _finetune(cfg)
+
+
+def _finetune(cfg):
     torch.manual_seed(cfg.training.seed)
     if cfg.data.test is None:
         raise ConfigError("data.test is required: the beton whose accuracy is reported")
@@ -121,9 +126,8 @@ def finetune(cfg):
     rows = choose_rows(train.label, cfg.data.per_class, cfg.training.seed)
     size = cfg.model.image_size
     loader = MultiCropLoader(
-        cfg.data.train, cfg.training.batch_size, cfg.data.num_workers, cfg.training.seed, 0.0,
-        [Views(1, size, tuple(cfg.views.scale), interpolation="bicubic")], settings.make_augment(cfg), rows=rows,
-        on_error=cfg.data.on_error,
+        cfg.data.train, seed=cfg.training.seed, cutmix_alpha=0.0, views=[Views(1, size, tuple(cfg.views.scale), interpolation="bicubic")],
+        augment=settings.make_augment(cfg), rows=rows, on_error=cfg.data.on_error, **settings.share_of_process(cfg),
     )  # fmt: skip
     backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
     if cfg.model.init is not None:
@@ -132,13 +136,14 @@ def finetune(cfg):
     machine = choose(cfg.training, cfg.training.epochs * len(loader))
     model = machine.place(Classifier(backbone, classes)).train()
     labels = labels.to(machine.device)
-    if run.state is None:
+    if run.state is None and run.main:
         draw_batch(loader, run.folder / "crops.png")
     run.announce(
         f"{cfg.model.name} at {size} from {cfg.model.init or 'random weights'}, {rows.size} images, {classes} classes, "
         f"{cfg.training.epochs} epochs of {len(loader)} steps; {machine}"
     )
-    compiled = machine.prepare(model)
+    distributed.seed_apart(cfg.training.seed)
+    prepared = machine.prepare(model)
     alpha, seed = cfg.mixing.alpha, cfg.training.seed
 
     def begin_epoch(epoch):
@@ -152,8 +157,8 @@ def finetune(cfg):
             rows_b, lam = rows_a[partner], torch.full_like(lam, share)
         else:
             partner, share = torch.arange(rows_a.numel(), device=rows_a.device), 1.0
-        logits = compiled(images, partner, torch.tensor(share, device=images.device))
-        return instance_loss(logits, labels[rows_a], labels[rows_b], lam, cfg.training.smoothing)
+        logits = prepared(images, partner, torch.tensor(share, device=images.device))
+        return loader.share_of(step) * instance_loss(logits, labels[rows_a], labels[rows_b], lam, cfg.training.smoothing)
 
     test_labels = torch.from_numpy(test.label)
     result = {}
@@ -161,8 +166,7 @@ def finetune(cfg):
     def end_epoch(epoch, last):
         every = cfg.training.evaluate_every
         if last or (every and (epoch + 1) % every == 0):
-            loader_ = evaluation_loader(cfg.data.test, cfg.training.batch_size, size, cfg.data.num_workers)
-            result.update(top_k(model, loader_, test_labels, machine))
+            result.update(top_k(model, cfg.data.test, test_labels, machine, loader.batch_size, size, loader.num_workers))
         return result if last or (every and (epoch + 1) % every == 0) else None
 
     if run.state is not None and run.state["step"] == cfg.training.epochs * len(loader):
@@ -175,5 +179,6 @@ def finetune(cfg):
     result |= {"best_top1": best["top1"], "best_epoch": best["epoch"]}  # chosen on data.test itself, so flattering; top1 is the last epoch's
     result = {**result, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
     run.write_json("result.json", result)
-    draw_curves(run.folder)
+    if run.main:
+        draw_curves(run.folder)
     return result

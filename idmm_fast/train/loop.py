@@ -6,19 +6,22 @@ import time
 import torch
 
 from ..config import as_dict
+from . import distributed
 from .device import to_device
-from .run import Interrupt, Interrupted, Meter, random_state, set_random_state
+from .run import Interrupt, Interrupted, Meter
 from .schedule import learning_rate
+from .state import State
 
 
 def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, end_epoch=None):
     """Train `model` to the last epoch of `cfg.training`, from the checkpoint `run.state` if there is one.
 
     loss_of(groups, epoch, step) gives the loss of one batch, groups being a list of (images, idx_a, idx_b, lam) on the
-    device. begin_epoch(epoch) runs before an epoch; end_epoch(epoch, last) after it, and what it returns (a dict of
+    device; of several processes each gives its part, and the average over them is the loss. begin_epoch(epoch) runs before an epoch;
+    end_epoch(epoch, last) after it, and what it returns (a dict of
     numbers) is logged; the state with the highest "top1" of these is kept as best.pt. A step whose loss is not finite is skipped:
-    logged without a loss, counted, and the weights stay as they are. Raises Interrupted after a signal, and FloatingPointError
-    after too many skipped steps in a row.
+    logged without a loss, counted, and the weights stay as they are. Raises Interrupted after a signal, FloatingPointError
+    after too many skipped steps in a row, and OSError if a checkpoint can't be written.
     """
     training, per_epoch = cfg.training, len(loader)
     steps, warmup = training.epochs * per_epoch, training.warmup_epochs * per_epoch
@@ -29,23 +32,18 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=training.weight_decay, fused=True)
     scaler = machine.scaler()
+    state = State(model, optimizer, scaler)
     step = 0
     if run.state is not None:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-        scaler.load_state_dict(run.state["scaler"])
+        state.restore(run.state)
         loader.load_state_dict(run.state["loader"])
-        set_random_state(run.state["random"])
-        step = run.state["step"]
+        step, run.state = run.state["step"], None
 
     def save(epoch):
         nonlocal saved_at
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                 "loader": {"epoch": step // per_epoch, "step": step % per_epoch}, "random": random_state(),
-                 "step": step, "config": as_dict(cfg)}  # fmt: skip
-        path = run.save(state, epoch, step)
+        position = {"epoch": step // per_epoch, "step": step % per_epoch}
+        run.save({**state.take(), "loader": position, "step": step, "config": as_dict(cfg)}, epoch, step)
         saved_at = time.monotonic()
-        return path
 
     images, batch_size = loader.indices.size, training.batch_size
     done = step // per_epoch * images + min(step % per_epoch * batch_size, images)
@@ -78,6 +76,7 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
 
     with Interrupt() as interrupt:
         try:
+            agreement = distributed.Agreement()
             while step < steps:
                 epoch = step // per_epoch
                 if begin_epoch:
@@ -89,31 +88,38 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                     with machine.autocast():
                         loss = loss_of(groups, epoch, step % per_epoch)
                     scaler.scale(loss).backward()
+                    loss = distributed.mean(loss.detach().clone())
                     if not scaler.is_enabled():  # the scaler looks at the gradients itself; else the fused step skips by this, unlooked at
-                        optimizer.found_inf = (~torch.isfinite(loss.detach())).float()
+                        optimizer.found_inf = (~torch.isfinite(loss)).float()
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
-                    meter.step(groups[0][0].shape[0] // loader.views[0].count)
+                    meter.step(loader.images_of(step % per_epoch))
                     flush()  # a step late, so that a GPU is never waited for
-                    pending = {"epoch": epoch, "step": step, "loss": loss.detach(), "rows": groups[0][1], "lr": lr,
+                    pending = {"epoch": epoch, "step": step, "loss": loss, "rows": groups[0][1], "lr": lr,
                                "images_per_s": round(meter.images_per_s, 2), "wait": round(meter.wait, 4)}  # fmt: skip
                     step += 1
-                    if interrupt.signal:
+                    minutes = (time.monotonic() - saved_at) / 60
+                    late = 0 < training.checkpoint_minutes < minutes and distributed.rank() == 0  # the clocks of the others don't count
+                    stop, late = agreement.ask(interrupt.signal, late)
+                    if stop:
                         flush()
-                        raise Interrupted(interrupt.signal, save(epoch))
+                        save(epoch)
+                        run.written()
+                        raise Interrupted(int(stop), run.checkpoints)
                     if step == training.max_steps:
                         flush()
                         return
-                    if training.checkpoint_minutes and time.monotonic() - saved_at > 60 * training.checkpoint_minutes and step % per_epoch:
+                    if late and step % per_epoch:
                         flush()
                         save(epoch)
+                meter.end_epoch()
                 last = step == steps
                 if end_epoch and (results := end_epoch(epoch, last)):
                     flush(**results)
                     if results.get("top1", -1.0) > best and not (last and best < 0):  # if it is the only one, it is the last
                         best = results["top1"]
-                        run.save_best({"model": model.state_dict(), "epoch": epoch, "config": as_dict(cfg), **results})
+                        run.save_best({**state.weights(), "epoch": epoch, "config": as_dict(cfg), **results})
                 if (epoch + 1) % training.checkpoint_every == 0 or last:
                     flush()
                     save(epoch)

@@ -6,7 +6,7 @@ from ..config import ConfigError, Flag, Number, OneOf, Param, Whole
 from ..loader import Augment, MultiCropLoader, Views
 from ..methods import IDMM
 from ..models import create_backbone, save_backbone
-from . import settings
+from . import distributed, settings
 from .crops import draw_batch
 from .curves import draw_curves
 from .device import choose
@@ -56,37 +56,35 @@ SCHEMA = {
 
 def make_loader(cfg):
     """The loader that a pretraining configuration asks for."""
-    if cfg.cutmix.chunk and cfg.training.batch_size % cfg.cutmix.chunk:
+    part = settings.share_of_process(cfg)
+    if cfg.cutmix.chunk and part["batch_size"] % cfg.cutmix.chunk:
         raise ConfigError(
-            f"cutmix.chunk {cfg.cutmix.chunk} does not divide training.batch_size {cfg.training.batch_size}"
+            f"cutmix.chunk {cfg.cutmix.chunk} does not divide the {part['batch_size']} images a step of a process "
+            f"(training.batch_size {cfg.training.batch_size}, processes: {part['world_size']})"
         )
     groups = [Views(g["count"], g.get("size", cfg.model.image_size), tuple(g["scale"])) for g in cfg.views.groups]
-    augment = settings.make_augment(cfg)
     return MultiCropLoader(
-        cfg.data.train,
-        cfg.training.batch_size,
-        cfg.data.num_workers,
-        cfg.training.seed,
-        cfg.cutmix.alpha,
-        groups,
-        augment,
-        cutmix_chunk=cfg.cutmix.chunk,
-        cutmix_per_row=cfg.cutmix.per_row,
-        on_error=cfg.data.on_error,
-    )
+        cfg.data.train, seed=cfg.training.seed, cutmix_alpha=cfg.cutmix.alpha, views=groups, augment=settings.make_augment(cfg),
+        cutmix_chunk=cfg.cutmix.chunk, cutmix_per_row=cfg.cutmix.per_row, on_error=cfg.data.on_error, **part,
+    )  # fmt: skip
 
 
 def pretrain(cfg):
     """Pretrain as `cfg` (see SCHEMA) says. Returns the run folder, which holds backbone.safetensors at the end.
 
-    Raises ConfigError, BetonError, LoaderError, ValueError; Interrupted after a signal, when a checkpoint is written.
+    Raises ConfigError, BetonError, LoaderError, ValueError, OSError; Interrupted after a signal, when a checkpoint is written.
     """
+    with distributed.processes(cfg.training.device):
+        return _pretrain(cfg)
+
+
+def _pretrain(cfg):
     torch.manual_seed(cfg.training.seed)
     loader = make_loader(cfg)
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
     run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
     machine = choose(cfg.training, cfg.training.epochs * len(loader))
-    instances, rows = len(loader.beton), cfg.training.batch_size * sum(v.count for v in loader.views)
+    instances, rows = len(loader.beton), loader.batch_size * sum(v.count for v in loader.views)
     dense_mb = rows * instances * 4 / 2**20
     fused = dense_mb > cfg.head.dense_mb if cfg.head.loss == "auto" else cfg.head.loss == "fused"
     rate = cfg.head.sample_rate
@@ -94,19 +92,21 @@ def pretrain(cfg):
         raise ConfigError("head.loss=dense does not go with head.sample_rate below 1; leave head.loss at auto")
     model = machine.place(IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20, rate)).train()
     kind = f"fused loss over the batch's images and {rate:.3g} of the others" if rate < 1 else f"{'fused' if fused else 'dense'} loss"
-    if run.state is None:
+    if run.state is None and run.main:
         draw_batch(loader, run.folder / "crops.png")
     run.announce(
         f"{cfg.model.name} at {cfg.model.image_size}, {len(loader.indices)} images, {sum(v.count for v in loader.views)} views each, "
         f"{cfg.training.epochs} epochs of {len(loader)} steps; {kind} (dense logits: {dense_mb:,.0f} MB); {machine}"
     )
-    compiled = machine.prepare(model)
+    distributed.seed_apart(cfg.training.seed)
+    prepared = machine.prepare(model)
 
     def loss_of(groups, epoch, step):
-        return compiled(*map(list, zip(*groups)))
+        return prepared(*map(list, zip(*groups)), loader.share_of(step))
 
     fit(run, cfg, loader, model, machine, loss_of, title="pretrain")
-    if not cfg.training.max_steps:
-        save_backbone(model.backbone, run.folder / "backbone.safetensors")
-    draw_curves(run.folder)
+    if run.main:
+        if not cfg.training.max_steps:
+            save_backbone(model.backbone, run.folder / "backbone.safetensors")
+        draw_curves(run.folder)
     return run.folder

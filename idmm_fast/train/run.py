@@ -1,16 +1,18 @@
 """The run folder: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/, pictures."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
 
-import torch
+import numpy as np
 import yaml
 from tqdm import tqdm
 
+from ..beton.format import RAW
 from ..config import ConfigError, as_dict
-from . import checkpoint
+from . import checkpoint, distributed
 
 
 def config_of(path):
@@ -19,8 +21,12 @@ def config_of(path):
     return next((f / "config.yaml" for f in (path, path.parent, path.parent.parent) if (f / "config.yaml").is_file()), None)
 
 
+# What may change from one part of a run to the next.
+_FREE = ("resume", "device", "compile", "amp", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped")
+
+
 class Run:
-    """One training run and everything it writes.
+    """One training run and everything it writes. Of several processes only the first one writes.
 
     `resume` is "no", "auto" (go on if the folder holds a checkpoint) or the path of a checkpoint. After construction
     `state` is the checkpoint to go on from, or None.
@@ -29,42 +35,44 @@ class Run:
     def __init__(self, folder, cfg, resume):
         self.folder = Path(folder)
         self.checkpoints = self.folder / "checkpoints"
-        self.state = None
-        if resume == "auto":
-            self.state = checkpoint.newest(self.checkpoints)
+        self.keep = cfg.training.keep_checkpoints
+        self.main = distributed.rank() == 0
+        self._writer = checkpoint.Writer()
+        path = distributed.from_main(lambda: self._begin(as_dict(cfg), resume))
+        if not self.main:
+            self.state = checkpoint.load(path) if path else None
+            return
+        self._metrics = self._reopen(self.state["step"] if self.state else 0)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._events = SummaryWriter(str(self.folder / "events"), purge_step=self.state["step"] if self.state else None)
+
+    def _begin(self, config, resume):
+        """Make the folder; set `state`, and return the path that it was read from."""
+        path, self.state = None, None
+        if resume == "auto" or (resume == "no" and distributed.restarted()):
+            path, self.state = checkpoint.newest(self.checkpoints)
         elif resume != "no":
             if not Path(resume).is_file():
                 raise ConfigError(
                     f"training.resume: {resume} is not a checkpoint file; use auto for the newest of {self.checkpoints}"
                 )
-            self.state = checkpoint.load(resume)
+            path, self.state = resume, checkpoint.load(resume)
         elif checkpoint.listing(self.checkpoints):
             raise ConfigError(
                 f"{self.folder} holds a run already. Go on with it: --training.resume=auto. Or begin another: --logging.run_dir=DIR."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.state is not None:
-            self._compare(as_dict(cfg))
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(as_dict(cfg), sort_keys=False))
-        self._metrics = self._reopen(self.state["step"] if self.state else 0)
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._events = SummaryWriter(str(self.folder / "events"), purge_step=self.state["step"] if self.state else None)
+            self._compare(config)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
 
     def _compare(self, config):
         """Refuse to go on with what would not be the same run."""
         for section, keys in self.state["config"].items():
             for key, value in keys.items():
-                if section in ("logging", "data") or key in (
-                    "resume",
-                    "device",
-                    "compile",
-                    "amp",
-                    "channels_last",
-                    "checkpoint_every",
-                    "checkpoint_minutes",
-                    "max_skipped",
-                ):
+                if section in ("logging", "data") or key in _FREE:
                     continue
                 if config.get(section, {}).get(key) != value:
                     raise ConfigError(
@@ -89,10 +97,13 @@ class Run:
 
     def announce(self, text):
         """Say at the start what is run, and where it goes on."""
-        tqdm.write(f"{self.folder}: {text}" + (f"; going on at step {self.state['step']}" if self.state else ""))
+        if self.main:
+            tqdm.write(f"{self.folder}: {text}" + (f"; going on at step {self.state['step']}" if self.state else ""))
 
     def log(self, **values):
         """One line of metrics.jsonl and the same numbers for TensorBoard."""
+        if not self.main:
+            return
         self._metrics.write(json.dumps(values) + "\n")
         for key, value in values.items():
             if key not in ("step", "epoch"):
@@ -100,25 +111,36 @@ class Run:
 
     def write_json(self, name, content):
         """A result, as JSON, whole or not at all."""
+        if not self.main:
+            return
         temporary = self.folder / f"{name}.tmp"
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         temporary.replace(self.folder / name)
 
     def save(self, state, epoch, step):
-        return checkpoint.save(self.checkpoints, state, epoch, step)
-
-    def tested(self):
-        """The lines of metrics.jsonl that hold an evaluation, so far."""
-        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
-        return [line for line in lines if "top1" in line]
+        """Begin to write a checkpoint, in a thread of its own."""
+        if self.main:
+            self._writer.begin(checkpoint.save, self.checkpoints, state, epoch, step, self.keep)
 
     def save_best(self, state):
         """Beside the numbered ones: the state that tested best so far."""
-        return checkpoint.write(self.checkpoints / "best.pt", state)
+        if self.main:
+            self._writer.begin(checkpoint.write, self.checkpoints / "best.pt", state)
+
+    def written(self):
+        """Wait until the checkpoints are written. Raises OSError if they could not be."""
+        self._writer.wait()
+
+    def tested(self):
+        """The lines of metrics.jsonl that hold an evaluation, so far."""
+        lines = distributed.from_main(lambda: (self.folder / "metrics.jsonl").read_text().splitlines())
+        return [line for line in map(json.loads, lines) if "top1" in line]
 
     def close(self):
-        self._metrics.close()
-        self._events.close()
+        if self.main:
+            self._metrics.close()
+            self._events.close()
+        self.written()
 
 
 class Interrupt:
@@ -145,8 +167,8 @@ class Interrupt:
 class Interrupted(Exception):
     """Training was stopped by a signal, after a checkpoint."""
 
-    def __init__(self, number, path):
-        super().__init__(f"stopped at your wish; checkpoint {path}. Go on with --training.resume=auto.")
+    def __init__(self, number, folder):
+        super().__init__(f"stopped at your wish; checkpoint written to {folder}. Go on with --training.resume=auto.")
         self.exit_code = 128 + number
 
 
@@ -155,6 +177,7 @@ class Meter:
 
     def __init__(self, loader, images_total, done, description):
         self._loader, self._images, self._since, self._waited = loader, 0, time.perf_counter(), loader.waited
+        self._epoch, self._advised = (self._since, self._waited), False
         self.images_per_s, self.wait = 0.0, 0.0
         self.bar = tqdm(
             total=images_total,
@@ -163,7 +186,7 @@ class Meter:
             unit="img",
             dynamic_ncols=True,
             mininterval=0.5,
-            disable=None,
+            disable=True if distributed.rank() else None,
         )
 
     def step(self, images):
@@ -178,16 +201,27 @@ class Meter:
     def show(self, **values):
         self.bar.set_postfix({**values, "wait": f"{self.wait:.0%}"}, refresh=False)
 
+    def end_epoch(self):
+        """Say once, if an epoch waited for data more than a twentieth of its time, what to turn."""
+        (since, waited), self._epoch = self._epoch, (time.perf_counter(), self._loader.waited)
+        elapsed, waiting = self._epoch[0] - since, self._epoch[1] - waited
+        if elapsed > PATIENCE and waiting > 0.05 * elapsed and not self._advised and distributed.rank() == 0:
+            self._advised = True
+            tqdm.write(f"{waiting / elapsed:.0%} of this epoch was spent waiting for data. {advice(self._loader)}")
 
-def random_state():
-    """torch's generators, for what the model draws itself (drop path)."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+
+PATIENCE = 10.0  # seconds an epoch takes at least to say something about waiting
 
 
-def set_random_state(state):
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def advice(loader):
+    """What makes this loader faster, as sentences."""
+    cores = len(os.sched_getaffinity(0))
+    turns = []
+    if loader.num_workers * distributed.local_world() < cores:
+        turns.append(f"give the loader more of the {cores} cores (--data.num_workers, now {loader.num_workers})")
+    if (loader.beton.mode != RAW).any():
+        turns.append("store pixels instead of JPEGs (write_datasets.py --mode raw)")
+    longer, largest = int(np.median(np.maximum(loader.beton.width, loader.beton.height))), max(view.size for view in loader.views)
+    if longer > 4 * largest:
+        turns.append(f"store smaller images (write_datasets.py --max-resolution {4 * largest}; now half of them have more than {longer} pixels a side)")
+    return "To have it faster: " + "; or ".join(turns or ["use a machine with more cores for each GPU"]) + "."

@@ -1,7 +1,10 @@
 """The sections of a configuration, shared by pretraining and fine-tuning."""
 
-from ..config import Groups, Mapping, Number, OneOf, Pair, Param, Text, Whole
+import os
+
+from ..config import ConfigError, Groups, Mapping, Number, OneOf, Pair, Param, Text, Whole
 from ..loader import Augment
+from . import distributed
 
 AUTO = OneOf("auto", True, False)
 
@@ -26,7 +29,7 @@ def data(test):
                 f"beton to test on{'' if test else ' (not read while pretraining; evaluate.py does)'}",
                 default=None,
             ),
-            "num_workers": Param(Whole(0, 1024), "loader threads, 0 for one a core", default=0),
+            "num_workers": Param(Whole(0, 1024), "loader threads of each process, 0 to share the cores among them", default=0),
             "on_error": Param(
                 OneOf("raise", "replace"),
                 "what to do with an image of data.train that can't be decoded: stop, or let the next row stand in",
@@ -62,12 +65,22 @@ def make_augment(cfg):
     return Augment(**{**vars(cfg.augment), "sigma": tuple(cfg.augment.sigma)})
 
 
+def share_of_process(cfg):
+    """The loader's arguments that several processes differ in, or share: {"batch_size", "num_workers", "rank", "world_size"}."""
+    size, world = cfg.training.batch_size, distributed.world()
+    if size % world:
+        raise ConfigError(f"training.batch_size {size} is shared by {world} processes, which does not divide it")
+    cores = len(os.sched_getaffinity(0))
+    workers = cfg.data.num_workers or max(1, cores // distributed.local_world())
+    return {"batch_size": size // world, "num_workers": workers, "rank": distributed.rank(), "world_size": world}
+
+
 def training(lr, epochs):
     return (
         "how it is trained",
         {
             "epochs": Param(Whole(1), "passes over the data", default=epochs),
-            "batch_size": Param(Whole(1, 1 << 20), "images a step (each with all its views)", default=256),
+            "batch_size": Param(Whole(1, 1 << 20), "images a step (each with all its views), of all processes together", default=256),
             "lr": Param(Number(0), "peak learning rate of AdamW", default=lr),
             "head_lr": Param(
                 Number(0), "the head learns at this multiple of lr (short runs gain by more than 1)", default=1.0
@@ -84,6 +97,7 @@ def training(lr, epochs):
             ),
             "checkpoint_every": Param(Whole(1), "epochs between checkpoints", default=10),
             "checkpoint_minutes": Param(Number(0), "a checkpoint also after so many minutes, in mid-epoch; 0: no", default=10.0),
+            "keep_checkpoints": Param(Whole(1), "the last so many are kept, and in fine-tuning the best", default=2),
             "max_skipped": Param(Whole(1), "stop after so many steps in a row whose loss is not finite; each of them is skipped", default=10),
             "device": Param(OneOf("auto", "cpu", "cuda"), "where to compute", default="auto"),
             "amp": Param(

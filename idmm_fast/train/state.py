@@ -1,0 +1,76 @@
+"""All that training changes, as a tree of tensors and plain values that does not depend on the number of processes."""
+
+import torch
+
+from . import distributed
+
+
+def _copied(tree):
+    """The tree with every tensor copied to the CPU, so that training may go on while it is written."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    return [_copied(value) for value in tree] if isinstance(tree, list) else tree
+
+
+class State:
+    """Weights, AdamW's moments, the scaler of fp16, and the random generators of every process.
+
+    A head that is spread over the processes is collected in process 0, so that one file holds everything and any number of
+    processes can go on from it.
+    """
+
+    def __init__(self, model, optimizer, scaler):
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self._spread = getattr(model.head, "spread", False)
+        first = sum(len(group["params"]) for group in optimizer.param_groups[:-1])  # the head's parameters are the last group
+        self._head = range(first, first + len(optimizer.param_groups[-1]["params"]))
+
+    def weights(self):
+        """{"model": its weights, copied to the CPU}, in process 0; every process must call it. Elsewhere {}."""
+        model = dict(self.model.state_dict())
+        if self._spread:
+            model |= {key: self.model.head.collect(value) for key, value in model.items() if key.startswith("head.")}
+        return {} if distributed.rank() else {"model": _copied(model)}
+
+    def take(self):
+        """The whole tree, in process 0; every process must call it. Elsewhere {}."""
+        optimizer = self.optimizer.state_dict()
+        if self._spread:
+            optimizer["state"] = self._moments(optimizer["state"], self.model.head.collect)
+        rest = {"optimizer": optimizer, "scaler": self.scaler.state_dict(), "random": distributed.of_all(_random_state())}
+        return self.weights() | ({} if distributed.rank() else _copied(rest))
+
+    def restore(self, tree):
+        """Make everything as it was when the tree was taken."""
+        model, optimizer = dict(tree["model"]), dict(tree["optimizer"])
+        if self._spread:
+            model |= {key: self.model.head.own(value) for key, value in model.items() if key.startswith("head.")}
+            optimizer["state"] = self._moments(optimizer["state"], self.model.head.own)
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+        self.scaler.load_state_dict(tree["scaler"])
+        if len(tree["random"]) == distributed.world():
+            _set_random_state(tree["random"][distributed.rank()])
+        else:  # another number of processes: what the model draws itself (drop path) can't be what it was
+            torch.manual_seed(torch.initial_seed() + 1 + distributed.rank())
+
+    def _moments(self, state, change):
+        return {
+            key: {k: change(v) if v.dim() else v for k, v in entry.items()} if key in self._head else entry for key, entry in state.items()
+        }
+
+
+def _random_state():
+    """torch's generators, for what the model draws itself (drop path)."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state):
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,143 @@
+"""Several processes, as torchrun starts them: the same crops and the same curve as one; what happens when one of them dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_train import FINETUNE, TINY, losses, settings
+
+from idmm_fast.beton import open_beton
+from idmm_fast.models import create_backbone
+from idmm_fast.train import checkpoint
+from idmm_fast.train.accuracy import top_k
+from idmm_fast.train.device import choose
+from idmm_fast.train.finetune import Classifier
+from idmm_fast.train.pretrain import pretrain
+
+ROOT = Path(__file__).parent.parent
+# 64 images: a step of 36, then one of 28, which two processes share as 15 and 13, four as 9, 9, 9 and 1
+CASE = {"training__batch_size": 36, "cutmix__chunk": 3, "training__epochs": 10}
+
+
+def torchrun(processes, beton, folder, *args, script="train_idmm.py", restarts=0):
+    return list(map(str, [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}", ROOT / script,
+        f"--data.train={beton}", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY}", "--model.image_size=32",
+        "--training.warmup_epochs=1", "--training.amp=fp32", "--training.compile=false", "--training.lr=2e-3", "--training.device=cpu",
+        f"--logging.run_dir={folder}", *args,
+    ]))  # fmt: skip
+
+
+def train(processes, beton, folder, *args, **options):
+    values = ["--training.batch_size=36", "--training.epochs=10", "--model.drop_path=0"]
+    shown = subprocess.run(torchrun(processes, beton, folder, *values, *args, **options), capture_output=True, text=True, timeout=200, check=False)
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    return shown
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_beton, tmp_path_factory):
+    """The losses of one process, with the dense and with the fused loss."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        kind: losses(pretrain(settings(tiny_beton, folder / kind, head__loss=kind, model__drop_path=0.0, **CASE))) for kind in ("dense", "fused")
+    }
+
+
+@pytest.mark.parametrize(("processes", "kind"), [
+    (2, "dense"), (2, "fused"), pytest.param(4, "dense", marks=pytest.mark.slow), pytest.param(4, "fused", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_the_curve_is_that_of_one_process(alone, tiny_beton, tmp_path, processes, kind):
+    """To 1e-4 at every step; with the fused loss each process holds a slice of the head, and one process goes on from what they wrote."""
+    shown = train(processes, tiny_beton, tmp_path / "run", "--cutmix.chunk=3", f"--head.loss={kind}", "--training.checkpoint_every=4")
+    assert f"{processes} processes" in shown.stdout + shown.stderr
+    assert shown.stdout.count("done:") == 1
+    curve = losses(tmp_path / "run")
+    assert len(curve) == 20
+    assert np.abs(curve / alone[kind] - 1).max() < 1e-4
+    last = checkpoint.listing(tmp_path / "run" / "checkpoints")[-1]
+    assert checkpoint.load(last)["model"]["head.weight"].shape == (64, 32)
+    last.unlink()
+    folder = pretrain(settings(tiny_beton, tmp_path / "run", head__loss=kind, model__drop_path=0.0, training__resume="auto", **CASE))
+    assert len(losses(folder)) == 20
+    assert np.abs(losses(folder) / alone[kind] - 1).max() < 1e-4
+
+
+def test_fine_tuning_on_two_processes_judges_every_image_once(tiny_beton, tmp_path):
+    train(2, tiny_beton, tmp_path / "f", f"--data.test={tiny_beton}", "--training.evaluate_every=0", script="finetune.py")
+    assert np.isfinite(losses(tmp_path / "f")).all()
+    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE)
+    model = Classifier(create_backbone("vit_tiny_patch16_224", 32, options=TINY), 4)
+    model.load_state_dict(checkpoint.newest(tmp_path / "f" / "checkpoints")[1]["model"])
+    again = top_k(model, tiny_beton, torch.from_numpy(open_beton(tiny_beton).label), choose(cfg.training, 0), 64, 32)
+    result = json.loads((tmp_path / "f" / "result.json").read_text())
+    assert {k: result[k] for k in again} == again
+
+
+def begun(command, folder, lines):
+    """The command, once it has logged so many steps."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = folder / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= lines):
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[1][-3000:]
+    return process
+
+
+def workers_of(process):
+    """The processes that torchrun started."""
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    return [int(pid) for pid in children if b"train_idmm.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+LONG = ("--training.batch_size=4", "--training.epochs=12", "--model.drop_path=0", "--training.checkpoint_every=1", "--training.keep_checkpoints=4")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_beton, tmp_path_factory):
+    """The losses of two processes that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(torchrun(2, tiny_beton, folder, *LONG), check=True, capture_output=True, timeout=200)
+    return losses(folder)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_job_and_says_so(tiny_beton, tmp_path):
+    process = begun(torchrun(2, tiny_beton, tmp_path / "run", *LONG), tmp_path / "run", 20)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    began = time.monotonic()
+    _, message = process.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert process.returncode
+    assert "Signal 9 (SIGKILL)" in message
+
+
+@pytest.mark.slow
+def test_the_job_goes_on_by_itself_after_a_process_died(tiny_beton, tmp_path, whole):
+    """torchrun --max-restarts 1: from the last checkpoint, and to the same curve."""
+    process = begun(torchrun(2, tiny_beton, tmp_path / "run", *LONG, restarts=1), tmp_path / "run", 40)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    _, message = process.communicate(timeout=150)
+    assert process.returncode == 0, message[-3000:]
+    assert np.array_equal(losses(tmp_path / "run"), whole)
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_checkpoints_in_mid_epoch(tiny_beton, tmp_path, whole):
+    command = torchrun(2, tiny_beton, tmp_path / "run", *LONG, "--training.resume=auto")
+    process = begun(command, tmp_path / "run", 21)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert "stopped at your wish" in message
+    before = len(losses(tmp_path / "run"))
+    assert 21 <= before < len(whole)
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == before
+    subprocess.run(command, check=True, capture_output=True, timeout=150)
+    assert np.array_equal(losses(tmp_path / "run"), whole)
