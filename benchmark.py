@@ -6,9 +6,12 @@ python benchmark.py loader --beton data/flowers_train.beton --workers 1 --peers 
 python benchmark.py writer --images my_photos                          # conversion, against FFCV's own writer
 python benchmark.py loss                                               # the fused loss and index targets, against the dense forms
 python benchmark.py head                                               # 20 steps with 1,281,167 instances, and their memory
+python benchmark.py end_to_end --images my_photos                      # training with the loader, against batches that are there already
+python benchmark.py step --model deit_tiny_patch16_224 --batch 8       # a training step against the published one, a switch at a time
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -25,12 +28,15 @@ def parse(argv):
         added.add_argument("--json", type=Path, metavar="OUT", help="write all figures here")
         return added
 
+    def images(added):
+        source = added.add_mutually_exclusive_group()
+        source.add_argument("--beton", type=Path, metavar="FILE", help="a beton of JPEGs")
+        source.add_argument(
+            "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: photographs made from scikit-learn's two)"
+        )
+
     loader = command("loader", "images/s of the six-view pipeline, against peers, in one run, alternating")
-    source = loader.add_mutually_exclusive_group()
-    source.add_argument("--beton", type=Path, metavar="FILE", help="a beton of JPEGs")
-    source.add_argument(
-        "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: photographs made from scikit-learn's two)"
-    )
+    images(loader)
     loader.add_argument("--workers", type=int, default=1, metavar="N", help="threads of each system (default: 1)")
     loader.add_argument("--peers", default="official", metavar="LIST",
                         help="comma-separated: official (default), ffcv, albumentations, dali; `make bench` installs and runs all")  # fmt: skip
@@ -59,6 +65,28 @@ def parse(argv):
     head.add_argument("--classes", type=int, default=1281167, metavar="N", help="instances (default: 1281167)")
     head.add_argument("--batch", type=int, default=32, metavar="B", help="images a step (default: 32)")
     head.add_argument("--steps", type=int, default=20, metavar="N", help="steps (default: 20)")
+
+    end = command("end_to_end", "training on real images against training on batches that are there already")
+    images(end)
+    end.add_argument("--mode", choices=("jpg", "raw"), default="jpg", help="how the beton stores them (default: jpg)")
+    end.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
+    end.add_argument("--workers", type=int, default=0, metavar="N", help="loader threads (default: one a core)")
+    end.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="timm's name (default: deit_tiny_patch16_224)")
+    end.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="further arguments of the model, e.g. '{\"depth\": 6}'")
+    end.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
+    end.add_argument("--batch", type=int, default=16, metavar="B", help="images a step, six crops each (default: 16)")
+    end.add_argument("--steps", type=int, default=6, metavar="N", help="steps that are timed in a round (default: 6)")
+
+    step = command("step", "crops/s of a training step against the published one, a switch at a time")
+    step.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="timm's name (default: deit_tiny_patch16_224)")
+    step.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="further arguments of the model, e.g. '{\"depth\": 6}'")
+    step.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
+    step.add_argument("--batch", type=int, default=8, metavar="B", help="images a step, six crops each (default: 8)")
+    step.add_argument("--instances", type=int, default=2040, metavar="N", help="classes of the head (default: 2040)")
+    step.add_argument("--steps", type=int, default=4, metavar="N", help="steps of a system in a round (default: 4)")
+    step.add_argument("--low", choices=("auto", "bf16", "none"), default="auto",
+                      help="lower precision too, where the hardware has it (auto, the default), always, or never")
+    step.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)")
     return parser.parse_args(argv)
 
 

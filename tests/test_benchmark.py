@@ -107,3 +107,52 @@ def test_training_with_many_instances_shows_its_memory(tmp_path):
     assert result["steps"] == 3
     assert abs(result["losses"][0] / (2 * np.log(30000)) - 1) < 0.05
     assert result["peak_mb"] > 100
+
+
+def test_step_benchmark_reports_everything(tmp_path):
+    out = tmp_path / "out.json"
+    shown = bench(
+        "step", "--model", "vit_tiny_patch16_224", "--options", '{"depth": 2}', "--size", 32, "--batch", 2, "--instances", 50, "--steps", 1,
+        "--repeats", 2, "--json", out,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(out.read_text())
+    assert list(result["crops_per_s"])[:5] == ["published", "+ index loss", "+ one pass", "+ channels-last", "+ compile"]
+    assert result["ratios"]["published"] == 1
+    assert all(0 < found["share"] < 1.5 for found in result["crops_per_s"].values())
+    # 2 blocks of d = 192 on 5 tokens, forward and backward: 3 x 2 FLOP for each of 12 d^2 weights and token, and the patches, the head, attention
+    tokens, d = 5, 192
+    products = 2 * 12 * d * d * tokens + 4 * 768 * d + d * 50 + 2 * 2 * tokens * tokens * d
+    assert abs(result["gflop_per_crop"] / (6 * products / 1e9) - 1) < 0.05
+
+
+def test_every_system_of_the_step_benchmark_computes_the_same_loss():
+    """What is timed against each other is the same work: one step from the same weights, dropping paths alike."""
+    import torch
+
+    from idmm_fast.report.benchmark_step import batch_of, systems
+
+    device = torch.device("cpu")
+    groups = batch_of(3, 40, 32, device)
+    found = {}
+    for what, (module, _, _) in systems("vit_tiny_patch16_224", 32, 40, device, None).items():
+        if what != "+ compile":
+            found[what] = module.eval()(*groups).item()
+    assert len(found) == 4
+    assert max(found.values()) - min(found.values()) < 1e-4 * found["published"]
+
+
+def test_end_to_end_benchmark_reports_everything(jpg_beton, tmp_path):
+    out = tmp_path / "out.json"
+    shown = bench(
+        "end_to_end", "--beton", jpg_beton, "--model", "vit_tiny_patch16_224", "--options", '{"depth": 1}', "--size", 32, "--batch", 4, "--steps", 2,
+        "--repeats", 2, "--json", out,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(out.read_text())
+    rates = result["images_per_s"]
+    assert set(rates) == {"real", "synthetic", "loading"}
+    assert all(r > 0 for r in rates.values())
+    assert result["lost"] < 1
+    assert 0 <= result["waiting"] <= 1
+    assert "lost to loading" in shown.stdout

@@ -50,7 +50,7 @@ def made_photographs(count=256):
     return result
 
 
-def _betons(args, scratch):
+def betons(args, scratch):
     """(beton of JPEGs, beton of the same images as pixels), opened."""
     if args.beton:
         jpg = open_beton(args.beton)
@@ -113,7 +113,7 @@ def run(args):
     few = set(all_cores[: args.workers])
     torch.set_num_threads(args.workers)
     with tempfile.TemporaryDirectory() as scratch:
-        jpg, raw = _betons(args, scratch)
+        jpg, raw = betons(args, scratch)
         os.sched_setaffinity(0, few)
         rows = np.arange(min(args.limit, len(jpg)))
         data = [bytes(jpg.bytes[p : p + n]) for p, n in zip(jpg.ptr[rows], jpg.length[rows])]

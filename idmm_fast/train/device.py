@@ -62,8 +62,8 @@ class Machine:
         return f"{name}; {precision}{', channels-last' if self.channels_last else ''}{', compiled' if self.compile else ''}"
 
 
-def _cpu_has_bf16():
-    # Without these instructions bf16 is emulated on the CPU, several times slower than fp32.
+def cpu_has_bf16():
+    """Whether the CPU has instructions for it; without them bf16 is emulated, many times slower than float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -84,7 +84,7 @@ def choose(training, steps):
         if cuda:
             amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
         else:
-            amp = "bf16" if _cpu_has_bf16() else "fp32"
+            amp = "bf16" if cpu_has_bf16() else "fp32"
     if amp == "fp16" and not cuda:
         raise ConfigError("training.amp=fp16 needs a CUDA device; on the CPU use bf16 or fp32")
     can_compile = cuda or shutil.which("g++") is not None

@@ -153,11 +153,11 @@ def _finetune(cfg):
         ((images, rows_a, rows_b, lam),) = groups
         if alpha > 0 and epoch % 2 == 0:
             share, partner = draw_mixup(seed, epoch, step, rows_a.numel(), alpha)
-            partner = torch.from_numpy(partner).to(rows_a.device)
+            partner = torch.from_numpy(partner).to(rows_a.device, non_blocking=True)
             rows_b, lam = rows_a[partner], torch.full_like(lam, share)
         else:
             partner, share = torch.arange(rows_a.numel(), device=rows_a.device), 1.0
-        logits = prepared(images, partner, torch.tensor(share, device=images.device))
+        logits = prepared(images, partner, torch.tensor(share, dtype=torch.float32))
         return loader.share_of(step) * instance_loss(logits, labels[rows_a], labels[rows_b], lam, cfg.training.smoothing)
 
     test_labels = torch.from_numpy(test.label)
