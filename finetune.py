@@ -3,8 +3,11 @@
 
     python finetune.py --config rn_configs/pets_finetune.yaml --init runs/pets_deit_tiny
     python finetune.py --config rn_configs/pets_finetune.yaml --logging.run_dir=runs/pets_scratch
+    python finetune.py --config rn_configs/pets_finetune.yaml --init runs/pets_deit_tiny --stages
 
 --init NAME is short for --model.init=NAME: the run folder of a pretraining, a checkpoint, or a .safetensors file.
+--stages: the stages of ladder.stages one after another, each from the end of the one before it: 800 epochs at 224 pixels, then 100 at 448. Called again,
+it goes on where it was stopped.
 """
 
 import sys
@@ -15,12 +18,14 @@ def main(argv=None):
     from idmm_fast.config import ConfigError, parse
     from idmm_fast.loader import LoaderError
     from idmm_fast.train.distributed import talks
-    from idmm_fast.train.finetune import SCHEMA, finetune
+    from idmm_fast.train.finetune import SCHEMA, finetune, ladder
     from idmm_fast.train.run import Interrupted
 
+    argv = list(sys.argv[1:] if argv is None else argv)
+    stages = "--stages" in argv
     try:
-        cfg = parse(SCHEMA, sys.argv[1:] if argv is None else argv, __doc__, aliases={"init": "model.init"})
-        result = finetune(cfg)
+        cfg = parse(SCHEMA, [a for a in argv if a != "--stages"], __doc__, aliases={"init": "model.init"})
+        results = ladder(cfg) if stages else [finetune(cfg)]
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
@@ -28,12 +33,12 @@ def main(argv=None):
         sys.exit(f"error: {error}")
     if not talks():
         return
-    if not result:
-        print(f"{cfg.logging.run_dir}: stopped after {cfg.training.max_steps} steps, as training.max_steps says")
-        return
-    print(
-        f"{cfg.logging.run_dir}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {result['test_images']} test images"
-    )
+    for k, result in enumerate(results, 1):
+        folder = f"{cfg.logging.run_dir}/stage_{k}" if stages else cfg.logging.run_dir
+        if result:
+            print(f"{folder}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {result['test_images']} test images")
+        else:
+            print(f"{folder}: stopped after {cfg.training.max_steps} steps, as training.max_steps says")
 
 
 if __name__ == "__main__":

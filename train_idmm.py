@@ -12,13 +12,15 @@ import sys
 def main(argv=None):
     from idmm_fast.beton import BetonError
     from idmm_fast.config import ConfigError, parse
+    from idmm_fast.evaluate.judge import Probe
     from idmm_fast.loader import LoaderError
     from idmm_fast.train.distributed import talks
     from idmm_fast.train.pretrain import SCHEMA, pretrain
     from idmm_fast.train.run import Interrupted
 
     try:
-        folder = pretrain(parse(SCHEMA, sys.argv[1:] if argv is None else argv, __doc__))
+        cfg = parse(SCHEMA, sys.argv[1:] if argv is None else argv, __doc__)
+        folder = pretrain(cfg, Probe(cfg))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)

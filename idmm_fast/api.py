@@ -74,10 +74,15 @@ def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):
     training={"batch_size": 64}, cutmix={"alpha": 0}. Raises what the script reports.
     """
     from .config import build
+    from .evaluate.judge import Probe
     from .train import pretrain as training
 
-    values = {"data.train": str(convert(data)["train"]), "training.epochs": epochs, "training.resume": "auto", "logging.run_dir": str(out)}
-    return training.pretrain(build(training.SCHEMA, values | _model(model) | _values(sections)))
+    betons = convert(data)
+    test = betons.get("test")
+    values = {"data.train": str(betons["train"]), "data.test": test and str(test), "training.epochs": epochs, "training.resume": "auto",
+              "logging.run_dir": str(out)}  # fmt: skip
+    cfg = build(training.SCHEMA, values | _model(model) | _values(sections))
+    return training.pretrain(cfg, Probe(cfg))
 
 
 def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections):

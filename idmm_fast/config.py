@@ -107,6 +107,18 @@ class Mapping(Checker):
         return "a mapping {name: value}"
 
 
+class Stages(Checker):
+    """Changes to a configuration, one set after another: [{training.epochs: 800}, {model.image_size: 448, ...}]."""
+
+    def check(self, value):
+        if not isinstance(value, list) or not all(isinstance(stage, dict) and all("." in str(key) for key in stage) for stage in value):
+            raise ValueError
+        return value
+
+    def help(self):
+        return "a list of stages like [{training.epochs: 800}, {model.image_size: 448}]"
+
+
 class Groups(Checker):
     """Groups of views: [{count: 2, scale: [0.14, 1.0]}, ...]."""
 
@@ -240,6 +252,12 @@ def build(schema, values):
     })  # fmt: skip
 
 
+def changed(schema, cfg, changes):
+    """The configuration `cfg` of `schema` with other values for the keys of `changes` ({"section.key": value})."""
+    values = {f"{section}.{key}": value for section, keys in as_dict(cfg).items() for key, value in keys.items()}
+    return build(schema, values | changes)
+
+
 def as_dict(cfg):
     """Nested namespaces back to plain nested dicts, for YAML."""
     return {section: dict(vars(keys)) for section, keys in vars(cfg).items()}
@@ -254,10 +272,12 @@ __all__ = [
     "OneOf",
     "Pair",
     "Param",
+    "Stages",
     "Text",
     "Whole",
     "as_dict",
     "build",
+    "changed",
     "keys",
     "parse",
 ]

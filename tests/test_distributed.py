@@ -14,7 +14,7 @@ import torch
 from test_train import FINETUNE, TINY, losses, settings
 
 from idmm_fast.beton import open_beton
-from idmm_fast.models import create_backbone
+from idmm_fast.models import create_backbone, init_head
 from idmm_fast.train import checkpoint
 from idmm_fast.train.accuracy import top_k
 from idmm_fast.train.device import choose
@@ -74,7 +74,7 @@ def test_fine_tuning_on_two_processes_judges_every_image_once(tiny_beton, tmp_pa
     train(2, tiny_beton, tmp_path / "f", f"--data.test={tiny_beton}", "--training.evaluate_every=0", script="finetune.py")
     assert np.isfinite(losses(tmp_path / "f")).all()
     cfg = settings(tiny_beton, tmp_path / "f", FINETUNE)
-    model = Classifier(create_backbone("vit_tiny_patch16_224", 32, options=TINY), 4)
+    model = Classifier(create_backbone("vit_tiny_patch16_224", 32, options=TINY), init_head(32, 4))
     model.load_state_dict(checkpoint.newest(tmp_path / "f" / "checkpoints")[1]["model"])
     again = top_k(model, tiny_beton, torch.from_numpy(open_beton(tiny_beton).label), choose(cfg.training, 0), 64, 32)
     result = json.loads((tmp_path / "f" / "result.json").read_text())

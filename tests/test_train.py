@@ -19,11 +19,11 @@ from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError, build
 from idmm_fast.losses import instance_loss
 from idmm_fast.methods import IDMM
-from idmm_fast.models import Normalize, create_backbone, load_backbone
+from idmm_fast.models import Normalize, create_backbone, init_head, load_backbone
 from idmm_fast.train import checkpoint
 from idmm_fast.train.curves import read_metrics
 from idmm_fast.train.finetune import SCHEMA as FINETUNE
-from idmm_fast.train.finetune import choose_rows, draw_mixup, finetune
+from idmm_fast.train.finetune import Classifier, choose_rows, draw_mixup, finetune
 from idmm_fast.train.pretrain import SCHEMA, pretrain
 from idmm_fast.train.schedule import learning_rate
 
@@ -338,6 +338,89 @@ def test_the_best_state_is_kept_beside_the_last(tiny_beton, tmp_path):
     best = checkpoint.load(tmp_path / "f" / "checkpoints" / "best.pt")
     assert (best["top1"], best["epoch"]) == (result["best_top1"], result["best_epoch"])
     load_backbone(create_backbone("vit_tiny_patch16_224", 32, options=TINY), tmp_path / "f" / "checkpoints" / "best.pt")
+
+
+def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp_path):
+    """Two stages with another resolution: the second begins with what the first ended with, classifier and all; a stage that is done is not done again."""
+    script = [
+        "finetune.py", f"--data.train={tiny_beton}", f"--data.test={tiny_beton}", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY}",
+        "--model.image_size=32", "--training.lr=2e-3", "--training.amp=fp32", "--training.compile=false", "--training.batch_size=16",
+        "--ladder.stages=[{training.epochs: 8}, {model.image_size: 64, training.epochs: 2, training.batch_size: 8, training.lr: 1.0e-6}]",
+        "--init", run, "--stages", f"--logging.run_dir={tmp_path / 'l'}",
+    ]  # fmt: skip
+    shown = call(*script)
+    assert shown.returncode == 0, shown.stderr
+    one, two = (tmp_path / "l" / f"stage_{k}" for k in (1, 2))
+    results = json.loads((tmp_path / "l" / "result.json").read_text())
+    assert [json.loads((f / "result.json").read_text()) for f in (one, two)] == results
+    assert shown.stdout.count("top-1") == 2
+    first, second = (checkpoint.newest(f / "checkpoints")[1]["model"] for f in (one, two))
+    for key in ("head.weight", "backbone.blocks.0.attn.qkv.weight"):  # a rate of nearly nothing: the second stage is where the first ended
+        assert torch.allclose(first[key], second[key], atol=1e-4)
+        assert not torch.equal(first[key], second[key])
+    assert second["backbone.pos_embed"].shape[1] == 1 + 64
+    for path in checkpoint.listing(two / "checkpoints"):
+        path.unlink()
+    before = (one / "metrics.jsonl").read_bytes()
+    assert call(*script).returncode == 0
+    assert json.loads((tmp_path / "l" / "result.json").read_text()) == results
+    assert (one / "metrics.jsonl").read_bytes() == before
+    wrong = call(*script, "--ladder.stages=[{model.img_size: 64}]")
+    assert wrong.returncode == 1
+    assert "model.image_size" in wrong.stderr
+
+
+@pytest.mark.parametrize(("name", "options", "size"), [
+    ("vit_tiny_patch16_224", TINY, 32), ("pvt_v2_b0", {"depths": [1, 1, 1, 1]}, 32),
+    ("swin_tiny_patch4_window7_224", {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 24, "window_size": 4}, 32),
+])  # fmt: skip
+def test_a_finetuned_model_is_one_of_timms(name, options, size, tiny_beton, tmp_path):
+    """model.safetensors and config.json, loaded by timm alone, give the logits that the trained classifier gives."""
+    import timm
+
+    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE, model__name=name, model__options=options, model__image_size=size, training__epochs=1)
+    finetune(cfg)
+    trained = Classifier(create_backbone(name, size, options=options), init_head(timm.create_model(name, num_classes=0, **options).num_features, 4))
+    trained.load_state_dict(checkpoint.newest(tmp_path / "f" / "checkpoints")[1]["model"])
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'f'}", pretrained=True)
+    images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
+    prepared = theirs.pretrained_cfg
+    assert prepared["input_size"] == (3, size, size) or list(prepared["input_size"]) == [3, size, size]
+    mean, std = (torch.tensor(prepared[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    with torch.no_grad():
+        assert torch.allclose(trained.eval()(images), theirs.eval()((images / 255 - mean) / std), atol=1e-4)
+
+
+def test_weights_of_others_are_a_beginning(tiny_beton, tmp_path):
+    """timm's own state dicts, with or without a wrapping, at another resolution and with another head; a file that is neither is a sentence."""
+    import timm
+
+    own = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, **TINY)
+    torch.save(own.state_dict(), tmp_path / "plain.pth")
+    torch.save({"model": own.state_dict()}, tmp_path / "wrapped.pth")
+    for name in ("plain", "wrapped"):
+        backbone = create_backbone("vit_tiny_patch16_224", 32, options=TINY)
+        load_backbone(backbone, tmp_path / f"{name}.pth")
+        assert torch.equal(backbone.blocks[1].mlp.fc1.weight, own.blocks[1].mlp.fc1.weight)
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="damaged or holds more"):
+        load_backbone(backbone, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="a classifier for 10 classes, and 4 classes are wanted"):
+        finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, model__init=str(tmp_path / "plain.pth"), model__keep_head=True))
+
+
+def test_features_are_looked_at_while_training(tiny_beton, tmp_path):
+    """Every second epoch and at the end; the numbers are those of evaluate.py, and the curve is the one without looking."""
+    changes = ["--model.drop_path=0.2", "--training.batch_size=16", "--training.epochs=3", "--training.resume=no"]
+    base = [*command(tiny_beton, tmp_path / "run")[1:], *changes]
+    shown = call(Path(base[0]).name, *base[1:], f"--data.test={tiny_beton}", "--probe.every=2", "--probe.linear=true")
+    assert shown.returncode == 0, shown.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "knn20" in line] == [1, 2]
+    judged = call("evaluate.py", "--checkpoint", tmp_path / "run", "--logging.run_dir=null")
+    assert judged.stdout.strip() == "  ".join(f"{k} {lines[-1][k]:.2f} %" for k in ("knn10", "knn20", "linear"))
+    assert call(Path(base[0]).name, *base[1:], f"--logging.run_dir={tmp_path / 'plain'}").returncode == 0
+    assert np.array_equal(losses(tmp_path / "run"), losses(tmp_path / "plain"))
 
 
 def test_finetuning_resumes_to_the_last_bit(tiny_beton, tmp_path):

@@ -57,8 +57,34 @@ def run_config(argv):
     return []
 
 
+class Probe:
+    """For `pretrain`: the features as they are now, judged by nearest neighbours, and with probe.linear by a linear probe.
+
+    Raises ConfigError where data.test is missing.
+    """
+
+    def __init__(self, cfg):
+        if cfg.probe.every and cfg.data.test is None:
+            raise ConfigError("probe.every needs data.test, the beton whose images are classified")
+        self.cfg = cfg
+
+    def __call__(self, backbone, machine):
+        """{"knn10", "knn20", and with linear "linear"}, percent."""
+        train, test = open_beton(self.cfg.data.train), open_beton(self.cfg.data.test)
+        features = [extract(backbone, b.path, self.cfg.model.image_size, machine, num_workers=self.cfg.data.num_workers) for b in (train, test)]
+        return score(features, [torch.from_numpy(b.label) for b in (train, test)], self.cfg.probe.linear)
+
+
+def score(features, labels, linear, temperature=0.07, strength=1.0):
+    """{"knn10", "knn20", and with `linear` "linear"}, percent; features and labels of (train, test)."""
+    results = knn_accuracy(features[0], labels[0], features[1], labels[1], temperature=temperature)
+    if linear:
+        results["linear"] = linear_accuracy(features[0], labels[0], features[1], labels[1], strength)
+    return results
+
+
 def judge(cfg, linear=True):
-    """{"knn10", "knn20", "linear"}, percent on data.test, of the frozen features of `cfg.model` (see SCHEMA)."""
+    """{"knn10", "knn20", and with `linear` "linear"}, percent on data.test, of the frozen features of `cfg.model` (see SCHEMA)."""
     if cfg.data.test is None:
         raise ConfigError("data.test is required: the beton whose images are classified")
     torch.manual_seed(cfg.training.seed)
@@ -71,9 +97,7 @@ def judge(cfg, linear=True):
     size, batch, workers = cfg.model.image_size, cfg.training.batch_size, cfg.data.num_workers
     features = [extract(backbone, b.path, size, machine, batch, workers) for b in (train, test)]
     labels = [torch.from_numpy(b.label) for b in (train, test)]
-    results = knn_accuracy(features[0], labels[0], features[1], labels[1], temperature=cfg.knn.temperature)
-    if linear:
-        results["linear"] = linear_accuracy(features[0], labels[0], features[1], labels[1], cfg.linear.strength)
+    results = score(features, labels, linear, cfg.knn.temperature, cfg.linear.strength)
     if cfg.logging.run_dir is not None:
         folder = Path(cfg.logging.run_dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,15 @@
 """Backbones and what sits on them."""
 
-from .backbone import Normalize, create_backbone, feature_dim, load_backbone, save_backbone
+from .backbone import (
+    Normalize,
+    create_backbone,
+    feature_dim,
+    load_backbone,
+    load_head,
+    save_backbone,
+    save_classifier,
+    timm_config,
+)
 from .head import init_head
 
-__all__ = ["Normalize", "create_backbone", "feature_dim", "init_head", "load_backbone", "save_backbone"]
+__all__ = ["Normalize", "create_backbone", "feature_dim", "init_head", "load_backbone", "load_head", "save_backbone", "save_classifier", "timm_config"]

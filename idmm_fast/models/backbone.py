@@ -61,24 +61,70 @@ def save_backbone(backbone, path):
     save_file({k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}, str(path))
 
 
+def classifier_name(backbone):
+    """What timm calls the last layer of this model: "head" mostly."""
+    return (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier", "head")
+
+
+def save_classifier(backbone, head, path):
+    """Write the weights of backbone and classifier, with the keys of timm's model, as safetensors."""
+    where = classifier_name(backbone)
+    weights = backbone.state_dict() | {f"{where}.weight": head.weight, f"{where}.bias": head.bias}
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(path))
+
+
+def timm_config(backbone, name, image_size, classes, options):
+    """What timm's config.json holds: the architecture, its arguments, and how images must be prepared. With it and model.safetensors in one
+    folder, timm.create_model("local-dir:FOLDER", pretrained=True) makes the classifier."""
+    sized = "pvt" not in inspect.getmodule(timm.model_entrypoint(name)).__name__
+    return {
+        "architecture": name, "num_classes": classes, "model_args": {**options, **({"img_size": image_size} if sized else {})},
+        "pretrained_cfg": {
+            "input_size": [3, image_size, image_size], "interpolation": "bicubic", "crop_pct": 224 / 256, "crop_mode": "center",
+            "mean": [0.485, 0.456, 0.406], "std": list(FINETUNE_STD), "num_classes": classes, "classifier": classifier_name(backbone),
+        },
+    }  # fmt: skip
+
+
+def read_weights(path):
+    """{key: tensor} from a run folder, a checkpoint of this project or of others, or a `.safetensors` file. Raises ValueError."""
+    path = Path(path)
+    if path.is_dir():
+        path = next((f for f in (path / "backbone.safetensors", path / "model.safetensors") if f.exists()), path / "backbone.safetensors")
+    if not path.exists():
+        raise ValueError(
+            f"{path} does not exist; name a run folder of a finished training, a checkpoint or a .safetensors file"
+        )
+    if path.suffix == ".safetensors":
+        return load_file(str(path))
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise ValueError(f"{path} is damaged or holds more than tensors ({type(error).__name__}); a .safetensors file is safer") from error
+    weights = state.get("model", state.get("state_dict", state))
+    ours = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    return ours | {k: v for k, v in weights.items() if k.startswith("head.")} if ours else weights
+
+
+def load_head(head, path, backbone):
+    """Load the classifier that was trained with a backbone, see `load_backbone`. Raises ValueError if there is none, or one for other classes."""
+    weights = read_weights(path)
+    where = classifier_name(backbone)
+    for key, own in head.state_dict().items():
+        found = weights.get(f"{where}.{key}", weights.get(f"head.{key}"))
+        if found is None or found.shape != own.shape:
+            has = "no classifier" if found is None else f"a classifier for {found.shape[0]} classes"
+            raise ValueError(f"{path} has {has}, and {own.shape[0]} classes are wanted; leave out model.keep_head")
+        own.copy_(found)
+
+
 def load_backbone(backbone, path):
     """Load weights from a run folder, a checkpoint or a `.safetensors` file into `backbone`; returns how many tensors came.
 
     The position embedding, and Swin's table of relative ones, is resampled (bicubic) where the resolution differs; everything else must agree by name and
-    shape, the head of the pretraining is left out. Nothing is unpickled but plain tensors. Raises ValueError.
+    shape, the head is left out. timm's own files of pretrained weights will do too. Nothing is unpickled but plain tensors. Raises ValueError.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "backbone.safetensors"
-    if not path.exists():
-        raise ValueError(
-            f"{path} does not exist; name a run folder of a finished pretraining, a checkpoint or a .safetensors file"
-        )
-    if path.suffix == ".safetensors":
-        weights = load_file(str(path))
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        weights = {k.removeprefix("backbone."): v for k, v in state["model"].items() if k.startswith("backbone.")}
+    weights = read_weights(path)
     own = backbone.state_dict()
     if "pos_embed" in own and "pos_embed" in weights and own["pos_embed"].shape != weights["pos_embed"].shape:
         weights["pos_embed"] = resample_abs_pos_embed(

@@ -1,23 +1,34 @@
 """Fine-tuning with labels, at one resolution: mixup in even epochs, CutMix in odd ones."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from scipy.special import betaincinv
 from torch import nn
 
 from ..beton import BetonError, open_beton
-from ..config import ConfigError, Pair, Param, Text, Whole
+from ..config import ConfigError, Flag, Pair, Param, Stages, Text, Whole, changed
 from ..loader import Augment, MultiCropLoader, Views
 from ..loader.philox import MIXUP_STREAM, permutation, uniforms
 from ..losses import instance_loss
-from ..models import Normalize, create_backbone, feature_dim, init_head, load_backbone
+from ..models import (
+    Normalize,
+    create_backbone,
+    feature_dim,
+    init_head,
+    load_backbone,
+    load_head,
+    save_classifier,
+    timm_config,
+)
 from . import distributed, settings
 from .accuracy import top_k
 from .crops import draw_batch
 from .curves import draw_curves
 from .device import choose
 from .loop import fit
-from .run import Run
+from .run import Run, write_json
 
 AUGMENT = Augment(jitter=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0, operations=2)
 
@@ -37,8 +48,9 @@ SCHEMA = {
             **settings.MODEL[1],
             "image_size": Param(Whole(8, 4096), "side of the input in pixels", default=224),
             "init": Param(
-                Text(), "run folder, checkpoint or .safetensors to start from; none: random weights", default=None
+                Text(), "run folder, checkpoint or .safetensors (timm's too) to start from; none: random weights", default=None
             ),
+            "keep_head": Param(Flag(), "take the classifier from there too, which a fine-tuning of the same classes has", default=False),
         },
     ),
     "views": (
@@ -60,6 +72,14 @@ SCHEMA = {
             ),
         },
     ),
+    "ladder": (
+        "what --stages runs",
+        {
+            "stages": Param(
+                Stages(), "changes for each stage; each begins with the weights and the classifier of the one before, in RUN_DIR/stage_K", default=[]
+            )
+        },
+    ),
     "logging": settings.logging(),
 }
 
@@ -67,11 +87,9 @@ SCHEMA = {
 class Classifier(nn.Module):
     """Backbone and linear layer, from uint8 images (B, 3, H, W) to logits (B, classes)."""
 
-    def __init__(self, backbone, classes):
+    def __init__(self, backbone, head):
         super().__init__()
-        self.normalize = Normalize()
-        self.backbone = backbone
-        self.head = init_head(feature_dim(backbone), classes)
+        self.normalize, self.backbone, self.head = Normalize(), backbone, head
 
     def forward(self, images, partner=None, share=None):
         """With `partner` (int64 (B,)) and `share` (float): mixup, x = share * x + (1 - share) * x[partner]."""
@@ -102,6 +120,30 @@ def choose_rows(labels, per_class, seed):
     )
 
 
+def ladder(cfg):
+    """Fine-tune stage after stage, as `cfg.ladder.stages` says; the first from `cfg.model.init`, every other from the end of the one before it. Returns
+    the results of all, and writes them to result.json in the run folder. Called again, it goes on in the stage where it was stopped.
+
+    Raises what `finetune` does.
+    """
+    if not cfg.ladder.stages:
+        raise ConfigError("ladder.stages is empty: the configurations *_finetune.yaml in rn_configs/ have some, to begin from")
+    folder, results = Path(cfg.logging.run_dir), []
+    stages = [
+        changed(SCHEMA, cfg, {
+            "training.resume": "auto", **({"model.init": str(folder / f"stage_{k - 1}"), "model.keep_head": True} if k > 1 else {}),
+            **changes, "logging.run_dir": str(folder / f"stage_{k}"),
+        })
+        for k, changes in enumerate(cfg.ladder.stages, 1)
+    ]  # fmt: skip
+    with distributed.processes(cfg.training.device):
+        for stage in stages:
+            results.append(finetune(stage))
+        if distributed.rank() == 0:
+            write_json(folder / "result.json", results)
+    return results
+
+
 def finetune(cfg):
     """Fine-tune as `cfg` (see SCHEMA) says. Returns {"top1", "top5", ...}, percent on data.test after the last epoch, and
     "best_top1", the highest of all evaluations, with its epoch: data.test chose that one, so it flatters. Of a
@@ -130,11 +172,16 @@ def _finetune(cfg):
         augment=settings.make_augment(cfg), rows=rows, on_error=cfg.data.on_error, **settings.share_of_process(cfg),
     )  # fmt: skip
     backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
+    head = init_head(feature_dim(backbone), classes)
     if cfg.model.init is not None:
         load_backbone(backbone, cfg.model.init)
+    if cfg.model.keep_head:
+        if cfg.model.init is None:
+            raise ConfigError("model.keep_head needs model.init, the fine-tuning whose classifier is kept")
+        load_head(head, cfg.model.init, backbone)
     run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
     machine = choose(cfg.training, cfg.training.epochs * len(loader))
-    model = machine.place(Classifier(backbone, classes)).train()
+    model = machine.place(Classifier(backbone, head)).train()
     labels = labels.to(machine.device)
     if run.state is None and run.main:
         draw_batch(loader, run.folder / "crops.png")
@@ -169,7 +216,7 @@ def _finetune(cfg):
             result.update(top_k(model, cfg.data.test, test_labels, machine, loader.batch_size, size, loader.num_workers))
         return result if last or (every and (epoch + 1) % every == 0) else None
 
-    if run.state is not None and run.state["step"] == cfg.training.epochs * len(loader):
+    if run.state is not None and run.state["step"] == cfg.training.epochs * len(loader):  # finished; perhaps not reported
         model.load_state_dict(run.state["model"])
         end_epoch(cfg.training.epochs - 1, True)
     fit(run, cfg, loader, model, machine, loss_of, title="fine-tune", begin_epoch=begin_epoch, end_epoch=end_epoch)
@@ -178,7 +225,9 @@ def _finetune(cfg):
     best = max(run.tested(), key=lambda line: line["top1"], default={"top1": result["top1"], "epoch": cfg.training.epochs - 1})
     result |= {"best_top1": best["top1"], "best_epoch": best["epoch"]}  # chosen on data.test itself, so flattering; top1 is the last epoch's
     result = {**result, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
-    run.write_json("result.json", result)
     if run.main:
+        save_classifier(model.backbone, model.head, run.folder / "model.safetensors")
+        write_json(run.folder / "config.json", timm_config(model.backbone, cfg.model.name, size, classes, cfg.model.options))
+        write_json(run.folder / "result.json", result)
         draw_curves(run.folder)
     return result

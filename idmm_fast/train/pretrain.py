@@ -49,6 +49,13 @@ SCHEMA = {
             ),
         },
     ),
+    "probe": (
+        "how good the features are, looked at while training: on data.test, with the labels of data.train",
+        {
+            "every": Param(Whole(0), "epochs between two looks, and one at the end; 0: never", default=0),
+            "linear": Param(Flag(), "a linear probe too, not only nearest neighbours", default=False),
+        },
+    ),
     "training": settings.training(lr=5e-4, epochs=800),
     "logging": settings.logging(),
 }
@@ -69,16 +76,18 @@ def make_loader(cfg):
     )  # fmt: skip
 
 
-def pretrain(cfg):
+def pretrain(cfg, probe=None):
     """Pretrain as `cfg` (see SCHEMA) says. Returns the run folder, which holds backbone.safetensors at the end.
+
+    probe(backbone, machine) gives numbers to log, {name: percent}, every `cfg.probe.every` epochs; see evaluate.Probe.
 
     Raises ConfigError, BetonError, LoaderError, ValueError, OSError; Interrupted after a signal, when a checkpoint is written.
     """
     with distributed.processes(cfg.training.device):
-        return _pretrain(cfg)
+        return _pretrain(cfg, probe)
 
 
-def _pretrain(cfg):
+def _pretrain(cfg, probe):
     torch.manual_seed(cfg.training.seed)
     loader = make_loader(cfg)
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
@@ -104,7 +113,15 @@ def _pretrain(cfg):
     def loss_of(groups, epoch, step):
         return prepared(*map(list, zip(*groups)), loader.share_of(step))
 
-    fit(run, cfg, loader, model, machine, loss_of, title="pretrain")
+    def end_epoch(epoch, last):
+        if probe is None or not cfg.probe.every or ((epoch + 1) % cfg.probe.every and not last):
+            return None
+        found = distributed.from_main(lambda: probe(model.backbone, machine))
+        model.train()
+        run.say(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.2f} %" for name, value in found.items()))
+        return found
+
+    fit(run, cfg, loader, model, machine, loss_of, title="pretrain", end_epoch=end_epoch)
     if run.main:
         if not cfg.training.max_steps:
             save_backbone(model.backbone, run.folder / "backbone.safetensors")

@@ -21,6 +21,15 @@ def config_of(path):
     return next((f / "config.yaml" for f in (path, path.parent, path.parent.parent) if (f / "config.yaml").is_file()), None)
 
 
+def write_json(path, content):
+    """A result, as JSON, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
 # What may change from one part of a run to the next.
 _FREE = ("resume", "device", "compile", "amp", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped")
 
@@ -72,7 +81,7 @@ class Run:
         """Refuse to go on with what would not be the same run."""
         for section, keys in self.state["config"].items():
             for key, value in keys.items():
-                if section in ("logging", "data") or key in _FREE:
+                if section in ("logging", "data", "ladder", "probe") or key in _FREE:
                     continue
                 if config.get(section, {}).get(key) != value:
                     raise ConfigError(
@@ -97,8 +106,12 @@ class Run:
 
     def announce(self, text):
         """Say at the start what is run, and where it goes on."""
+        self.say(f"{self.folder}: {text}" + (f"; going on at step {self.state['step']}" if self.state else ""))
+
+    def say(self, text):
+        """Print a line above the progress bar."""
         if self.main:
-            tqdm.write(f"{self.folder}: {text}" + (f"; going on at step {self.state['step']}" if self.state else ""))
+            tqdm.write(text)
 
     def log(self, **values):
         """One line of metrics.jsonl and the same numbers for TensorBoard."""
@@ -108,14 +121,6 @@ class Run:
         for key, value in values.items():
             if key not in ("step", "epoch"):
                 self._events.add_scalar(key, value, values["step"])
-
-    def write_json(self, name, content):
-        """A result, as JSON, whole or not at all."""
-        if not self.main:
-            return
-        temporary = self.folder / f"{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        temporary.replace(self.folder / name)
 
     def save(self, state, epoch, step):
         """Begin to write a checkpoint, in a thread of its own."""

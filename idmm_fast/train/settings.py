@@ -8,6 +8,15 @@ from . import distributed
 
 AUTO = OneOf("auto", True, False)
 
+
+class Resume(Text):
+    """no, auto or a path; YAML reads the bare word no as false."""
+
+    def check(self, value):
+        return "no" if value is False else super().check(value)
+
+
+
 MODEL = (
     "the backbone",
     {
@@ -26,7 +35,7 @@ def data(test):
             "train": Param(Text(), "beton to train on (made by write_datasets.py)", required=True),
             "test": Param(
                 Text(),
-                f"beton to test on{'' if test else ' (not read while pretraining; evaluate.py does)'}",
+                f"beton to test on{'' if test else ' (pretraining reads it for probe.every only)'}",
                 default=None,
             ),
             "num_workers": Param(Whole(0, 1024), "loader threads of each process, 0 to share the cores among them", default=0),
@@ -90,7 +99,7 @@ def training(lr, epochs):
             "smoothing": Param(Number(0, 1), "label smoothing", default=0.1),
             "seed": Param(Whole(0), "of the order, the crops, the mixing, the weights", default=0),
             "resume": Param(
-                Text(), "no, auto (go on if the run folder holds a checkpoint), or a checkpoint's path", default="no"
+                Resume(), "no, auto (go on if the run folder holds a checkpoint), or a checkpoint's path", default="no"
             ),
             "max_steps": Param(
                 Whole(0), "for a trial: stop after so many steps, without a checkpoint; 0: go to the end", default=0
