@@ -29,7 +29,7 @@ def main(argv=None):
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except (ConfigError, BetonError, LoaderError, FloatingPointError, OSError, ValueError) as error:
+    except (ConfigError, BetonError, LoaderError, FloatingPointError, MemoryError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     if not talks():
         return

@@ -24,7 +24,7 @@ def main(argv=None):
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except (ConfigError, BetonError, LoaderError, FloatingPointError, OSError, ValueError) as error:
+    except (ConfigError, BetonError, LoaderError, FloatingPointError, MemoryError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     if talks():
         print(f"done: {folder} (backbone.safetensors, metrics.jsonl, crops.png, curves.png)")

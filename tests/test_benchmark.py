@@ -142,6 +142,7 @@ def test_every_system_of_the_step_benchmark_computes_the_same_loss():
     assert max(found.values()) - min(found.values()) < 1e-4 * found["published"]
 
 
+@pytest.mark.slow
 def test_end_to_end_benchmark_reports_everything(jpg_beton, tmp_path):
     out = tmp_path / "out.json"
     shown = bench(

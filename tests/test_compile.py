@@ -51,6 +51,7 @@ def test_fine_tuning_compiles_in_its_first_epoch_only(tiny_beton, tmp_path, stri
         torch.compile(torch.nn.Linear(2, 2), dynamic=False)(torch.zeros(1, 2))
 
 
+@pytest.mark.slow
 def test_what_was_compiled_is_kept_for_the_next_run(tiny_beton, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     for name, wanted in (("first", "fxgraph_cache_miss"), ("second", "fxgraph_cache_hit")):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from PIL import Image
 
 from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError, build
+from idmm_fast.loader import MultiCropLoader, Views
 from idmm_fast.losses import instance_loss
 from idmm_fast.methods import IDMM
 from idmm_fast.models import Normalize, create_backbone, init_head, load_backbone
 from idmm_fast.train import checkpoint
+from idmm_fast.train import run as running
 from idmm_fast.train.curves import read_metrics
 from idmm_fast.train.finetune import SCHEMA as FINETUNE
 from idmm_fast.train.finetune import Classifier, choose_rows, draw_mixup, finetune
@@ -510,3 +513,67 @@ def test_errors_are_sentences(script, tmp_path):
     assert result.returncode == 1
     assert result.stderr.startswith("error:")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_twenty_kills_change_nothing(tiny_beton, tmp_path):
+    """kill -9 at random moments, a checkpoint every few steps: the curve and the weights are those of the run never stopped, bit for bit."""
+    rng = np.random.default_rng(0)
+    shape = ["--training.epochs=40", "--training.checkpoint_minutes=1e-6", "--training.keep_checkpoints=3", "--model.drop_path=0.1"]
+    subprocess.run([*command(tiny_beton, tmp_path / "whole"), *shape], check=True, capture_output=True, timeout=280)
+    run, kills = [*command(tiny_beton, tmp_path / "run"), *shape], 0
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while kills < 20:
+        before = metrics.read_text().count("\n") if metrics.exists() else 0
+        process = subprocess.Popen(run, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > before):
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.25))
+        assert process.poll() is None, "the run was over before it was killed 20 times"
+        process.kill()
+        process.wait()
+        kills += 1
+    subprocess.run(run, check=True, capture_output=True, timeout=280)
+    assert np.array_equal(losses(tmp_path / "run"), losses(tmp_path / "whole"))
+    assert (tmp_path / "run" / "backbone.safetensors").read_bytes() == (tmp_path / "whole" / "backbone.safetensors").read_bytes()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_full_disk_is_a_sentence_and_costs_nothing(tiny_beton, tmp_path, monkeypatch):
+    """The disk is full from the third checkpoint on: those before are kept whole, nothing half-written is left, and the run goes on from them."""
+    whole = losses(pretrain(settings(tiny_beton, tmp_path / "whole")))
+    synced, fsync = [], os.fsync
+
+    def full(number):
+        synced.append(number)
+        if len(synced) > 4:  # a checkpoint and its sum, twice
+            raise OSError(28, "No space left on device")
+        fsync(number)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    cfg = settings(tiny_beton, tmp_path / "run", training__resume="auto")
+    with pytest.raises(OSError, match=r"could not be written: .*No space left.*make room"):
+        pretrain(cfg)
+    kept = checkpoint.listing(tmp_path / "run" / "checkpoints")
+    assert len(kept) == 2
+    assert all(checkpoint.load(path) for path in kept)
+    assert not list(tmp_path.rglob("*.tmp"))
+    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    assert np.array_equal(losses(pretrain(cfg)), whole)
+
+
+def test_waiting_for_data_is_advised_about_once(jpg_beton, monkeypatch, capsys):
+    monkeypatch.setattr(running, "PATIENCE", 0.0)
+    loader = MultiCropLoader(jpg_beton, 8, num_workers=1, views=[Views(2, 16)])
+    meter = running.Meter(loader, 80, 0, "train")
+    meter.end_epoch()
+    assert capsys.readouterr().out == ""
+    for _ in range(2):
+        loader.waited += 10
+        meter.end_epoch()
+    shown = capsys.readouterr().out
+    assert shown.count("spent waiting for data") == 1
+    assert "--mode raw" in shown
+    assert "--max-resolution 64" in shown
+    assert ("--data.num_workers, now 1" in shown) == (len(os.sched_getaffinity(0)) > 1)

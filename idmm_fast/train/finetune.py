@@ -22,7 +22,7 @@ from ..models import (
     save_classifier,
     timm_config,
 )
-from . import distributed, settings
+from . import distributed, memory, settings
 from .accuracy import top_k
 from .crops import draw_batch
 from .curves import draw_curves
@@ -99,6 +99,17 @@ class Classifier(nn.Module):
         return self.head(self.backbone(x))
 
 
+def _forward(model, size, machine):
+    """(the loss of a step of n images, whatever they show, as a function of n; bytes of an image)."""
+
+    def forward(n):
+        images = torch.zeros(n, 3, size, size, dtype=torch.uint8, device=machine.device)
+        partner = torch.zeros(n, dtype=torch.int64, device=machine.device)
+        return model(images, partner, torch.tensor(0.5)).float().logsumexp(1).mean()
+
+    return forward, 3 * size * size
+
+
 def draw_mixup(seed, epoch, step, n, alpha):
     """(share, partner int64 (n,)): share ~ Beta(alpha, alpha), folded to its larger half (Zhang et al., arXiv 1710.09412)."""
     share = betaincinv(alpha, alpha, uniforms(np.uint64(seed), step, epoch, MIXUP_STREAM, 0)[0])
@@ -149,7 +160,7 @@ def finetune(cfg):
     "best_top1", the highest of all evaluations, with its epoch: data.test chose that one, so it flatters. Of a
     trial (training.max_steps), nothing.
 
-    Raises ConfigError, BetonError, LoaderError, ValueError, OSError; Interrupted after a signal, when a checkpoint is written.
+    Raises ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError; Interrupted after a signal, when a checkpoint is written.
     """
     with distributed.processes(cfg.training.device):
         return _finetune(cfg)
@@ -167,12 +178,19 @@ def _finetune(cfg):
     labels = torch.from_numpy(train.label)
     rows = choose_rows(train.label, cfg.data.per_class, cfg.training.seed)
     size = cfg.model.image_size
+    backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
+    head = init_head(feature_dim(backbone), classes)
+
+    def trial():
+        machine = choose(cfg.training, 0)
+        model = machine.place(Classifier(backbone, head)).train()
+        return model, machine, *_forward(model, size, machine)
+
+    cfg = settings.fix_batch_size(cfg, trial)
     loader = MultiCropLoader(
         cfg.data.train, seed=cfg.training.seed, cutmix_alpha=0.0, views=[Views(1, size, tuple(cfg.views.scale), interpolation="bicubic")],
         augment=settings.make_augment(cfg), rows=rows, on_error=cfg.data.on_error, **settings.share_of_process(cfg),
     )  # fmt: skip
-    backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
-    head = init_head(feature_dim(backbone), classes)
     if cfg.model.init is not None:
         load_backbone(backbone, cfg.model.init)
     if cfg.model.keep_head:
@@ -219,7 +237,8 @@ def _finetune(cfg):
     if run.state is not None and run.state["step"] == cfg.training.epochs * len(loader):  # finished; perhaps not reported
         model.load_state_dict(run.state["model"])
         end_epoch(cfg.training.epochs - 1, True)
-    fit(run, cfg, loader, model, machine, loss_of, title="fine-tune", begin_epoch=begin_epoch, end_epoch=end_epoch)
+    with memory.explained(cfg.training.batch_size, lambda: memory.largest_batch(model, machine, *_forward(model, size, machine))):
+        fit(run, cfg, loader, model, machine, loss_of, title="fine-tune", begin_epoch=begin_epoch, end_epoch=end_epoch)
     if cfg.training.max_steps:  # a trial
         return {}
     best = max(run.tested(), key=lambda line: line["top1"], default={"top1": result["top1"], "epoch": cfg.training.epochs - 1})

@@ -2,11 +2,12 @@
 
 import torch
 
-from ..config import ConfigError, Flag, Number, OneOf, Param, Whole
+from ..beton import open_beton
+from ..config import ConfigError, Flag, Number, OneOf, Param, Whole, changed
 from ..loader import Augment, MultiCropLoader, Views
 from ..methods import IDMM
 from ..models import create_backbone, save_backbone
-from . import distributed, settings
+from . import distributed, memory, settings
 from .crops import draw_batch
 from .curves import draw_curves
 from .device import choose
@@ -81,25 +82,49 @@ def pretrain(cfg, probe=None):
 
     probe(backbone, machine) gives numbers to log, {name: percent}, every `cfg.probe.every` epochs; see evaluate.Probe.
 
-    Raises ConfigError, BetonError, LoaderError, ValueError, OSError; Interrupted after a signal, when a checkpoint is written.
+    Raises ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError; Interrupted after a signal, when a checkpoint is written.
     """
     with distributed.processes(cfg.training.device):
         return _pretrain(cfg, probe)
 
 
+def _make_model(cfg, instances):
+    """(model, machine, whether the loss is fused, what the dense logits of a step would take in MB)."""
+    machine = choose(cfg.training, cfg.training.epochs * -(-instances // cfg.training.batch_size))
+    dense_mb = cfg.training.batch_size // distributed.world() * sum(g["count"] for g in cfg.views.groups) * instances * 4 / 2**20
+    fused = dense_mb > cfg.head.dense_mb if cfg.head.loss == "auto" else cfg.head.loss == "fused"
+    if cfg.head.sample_rate < 1 and cfg.head.loss == "dense":
+        raise ConfigError("head.loss=dense does not go with head.sample_rate below 1; leave head.loss at auto")
+    backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
+    model = IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20, cfg.head.sample_rate)
+    return machine.place(model).train(), machine, model.fused, dense_mb
+
+
+def _forward(model, cfg, machine):
+    """(the loss of a step of n images, whatever they show, as a function of n; bytes of an image's views)."""
+    groups = [(g["count"], g.get("size", cfg.model.image_size)) for g in cfg.views.groups]
+
+    def forward(n):
+        images = [torch.zeros(count * n, 3, size, size, dtype=torch.uint8, device=machine.device) for count, size in groups]
+        rows = [torch.zeros(count * n, dtype=torch.int64, device=machine.device) for count, _ in groups]
+        return model(images, rows, rows, [torch.ones(count * n, device=machine.device) for count, _ in groups])
+
+    return forward, sum(3 * count * size * size for count, size in groups)
+
+
 def _pretrain(cfg, probe):
+    instances = len(open_beton(cfg.data.train))
+
+    def trial():
+        model, machine, _, _ = _make_model(changed(SCHEMA, cfg, {"training.batch_size": memory.USUAL}), instances)
+        return model, machine, *_forward(model, cfg, machine)
+
+    cfg = settings.fix_batch_size(cfg, trial, cfg.cutmix.chunk or 1)
     torch.manual_seed(cfg.training.seed)
     loader = make_loader(cfg)
-    backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
+    model, machine, fused, dense_mb = _make_model(cfg, instances)
     run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
-    machine = choose(cfg.training, cfg.training.epochs * len(loader))
-    instances, rows = len(loader.beton), loader.batch_size * sum(v.count for v in loader.views)
-    dense_mb = rows * instances * 4 / 2**20
-    fused = dense_mb > cfg.head.dense_mb if cfg.head.loss == "auto" else cfg.head.loss == "fused"
     rate = cfg.head.sample_rate
-    if rate < 1 and cfg.head.loss == "dense":
-        raise ConfigError("head.loss=dense does not go with head.sample_rate below 1; leave head.loss at auto")
-    model = machine.place(IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20, rate)).train()
     kind = f"fused loss over the batch's images and {rate:.3g} of the others" if rate < 1 else f"{'fused' if fused else 'dense'} loss"
     if run.state is None and run.main:
         draw_batch(loader, run.folder / "crops.png")
@@ -121,7 +146,8 @@ def _pretrain(cfg, probe):
         run.say(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.2f} %" for name, value in found.items()))
         return found
 
-    fit(run, cfg, loader, model, machine, loss_of, title="pretrain", end_epoch=end_epoch)
+    with memory.explained(cfg.training.batch_size, lambda: memory.largest_batch(model, machine, *_forward(model, cfg, machine))):
+        fit(run, cfg, loader, model, machine, loss_of, title="pretrain", end_epoch=end_epoch)
     if run.main:
         if not cfg.training.max_steps:
             save_backbone(model.backbone, run.folder / "backbone.safetensors")

@@ -72,6 +72,8 @@ class Run:
                 f"{self.folder} holds a run already. Go on with it: --training.resume=auto. Or begin another: --logging.run_dir=DIR."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.checkpoints.glob("*.tmp"):  # by a process that was killed while it wrote
+            left.unlink()
         if self.state is not None:
             self._compare(config)
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

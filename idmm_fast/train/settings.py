@@ -1,12 +1,26 @@
 """The sections of a configuration, shared by pretraining and fine-tuning."""
 
 import os
+from types import SimpleNamespace
+
+import yaml
 
 from ..config import ConfigError, Groups, Mapping, Number, OneOf, Pair, Param, Text, Whole
 from ..loader import Augment
-from . import distributed
+from . import distributed, memory
+from .run import config_of
 
 AUTO = OneOf("auto", True, False)
+
+
+class BatchSize(Whole):
+    """A number, or auto."""
+
+    def check(self, value):
+        return value if value == "auto" else super().check(value)
+
+    def help(self):
+        return "a whole number of at least 1, or auto"
 
 
 class Resume(Text):
@@ -74,6 +88,27 @@ def make_augment(cfg):
     return Augment(**{**vars(cfg.augment), "sigma": tuple(cfg.augment.sigma)})
 
 
+def fix_batch_size(cfg, make_model, chunk=1):
+    """`cfg` with a number for training.batch_size=auto: the one that the run was begun with, or what fits into memory.
+
+    make_model(): (model, machine, forward, image_bytes), see memory.largest_batch. chunk: what a process's part must be a multiple of.
+    """
+    if cfg.training.batch_size != "auto":
+        return cfg
+    begun = config_of(cfg.logging.run_dir) if cfg.training.resume != "no" else None
+    if begun:
+        size = yaml.safe_load(begun.read_text())["training"]["batch_size"]
+    else:
+        fits = min(memory.largest_batch(*make_model()), memory.USUAL // distributed.world())
+        fits = min(distributed.of_all(fits)) // chunk * chunk
+        if fits < 1:
+            raise MemoryError(f"not even the {chunk} images of cutmix.chunk fit into memory; use a smaller model.image_size or cutmix.chunk")
+        size = fits * distributed.world()
+        if distributed.rank() == 0:
+            print(f"training.batch_size=auto: {size}")
+    return SimpleNamespace(**{**vars(cfg), "training": SimpleNamespace(**{**vars(cfg.training), "batch_size": size})})
+
+
 def share_of_process(cfg):
     """The loader's arguments that several processes differ in, or share: {"batch_size", "num_workers", "rank", "world_size"}."""
     size, world = cfg.training.batch_size, distributed.world()
@@ -89,7 +124,11 @@ def training(lr, epochs):
         "how it is trained",
         {
             "epochs": Param(Whole(1), "passes over the data", default=epochs),
-            "batch_size": Param(Whole(1, 1 << 20), "images a step (each with all its views), of all processes together", default=256),
+            "batch_size": Param(
+                BatchSize(1, 1 << 20),
+                "images a step (each with all its views), of all processes together; auto: 256, or as many as fit into memory",
+                default=256,
+            ),
             "lr": Param(Number(0), "peak learning rate of AdamW", default=lr),
             "head_lr": Param(
                 Number(0), "the head learns at this multiple of lr (short runs gain by more than 1)", default=1.0

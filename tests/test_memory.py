@@ -1,0 +1,80 @@
+"""What fits into memory: measured against the system's own figures, and said where it does not fit."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_train import FINETUNE, command, losses, settings
+
+from idmm_fast.methods import IDMM
+from idmm_fast.models import create_backbone
+from idmm_fast.train import distributed, memory
+from idmm_fast.train.device import Machine
+from idmm_fast.train.finetune import finetune
+from idmm_fast.train.pretrain import _forward, pretrain
+
+OPTIONS = {"embed_dim": 192, "depth": 4, "num_heads": 3}
+
+
+def limited(beton, folder, gigabytes, *args):
+    """A pretraining of 64 images a step of six views of 224 x 224, which takes some 5 GB, under `ulimit -v`: more than it has to be for the libraries."""
+    run = [*command(beton, folder), f"--model.options={OPTIONS}", "--model.image_size=224", "--training.epochs=1", "--training.max_steps=1", *args]
+    return subprocess.run(["bash", "-c", f"ulimit -v {gigabytes << 20}; exec {shlex.join(run)}"], capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
+    """The process's peak grows by that much from 2 to 10 images a step of the real thing, within a third (backward needs some for a moment)."""
+    cfg = settings(tiny_beton, tmp_path, model__options=OPTIONS, model__image_size=112)
+    machine = Machine(torch.device("cpu"), None, True, False)
+    model = machine.place(IDMM(create_backbone("vit_tiny_patch16_224", 112, options=OPTIONS), 64)).train()
+    forward, _ = _forward(model, cfg, machine)
+    said = memory.bytes_of_a_step(forward, 10) - memory.bytes_of_a_step(forward, 2)
+
+    def peak(images):
+        Path("/proc/self/clear_refs").write_text("5")
+        forward(images).backward()
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) << 10
+
+    peak(10)
+    grown = peak(40) - peak(10)
+    assert grown / 30 == pytest.approx(said / 8, rel=1 / 3)
+
+
+def test_auto_takes_what_fits_and_keeps_it_on_resume(tiny_beton, tmp_path, monkeypatch, capfd):
+    """With all memory the recipe's 256; with little, less; a run goes on with what it began with, whatever is free then."""
+    folder = pretrain(settings(tiny_beton, tmp_path / "all", training__batch_size="auto", training__epochs=1))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["batch_size"] == 256
+    values = {"training__batch_size": "auto", "training__epochs": 2, "training__resume": "auto"}
+    few = {}
+    for megabytes in (4, 8):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, m=megabytes: m << 20)
+        folder = pretrain(settings(tiny_beton, tmp_path / f"{megabytes}", **values, cutmix__chunk=2))
+        few[megabytes] = yaml.safe_load((folder / "config.yaml").read_text())["training"]["batch_size"]
+        assert len(losses(folder)) == 2 * -(-64 // few[megabytes])
+    assert 2 <= few[4] < few[8] < 64
+    assert few[4] % 2 == few[8] % 2 == 0
+    assert few[8] == pytest.approx(2 * few[4], rel=0.5)
+    pretrain(settings(tiny_beton, tmp_path / "4", **values, cutmix__chunk=2))  # finished with another batch size than would fit now
+    assert f"training.batch_size=auto: {few[4]}" in "".join(capfd.readouterr())
+    finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, training__batch_size="auto", training__epochs=1))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    with pytest.raises(MemoryError, match="not even the 32 images"):
+        pretrain(settings(tiny_beton, tmp_path / "none", training__batch_size="auto", cutmix__chunk=32))
+
+
+@pytest.mark.slow
+def test_no_memory_is_a_sentence_with_a_number_that_fits(tiny_beton, tmp_path):
+    shown = limited(tiny_beton, tmp_path / "a", 9, "--training.batch_size=64")
+    assert shown.returncode == 1, shown.stderr
+    assert "error: out of memory with training.batch_size 64" in shown.stderr
+    assert "Traceback" not in shown.stderr
+    number = int(shown.stderr.split("--training.batch_size=")[1].split()[0])
+    assert 1 <= number <= 32
+    for size in (number, "auto"):
+        again = limited(tiny_beton, tmp_path / f"{size}", 9, f"--training.batch_size={size}")
+        assert again.returncode == 0, again.stderr
+    assert distributed.world() == 1
