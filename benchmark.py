@@ -8,6 +8,7 @@ python benchmark.py loss                                               # the fus
 python benchmark.py head                                               # 20 steps with 1,281,167 instances, and their memory
 python benchmark.py end_to_end --images my_photos                      # training with the loader, against batches that are there already
 python benchmark.py step --model deit_tiny_patch16_224 --batch 8       # a training step against the published one, a switch at a time
+python benchmark.py gpu --images my_photos --json gpu.json              # all figures of a GPU in one go
 """
 
 import argparse
@@ -87,6 +88,11 @@ def parse(argv):
     step.add_argument("--low", choices=("auto", "bf16", "none"), default="auto",
                       help="lower precision too, where the hardware has it (auto, the default), always, or never")
     step.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)")
+
+    gpu = command("gpu", "step, end_to_end and the projected pretraining on a GPU, in under 8 minutes")
+    images(gpu)
+    gpu.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
+    gpu.add_argument("--small", action="store_true", help="a trial of the benchmark itself, on whatever there is; its figures mean nothing")
     return parser.parse_args(argv)
 
 

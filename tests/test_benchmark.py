@@ -157,3 +157,19 @@ def test_end_to_end_benchmark_reports_everything(jpg_beton, tmp_path):
     assert result["lost"] < 1
     assert 0 <= result["waiting"] <= 1
     assert "lost to loading" in shown.stdout
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_runs_through(jpg_beton, tmp_path):
+    """Small, and on the CPU where there is no GPU; without --small it says that there is none."""
+    import torch
+
+    out = tmp_path / "out.json"
+    shown = bench("gpu", "--small", "--beton", jpg_beton, "--json", out)
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(out.read_text())
+    assert set(result["end_to_end"]) == {"jpg", "raw"}
+    fastest = max(found["images_per_s"]["real"] for found in result["end_to_end"].values())
+    assert result["flowers_800_epochs_minutes"] == pytest.approx(2040 * 800 / fastest / 60)
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in call("benchmark.py", "gpu").stderr

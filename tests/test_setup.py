@@ -127,6 +127,14 @@ def test_the_speed_tables_are_those_that_the_benchmark_made():
     assert made in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
+def test_the_table_of_the_step_is_the_one_that_the_benchmark_made():
+    import json
+
+    from idmm_fast.report.benchmark_step import table
+
+    assert table(json.loads((ROOT / "docs" / "benchmark_step.json").read_text())) in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
 def test_documents_name_only_pictures_that_exist():
     for page in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
