@@ -70,6 +70,7 @@ def parse(argv):
     end = command("end_to_end", "training on real images against training on batches that are there already")
     images(end)
     end.add_argument("--mode", choices=("jpg", "raw"), default="jpg", help="how the beton stores them (default: jpg)")
+    end.add_argument("--views-on", choices=("cpu", "device"), default="cpu", help="where views are made, see train_idmm.py --help (default: cpu)")
     end.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
     end.add_argument("--workers", type=int, default=0, metavar="N", help="loader threads (default: one a core)")
     end.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="timm's name (default: deit_tiny_patch16_224)")

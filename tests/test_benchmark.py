@@ -168,7 +168,7 @@ def test_gpu_benchmark_runs_through(jpg_beton, tmp_path):
     shown = bench("gpu", "--small", "--beton", jpg_beton, "--json", out)
     assert shown.returncode == 0, shown.stderr
     result = json.loads(out.read_text())
-    assert set(result["end_to_end"]) == {"jpg", "raw"}
+    assert set(result["end_to_end"]) == {"jpg", "raw", "device"}
     fastest = max(found["images_per_s"]["real"] for found in result["end_to_end"].values())
     assert result["flowers_800_epochs_minutes"] == pytest.approx(2040 * 800 / fastest / 60)
     if not torch.cuda.is_available():

@@ -134,3 +134,11 @@ def draw_view(seed, epoch, row, stream, height, width, view, draw):
         draw.order[k] = left_over[pick]
         for m in range(pick, 3 - k):
             left_over[m] = left_over[m + 1]
+
+
+@kernel
+def draw_views(seed, epoch, rows, heights, widths, views, result):
+    """Fill `result` (DRAW, (views, B)) for every one of `views` (VIEW) of the images `rows` (int64 (B,)) of these sizes."""
+    for v in range(views.size):
+        for b in range(rows.size):
+            draw_view(seed, epoch, rows[b], v, heights[b], widths[b], views[v], result[v, b])

@@ -19,7 +19,7 @@ import torch
 from ..beton.jpeg import MESSAGES, OK
 from ..jit import is_cached
 from .cutmix import draw_cutmix
-from .draws import DRAW, VIEW, draw_view
+from .draws import DRAW, VIEW, draw_views
 from .multicrop import Scratch, make_views
 from .stock import Operation
 
@@ -170,19 +170,9 @@ class MultiCropDecoder(Operation):
 
     def draws(self, epoch, rows):
         """What is drawn for every view of `rows`: DRAW records (views, len(rows)). The pixels follow from it alone."""
-        result = np.zeros((self.table.size, len(rows)), DRAW)
-        for v, view in enumerate(self.table):
-            for b, row in enumerate(rows):
-                draw_view(
-                    np.uint64(self.seed),
-                    epoch,
-                    int(row),
-                    v,
-                    self.beton.height[row],
-                    self.beton.width[row],
-                    view,
-                    result[v, b],
-                )
+        rows = np.asarray(rows, np.int64)
+        result = np.zeros((self.table.size, rows.size), DRAW)
+        draw_views(np.uint64(self.seed), epoch, rows, self.beton.height[rows], self.beton.width[rows], self.table, result)
         return result
 
     def _start(self):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..beton import open_beton
 from ..beton.format import RAW
 from ..loader import IDMM_VIEWS, MultiCropLoader
+from ..loader.on_device import DeviceLoader
 from ..methods import IDMM
 from ..models import create_backbone
 from ..train.device import choose, to_device
@@ -32,11 +33,13 @@ from .benchmark_step import wait_for
 AHEAD = 4  # steps before the clock is started, and batches that are left when it is stopped
 
 
-def measure(beton, name, size, batch, workers, repeats, steps, device="auto", options=None):
+def measure(beton, name, size, batch, workers, repeats, steps, device="auto", options=None, views_on="cpu"):
     """{"seconds_per_step": {"synthetic", "loading", "real"}, "lost": share of real's time that synthetic does not take, ...}, medians of `repeats`."""
     rows = np.resize(np.arange(len(open_beton(beton))), (steps + 2 * AHEAD) * batch)  # over and over, so that an epoch is long enough
-    loader = MultiCropLoader(beton, batch, workers, views=[replace(view, size=size) for view in IDMM_VIEWS], rows=rows)
     machine = choose(SimpleNamespace(device=device, amp="auto", channels_last="auto", compile="auto"), 10**6)
+    where = {"device": machine.device, "compile": machine.compile} if views_on == "device" else {}
+    views = [replace(view, size=size) for view in IDMM_VIEWS]
+    loader = (DeviceLoader if where else MultiCropLoader)(beton, batch, workers, views=views, rows=rows, **where)
     torch.manual_seed(0)
     model = machine.place(IDMM(create_backbone(name, size, 0.1, options), len(loader.beton), 0.1)).train()
     prepared, optimizer, scaler = machine.prepare(model), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), machine.scaler()
@@ -83,7 +86,7 @@ def measure(beton, name, size, batch, workers, repeats, steps, device="auto", op
     rounds = list(zip(*seconds.values()))
     return {
         "model": name, "image_size": size, "batch": batch, "workers": loader.num_workers, "images": len(loader.beton),
-        "mode": "raw" if (loader.beton.mode == RAW).all() else "jpg", "steps": steps, "rounds": repeats,
+        "views_on": views_on, "mode": "raw" if (loader.beton.mode == RAW).all() else "jpg", "steps": steps, "rounds": repeats,
         "machine_chosen": str(machine), "seconds_per_step": {what: statistics.median(s) for what, s in seconds.items()},
         "images_per_s": {what: batch / statistics.median(s) for what, s in seconds.items()},
         "lost": statistics.median(1 - s / r for s, _, r in rounds), "real / sum": statistics.median(r / (s + l) for s, l, r in rounds),
@@ -95,7 +98,8 @@ def report(result):
     """The figures in words."""
     rates = result["images_per_s"]
     return (
-        f"{result['model']} at {result['image_size']}, {result['batch']} images a step, {result['workers']} loader threads, {result['mode']}; "
+        f"{result['model']} at {result['image_size']}, {result['batch']} images a step, {result['workers']} loader threads, {result['mode']}, "
+        f"views made on the {result['views_on']}; "
         f"{result['machine_chosen']}\n"
         f"images/s: real {rates['real']:,.1f}, synthetic {rates['synthetic']:,.1f}, loading alone {rates['loading']:,.1f}\n"
         f"lost to loading: {result['lost']:.1%} (waiting for data: {result['waiting']:.1%} of the time)\n"
@@ -108,7 +112,7 @@ def run(args):
     with tempfile.TemporaryDirectory() as folder:
         jpg, raw = betons(args, Path(folder))
         beton = (jpg if args.mode == "jpg" else raw).path
-        result = measure(beton, args.model, args.size, args.batch, args.workers, args.repeats, args.steps, options=args.options)
+        result = measure(beton, args.model, args.size, args.batch, args.workers, args.repeats, args.steps, options=args.options, views_on=args.views_on)
     result["machine"] = describe()
     print(report(result))
     if args.json:

@@ -1,5 +1,7 @@
 """Pretraining: every image its own class, no labels."""
 
+import functools
+
 import torch
 
 from ..beton import open_beton
@@ -15,7 +17,17 @@ from .loop import fit
 from .run import Run
 
 SCHEMA = {
-    "data": settings.data(test=False),
+    "data": (
+        "what is read",
+        {
+            **settings.data(test=False)[1],
+            "views_on": Param(
+                OneOf("cpu", "device"),
+                "where views are made: cpu: by the loader's threads; device: where training runs, from images kept there decoded (small datasets, few cores)",
+                default="cpu",
+            ),
+        },
+    ),
     "model": settings.MODEL,
     "views": settings.views(),
     "augment": settings.augment(Augment()),
@@ -62,8 +74,8 @@ SCHEMA = {
 }
 
 
-def make_loader(cfg):
-    """The loader that a pretraining configuration asks for."""
+def make_loader(cfg, machine):
+    """The loader that a pretraining configuration asks for, on this machine."""
     part = settings.share_of_process(cfg)
     if cfg.cutmix.chunk and part["batch_size"] % cfg.cutmix.chunk:
         raise ConfigError(
@@ -71,7 +83,12 @@ def make_loader(cfg):
             f"(training.batch_size {cfg.training.batch_size}, processes: {part['world_size']})"
         )
     groups = [Views(g["count"], g.get("size", cfg.model.image_size), tuple(g["scale"])) for g in cfg.views.groups]
-    return MultiCropLoader(
+    made = MultiCropLoader
+    if cfg.data.views_on == "device":
+        from ..loader.on_device import DeviceLoader
+
+        made = functools.partial(DeviceLoader, device=machine.device, compile=machine.compile)
+    return made(
         cfg.data.train, seed=cfg.training.seed, cutmix_alpha=cfg.cutmix.alpha, views=groups, augment=settings.make_augment(cfg),
         cutmix_chunk=cfg.cutmix.chunk, cutmix_per_row=cfg.cutmix.per_row, on_error=cfg.data.on_error, **part,
     )  # fmt: skip
@@ -121,8 +138,8 @@ def _pretrain(cfg, probe):
 
     cfg = settings.fix_batch_size(cfg, trial, cfg.cutmix.chunk or 1)
     torch.manual_seed(cfg.training.seed)
-    loader = make_loader(cfg)
     model, machine, fused, dense_mb = _make_model(cfg, instances)
+    loader = make_loader(cfg, machine)
     run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
     rate = cfg.head.sample_rate
     kind = f"fused loss over the batch's images and {rate:.3g} of the others" if rate < 1 else f"{'fused' if fused else 'dense'} loss"

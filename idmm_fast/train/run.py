@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from tqdm import tqdm
 
@@ -226,6 +227,8 @@ def advice(loader):
     turns = []
     if loader.num_workers * distributed.local_world() < cores:
         turns.append(f"give the loader more of the {cores} cores (--data.num_workers, now {loader.num_workers})")
+    if torch.cuda.is_available() and not hasattr(loader, "device"):
+        turns.append("make the views on the GPU (--data.views_on=device)")
     if (loader.beton.mode != RAW).any():
         turns.append("store pixels instead of JPEGs (write_datasets.py --mode raw)")
     longer, largest = int(np.median(np.maximum(loader.beton.width, loader.beton.height))), max(view.size for view in loader.views)
