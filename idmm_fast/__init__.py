@@ -1,5 +1,5 @@
 """Pretraining vision transformers on small image datasets: instance discrimination with multi-crop and CutMix."""
 
-from .api import embed, finetune, pretrain
+from .api import embed, export, finetune, pretrain
 
-__all__ = ["embed", "finetune", "pretrain"]
+__all__ = ["embed", "export", "finetune", "pretrain"]

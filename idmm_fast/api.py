@@ -7,6 +7,7 @@
 """
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -137,3 +138,40 @@ def embed(data, checkpoint, out=None, image_size=None, batch_size=256):
                 name = files[row] if files else str(row)
                 file.write(",".join(['"' + name.replace('"', '""') + '"', str(beton.label[row]), *(f"{x:.7g}" for x in vector)]) + "\n")
     return features, files
+
+
+def export(checkpoint, out):
+    """Write the network of a run as ONNX, for other programs: `images`, uint8 (n, 3, S, S) of levels 0..255, RGB, n as you like, to `features` (n, d) of a
+    pretraining, or `logits` (n, classes) of a fine-tuning. Normalisation is inside. Needs `pip install -e '.[onnx]'`. Raises ConfigError, ValueError.
+    """
+    import torch
+
+    from .config import ConfigError
+    from .models import Normalize, create_backbone, feature_dim, init_head, load_backbone, load_head
+    from .models.backbone import PRETRAIN_STD
+    from .train.finetune import Classifier
+    from .train.run import config_of
+
+    try:
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError:
+        raise ConfigError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
+    model, run = _model_of(checkpoint), Path(checkpoint)
+    if not model:
+        raise ConfigError(f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is")
+    size = model["image_size"]
+    backbone = create_backbone(model["name"], size, 0.0, model["options"])
+    load_backbone(backbone, run)
+    folder = config_of(run).parent
+    if (folder / "config.json").is_file():  # a fine-tuning, with its classifier
+        head = init_head(feature_dim(backbone), json.loads((folder / "config.json").read_text())["num_classes"])
+        load_head(head, run, backbone)
+        network, name = Classifier(backbone, head), "logits"
+    else:
+        network, name = torch.nn.Sequential(Normalize(std=PRETRAIN_STD), backbone), "features"
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    torch.onnx.export(
+        network.eval(), (example,), str(out), input_names=["images"], output_names=[name], dynamo=True, external_data=False,
+        dynamic_shapes=({0: torch.export.Dim("n", min=1)},), verbose=False,
+    )  # fmt: skip
+    return Path(out)
