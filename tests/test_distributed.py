@@ -141,3 +141,26 @@ def test_a_signal_to_torchrun_checkpoints_in_mid_epoch(tiny_beton, tmp_path, who
     assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == before
     subprocess.run(command, check=True, capture_output=True, timeout=150)
     assert np.array_equal(losses(tmp_path / "run"), whole)
+
+
+@pytest.mark.slow
+def test_the_slurm_script_starts_what_it_should(tiny_beton, tmp_path):
+    """With an srun and an scontrol that know one node of two processes: they train, and the same line again goes on."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "srun").write_text('#!/usr/bin/env bash\nexec "$@"\n')
+    (tools / "scontrol").write_text("#!/usr/bin/env bash\necho localhost\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    job = {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
+    line = [ROOT / "scripts" / "slurm.sh", ROOT / "rn_configs" / "pets.yaml", *torchrun(2, tiny_beton, tmp_path / "run")[8:], "--training.batch_size=16"]
+    for epochs in (2, 2):
+        shown = subprocess.run(
+            [*map(str, line), f"--training.epochs={epochs}"], cwd=ROOT, env=os.environ | job | {"PATH": f"{tools}:{os.environ['PATH']}"},
+            capture_output=True, text=True, check=False, timeout=150,
+        )  # fmt: skip
+        assert shown.returncode == 0, shown.stderr[-3000:]
+        assert "2 processes" in shown.stdout + shown.stderr
+    assert len(losses(tmp_path / "run")) == 8
+    assert "going on at step 8" in shown.stdout + shown.stderr
+    assert subprocess.run([ROOT / "scripts" / "slurm.sh"], capture_output=True, check=False).returncode == 2
