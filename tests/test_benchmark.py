@@ -109,6 +109,7 @@ def test_training_with_many_instances_shows_its_memory(tmp_path):
     assert result["peak_mb"] > 100
 
 
+@pytest.mark.slow
 def test_step_benchmark_reports_everything(tmp_path):
     out = tmp_path / "out.json"
     shown = bench(

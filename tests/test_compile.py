@@ -31,6 +31,7 @@ def strict(monkeypatch, tmp_path):
     torch.compiler.set_stance("default")
 
 
+@pytest.mark.slow
 def test_pretraining_compiles_in_its_first_epoch_only(tiny_beton, tmp_path, strict):
     """64 images in steps of 24: the last partial batch is a shape of its own."""
     cfg = settings(tiny_beton, tmp_path / "run", training__batch_size=24, training__compile=True, training__epochs=3)

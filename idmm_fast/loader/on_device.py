@@ -143,17 +143,21 @@ class DeviceLoader(MultiCropLoader):
         self.next_epoch, self._first_step = self.epoch + 1, 0
         return self._iterator
 
+    def _sent(self, array):
+        """The array as a tensor on the device, without waiting for what the device is doing."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
+
     @torch.no_grad()
     def make(self, rows, step, first):
         """The groups of the batch `rows` (int64 (B,)), the first image being number `first` of the global batch: list of Group."""
         draws = self.operation.draws(self.epoch, rows)
         mixes = self.operation.cutmix(self.epoch, step, len(rows), first)
-        images, groups, done = self.images[torch.from_numpy(rows).to(self.device)], [], 0
+        images, groups, done = self.images[self._sent(rows)], [], 0
         for view, mix in zip(self.views, mixes):
-            fields = {key: torch.from_numpy(np.ascontiguousarray(draws[key][done : done + view.count])).to(self.device) for key in _FIELDS}
+            fields = {key: self._sent(draws[key][done : done + view.count]) for key in _FIELDS}
             radius = int(np.ceil(3 * self.operation.table["sigma"][done][1])) if self.operation.table["blur"][done] else 0
-            box, partner = (torch.from_numpy(v).to(self.device) for v in (mix.box, mix.partner))
-            pixels = self._render(images, fields, box, partner, view.size, radius)
+            pixels = self._render(images, fields, self._sent(mix.box), self._sent(mix.partner), view.size, radius)
             idx = np.tile(rows, view.count)
             a, b, lam = torch.from_numpy(idx), torch.from_numpy(idx[mix.partner]), torch.from_numpy(mix.lam.astype(np.float32))
             groups.append(Group(pixels, a, b, lam))
