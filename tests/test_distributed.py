@@ -155,7 +155,7 @@ def test_the_slurm_script_starts_what_it_should(tiny_beton, tmp_path):
     for tool in tools.iterdir():
         tool.chmod(0o755)
     job = {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
-    line = [ROOT / "scripts" / "slurm.sh", ROOT / "rn_configs" / "pets.yaml", *torchrun(2, tiny_beton, tmp_path / "run")[8:], "--training.batch_size=16"]
+    line = [ROOT / "scripts" / "slurm.sh", ROOT / "rn_configs" / "pets.yaml", *torchrun(2, tiny_beton, tmp_path / "run")[7:], "--training.batch_size=16"]
     for epochs in (2, 2):
         shown = subprocess.run(
             [*map(str, line), f"--training.epochs={epochs}"], cwd=ROOT, env=os.environ | job | {"PATH": f"{tools}:{os.environ['PATH']}"},
