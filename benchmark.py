@@ -36,6 +36,11 @@ def parse(argv):
             "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: photographs made from scikit-learn's two)"
         )
 
+    def network(added):
+        added.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="timm's name (default: deit_tiny_patch16_224)")
+        added.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="further arguments of the model, e.g. '{\"depth\": 6}'")
+        added.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
+
     loader = command("loader", "images/s of the six-view pipeline, against peers, in one run, alternating")
     images(loader)
     loader.add_argument("--workers", type=int, default=1, metavar="N", help="threads of each system (default: 1)")
@@ -73,16 +78,12 @@ def parse(argv):
     end.add_argument("--views-on", choices=("cpu", "device"), default="cpu", help="where views are made, see train_idmm.py --help (default: cpu)")
     end.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
     end.add_argument("--workers", type=int, default=0, metavar="N", help="loader threads (default: one a core)")
-    end.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="timm's name (default: deit_tiny_patch16_224)")
-    end.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="further arguments of the model, e.g. '{\"depth\": 6}'")
-    end.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
+    network(end)
     end.add_argument("--batch", type=int, default=16, metavar="B", help="images a step, six crops each (default: 16)")
     end.add_argument("--steps", type=int, default=6, metavar="N", help="steps that are timed in a round (default: 6)")
 
     step = command("step", "crops/s of a training step against the published one, a switch at a time")
-    step.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="timm's name (default: deit_tiny_patch16_224)")
-    step.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="further arguments of the model, e.g. '{\"depth\": 6}'")
-    step.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
+    network(step)
     step.add_argument("--batch", type=int, default=8, metavar="B", help="images a step, six crops each (default: 8)")
     step.add_argument("--instances", type=int, default=2040, metavar="N", help="classes of the head (default: 2040)")
     step.add_argument("--steps", type=int, default=4, metavar="N", help="steps of a system in a round (default: 4)")

@@ -103,6 +103,18 @@ def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections
     return training.finetune(build(training.SCHEMA, values | _model(known) | _model(model or {}) | _values(sections)))
 
 
+def _network(checkpoint, image_size=None):
+    """(backbone, image size) of the run that `checkpoint` (a run folder, or a file in it) belongs to; no weights are loaded yet. Raises ConfigError."""
+    from .config import ConfigError
+    from .models import create_backbone
+
+    model = _model_of(checkpoint)
+    if not model:
+        raise ConfigError(f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is")
+    size = image_size or model["image_size"]
+    return create_backbone(model["name"], size, 0.0, model["options"]), size
+
+
 def embed(data, checkpoint, out=None, image_size=None, batch_size=256):
     """Features of every training image under the frozen network of a run: (float32 (n, d), their files or [] for a beton of others).
 
@@ -113,19 +125,15 @@ def embed(data, checkpoint, out=None, image_size=None, batch_size=256):
     from .beton import open_beton
     from .config import ConfigError
     from .evaluate.features import extract
-    from .models import create_backbone, load_backbone
+    from .models import load_backbone
     from .train.device import choose
 
     out = out and Path(out)
     if out and out.suffix not in (".npz", ".csv"):
         raise ConfigError(f"out is a file that ends in .npz or .csv, not {out}")
-    model = _model_of(checkpoint)
-    if not model:
-        raise ConfigError(f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is")
-    beton = open_beton(convert(data)["train"])
-    size = image_size or model["image_size"]
-    backbone = create_backbone(model["name"], size, 0.0, model["options"])
+    backbone, size = _network(checkpoint, image_size)
     load_backbone(backbone, checkpoint)
+    beton = open_beton(convert(data)["train"])
     machine = choose(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
     features = extract(machine.place(backbone), beton.path, size, machine, batch_size).numpy()
     listed = Path(beton.path).with_suffix(".txt")
@@ -147,7 +155,7 @@ def export(checkpoint, out):
     import torch
 
     from .config import ConfigError
-    from .models import Normalize, create_backbone, feature_dim, init_head, load_backbone, load_head
+    from .models import Normalize, feature_dim, init_head, load_backbone
     from .models.backbone import PRETRAIN_STD
     from .train.finetune import Classifier
     from .train.run import config_of
@@ -156,18 +164,14 @@ def export(checkpoint, out):
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise ConfigError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
-    model, run = _model_of(checkpoint), Path(checkpoint)
-    if not model:
-        raise ConfigError(f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is")
-    size = model["image_size"]
-    backbone = create_backbone(model["name"], size, 0.0, model["options"])
-    load_backbone(backbone, run)
-    folder = config_of(run).parent
-    if (folder / "config.json").is_file():  # a fine-tuning, with its classifier
-        head = init_head(feature_dim(backbone), json.loads((folder / "config.json").read_text())["num_classes"])
-        load_head(head, run, backbone)
+    backbone, size = _network(checkpoint)
+    tuned = config_of(checkpoint).with_name("config.json")
+    if tuned.is_file():  # a fine-tuning, with its classifier
+        head = init_head(feature_dim(backbone), json.loads(tuned.read_text())["num_classes"])
+        load_backbone(backbone, checkpoint, head)
         network, name = Classifier(backbone, head), "logits"
     else:
+        load_backbone(backbone, checkpoint)
         network, name = torch.nn.Sequential(Normalize(std=PRETRAIN_STD), backbone), "features"
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     torch.onnx.export(

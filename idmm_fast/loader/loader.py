@@ -173,9 +173,13 @@ class MultiCropLoader(Loader):
     def __iter__(self):
         self.close()
         self.epoch = self.next_epoch
-        self._iterator = SafeEpochIterator(self, self.next_traversal_order(), self.epoch, self._first_step)
+        self._iterator = self._begin(self.next_traversal_order(), self._first_step)
         self.next_epoch, self._first_step = self.epoch + 1, 0
         return _Handle(self._iterator)
+
+    def _begin(self, order, first_step):
+        """What makes the batches of the epoch `self.epoch` from `first_step` on: an iterator with `yielded` and `close`."""
+        return SafeEpochIterator(self, order, self.epoch, first_step)
 
     def close(self):
         """End the current iteration, if there is one; its thread is gone when this returns."""

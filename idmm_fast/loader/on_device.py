@@ -13,7 +13,7 @@ from .blur import LEAST_SIGMA
 from .color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from .loader import MultiCropLoader
 from .operation import Group
-from .whole import decode_rows
+from .whole import decoded
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -131,17 +131,13 @@ class DeviceLoader(MultiCropLoader):
                 f"use data.views_on=cpu, or smaller images (write_datasets.py --max-resolution)"
             )
         self.images = torch.zeros(len(self.beton), height, width, 3, dtype=torch.uint8, device=self.device)
-        for row in np.unique(self.indices):
-            (image,) = decode_rows(self.beton, [row])
+        rows = np.unique(self.indices)
+        for row, image in zip(rows, decoded(self.beton, rows)):
             self.images[row, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).to(self.device)
         self._render = torch.compile(render, dynamic=False) if compile else render
 
-    def __iter__(self):
-        self.close()
-        self.epoch = self.next_epoch
-        self._iterator = _Steps(self, self.next_traversal_order(), self._first_step)
-        self.next_epoch, self._first_step = self.epoch + 1, 0
-        return self._iterator
+    def _begin(self, order, first_step):
+        return _Steps(self, order, first_step)
 
     def _sent(self, array):
         """The array as a tensor on the device, without waiting for what the device is doing."""

@@ -24,11 +24,14 @@ def decode_row(beton, row, decoder):
 
 def decode_rows(beton, rows):
     """The images of these rows as stored: list of uint8 (H, W, 3). Raises LoaderError."""
+    return list(decoded(beton, rows))
+
+
+def decoded(beton, rows):
+    """The same, one image at a time."""
     decoder = Decoder()
-    images = []
     for row in rows:
         image, code = decode_row(beton, row, decoder)
         if code != OK:
             raise LoaderError(f"row {row} of {beton.path} can't be decoded: {MESSAGES[code]}")
-        images.append(image)
-    return images
+        yield image

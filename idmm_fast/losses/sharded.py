@@ -42,10 +42,9 @@ class ShardedHead(nn.Module):
 
     group: the process group (None: the default one); without torch.distributed there is one slice. weight: truncated normal
     with std 0.02, bias 0, drawn from torch's default generator as models.init_head draws them: the same rows for any number of processes.
-    sample_rate below 1 keeps the classes of the batch and draws so
-    many of the others anew for every call, each standing for those that were left out (Partial FC, An et al., arXiv 2203.15565): the sum
-    over the classes is then right on average, its logarithm, by Jensen's inequality, too small by about
-    Var(sampled sum) / (2 sum^2), which vanishes as the number of sampled classes grows.
+    sample_rate below 1 keeps the classes of the batch and draws so many of the others anew for every call, each standing for those that
+    were left out (Partial FC, An et al., arXiv 2203.15565): the sum over the classes is then right on average,
+    its logarithm, by Jensen's inequality, too small by about Var(sampled sum) / (2 sum^2), which vanishes as the number of sampled classes grows.
     """
 
     def __init__(self, d, total, group=None, sample_rate=1.0, memory=MEMORY):
@@ -70,10 +69,8 @@ class ShardedHead(nn.Module):
         return rows[self.first : self.first + self.weight.shape[0]]
 
     def collect(self, rows):
-        """From every process its own (count, ...): in process 0 all of them (total, ...), on the CPU; elsewhere None."""
-        if not self.spread:
-            return rows
-        part, rank = -(-self.total // self.world), dist.get_rank(self.group)
+        """From every process of several its own (count, ...): in process 0 all of them (total, ...), on the CPU; elsewhere None."""
+        part, rank = slice_of(self.total, 0, self.world)[1], dist.get_rank(self.group)
         padded = rows.new_zeros(part, *rows.shape[1:])
         padded[: rows.shape[0]] = rows
         parts = [torch.empty_like(padded) for _ in range(self.world)] if rank == 0 else None

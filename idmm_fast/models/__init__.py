@@ -5,11 +5,10 @@ from .backbone import (
     create_backbone,
     feature_dim,
     load_backbone,
-    load_head,
     save_backbone,
     save_classifier,
     timm_config,
 )
 from .head import init_head
 
-__all__ = ["Normalize", "create_backbone", "feature_dim", "init_head", "load_backbone", "load_head", "save_backbone", "save_classifier", "timm_config"]
+__all__ = ["Normalize", "create_backbone", "feature_dim", "init_head", "load_backbone", "save_backbone", "save_classifier", "timm_config"]

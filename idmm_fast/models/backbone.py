@@ -40,15 +40,18 @@ def create_backbone(name, image_size, drop_path=0.0, options=None):
         near = difflib.get_close_matches(name, timm.list_models(), 5, 0.0)
         raise ValueError(f"timm has no model '{name}'. Names that come near: {', '.join(near)}.")
     options = dict(options or {})
-    entry = timm.model_entrypoint(name)
-    if "pvt" not in inspect.getmodule(entry).__name__:  # PVTv2 takes any size as it is
-        options["img_size"] = image_size
+    options |= _size_options(name, image_size)
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path, **options)
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(
             f"timm can't make '{name}' at {image_size} pixels with model.options {options}: {error}"
         ) from error
+
+
+def _size_options(name, image_size):
+    """What tells timm's model `name` its resolution: nothing for PVTv2, which takes any as it is."""
+    return {} if "pvt" in inspect.getmodule(timm.model_entrypoint(name)).__name__ else {"img_size": image_size}
 
 
 def feature_dim(backbone):
@@ -76,9 +79,8 @@ def save_classifier(backbone, head, path):
 def timm_config(backbone, name, image_size, classes, options):
     """What timm's config.json holds: the architecture, its arguments, and how images must be prepared. With it and model.safetensors in one
     folder, timm.create_model("local-dir:FOLDER", pretrained=True) makes the classifier."""
-    sized = "pvt" not in inspect.getmodule(timm.model_entrypoint(name)).__name__
     return {
-        "architecture": name, "num_classes": classes, "model_args": {**options, **({"img_size": image_size} if sized else {})},
+        "architecture": name, "num_classes": classes, "model_args": options | _size_options(name, image_size),
         "pretrained_cfg": {
             "input_size": [3, image_size, image_size], "interpolation": "bicubic", "crop_pct": 224 / 256, "crop_mode": "center",
             "mean": [0.485, 0.456, 0.406], "std": list(FINETUNE_STD), "num_classes": classes, "classifier": classifier_name(backbone),
@@ -106,23 +108,12 @@ def read_weights(path):
     return ours | {k: v for k, v in weights.items() if k.startswith("head.")} if ours else weights
 
 
-def load_head(head, path, backbone):
-    """Load the classifier that was trained with a backbone, see `load_backbone`. Raises ValueError if there is none, or one for other classes."""
-    weights = read_weights(path)
-    where = classifier_name(backbone)
-    for key, own in head.state_dict().items():
-        found = weights.get(f"{where}.{key}", weights.get(f"head.{key}"))
-        if found is None or found.shape != own.shape:
-            has = "no classifier" if found is None else f"a classifier for {found.shape[0]} classes"
-            raise ValueError(f"{path} has {has}, and {own.shape[0]} classes are wanted; leave out model.keep_head")
-        own.copy_(found)
-
-
-def load_backbone(backbone, path):
+def load_backbone(backbone, path, head=None):
     """Load weights from a run folder, a checkpoint or a `.safetensors` file into `backbone`; returns how many tensors came.
 
     The position embedding, and Swin's table of relative ones, is resampled (bicubic) where the resolution differs; everything else must agree by name and
-    shape, the head is left out. timm's own files of pretrained weights will do too. Nothing is unpickled but plain tensors. Raises ValueError.
+    shape. timm's own files of pretrained weights will do too. Nothing is unpickled but plain tensors. head: the linear layer that gets the
+    classifier of the file, which must be there and for as many classes; None: it is left out. Raises ValueError.
     """
     weights = read_weights(path)
     own = backbone.state_dict()
@@ -142,4 +133,10 @@ def load_backbone(backbone, path):
             f"Use the model.name and model.options that it was trained with."
         )
     backbone.load_state_dict({k: weights[k] for k in own})
+    for key, mine in head.state_dict().items() if head is not None else ():
+        found = weights.get(f"{classifier_name(backbone)}.{key}", weights.get(f"head.{key}"))
+        if found is None or found.shape != mine.shape:
+            has = "no classifier" if found is None else f"a classifier for {found.shape[0]} classes"
+            raise ValueError(f"{path} has {has}, and {mine.shape[0]} classes are wanted; leave out model.keep_head")
+        mine.copy_(found)
     return len(own)

@@ -28,7 +28,7 @@ from ..models import create_backbone
 from ..train.device import choose, to_device
 from .benchmark_loader import betons
 from .benchmark_loader import machine as describe
-from .benchmark_step import wait_for
+from .benchmark_step import stepper, wait_for
 
 AHEAD = 4  # steps before the clock is started, and batches that are left when it is stopped
 
@@ -42,18 +42,13 @@ def measure(beton, name, size, batch, workers, repeats, steps, device="auto", op
     loader = (DeviceLoader if where else MultiCropLoader)(beton, batch, workers, views=views, rows=rows, **where)
     torch.manual_seed(0)
     model = machine.place(IDMM(create_backbone(name, size, 0.1, options), len(loader.beton), 0.1)).train()
-    prepared, optimizer, scaler = machine.prepare(model), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True), machine.scaler()
+    train = stepper(machine.prepare(model), model, machine)
 
     def batches():
         return to_device(loader, machine.device)
 
     def step(groups):
-        with machine.autocast():
-            loss = prepared(*map(list, zip(*groups)))
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        train(list(map(list, zip(*groups))))
 
     held = [tuple(t.clone() for t in group) for group in next(batches())]
     loader.close()

@@ -23,7 +23,7 @@ def run(args):
     if device.type != "cuda" and not args.small:
         raise ValueError("torch sees no CUDA device here; `benchmark.py step` and `benchmark.py end_to_end` measure a CPU")
     began = time.perf_counter()
-    low = None if device.type == "cpu" else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    low = step.lower_precision(device)
     models = ["deit_tiny_patch16_224"] if args.small else ["deit_tiny_patch16_224", "pvt_v2_b0", "t2t_vit_t_14"]
     size, batch, steps, repeats = (32, 4, 1, 1) if args.small else (112, 256, 10, 3)
     options = {"depth": 1} if args.small else None

@@ -11,6 +11,7 @@ in each round. FLOP are counted by torch on the step of the published form, so t
 best of a few sizes of torch.mm, in float32 and in the lower precision, measured in each round too.
 """
 
+import functools
 import json
 import statistics
 import time
@@ -108,25 +109,36 @@ def multiply_rate(device, dtype, seconds=0.6):
     return best
 
 
+def stepper(module, model, machine, fused=True):
+    """A function that makes a training step on its argument, the lists of `batch_of`: `module` (which computes the loss of `model`), AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-3, fused=fused or None)
+    scaler = machine.scaler()
+
+    def step(groups):
+        with machine.autocast():
+            loss = module(*groups)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def lower_precision(device):
+    """The type of mixed precision that the hardware has, or None."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if cpu_has_bf16() else None
+
+
 def measure(name, size, batch, instances, repeats, steps, device, low, options=None):
     """{"crops_per_s": {system: {median, min, max}}, "ratios": {system: median of the rounds' ratios to "published"}, ...}."""
     groups = batch_of(batch, instances, size, device)
     crops = sum(x.shape[0] for x in groups[0])
     running = {}
     for what, (module, model, machine) in systems(name, size, instances, device, low, options).items():
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-3, fused=what != "published" or None)
-        scaler = machine.scaler()
-
-        def step(module=module, machine=machine, optimizer=optimizer, scaler=scaler):
-            with machine.autocast():
-                loss = module(*groups)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            return loss
-
-        running[what] = step
+        running[what] = functools.partial(stepper(module, model, machine, what != "published"), groups)
     with FlopCounterMode(display=False) as counter:
         running["published"]()
     flop = counter.get_total_flops()
@@ -175,11 +187,7 @@ def run(args):
     device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
     if args.device == "cuda" and device.type != "cuda":
         raise ValueError("--device cuda, but torch sees no CUDA device")
-    low = None
-    if args.low == "auto" and device.type == "cuda":
-        low = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    elif args.low == "bf16" or (args.low == "auto" and cpu_has_bf16()):
-        low = torch.bfloat16
+    low = {"auto": lower_precision(device), "bf16": torch.bfloat16, "none": None}[args.low]
     result = measure(args.model, args.size, args.batch, args.instances, args.repeats, args.steps, device, low, args.options)
     result |= {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", "threads": torch.get_num_threads(), "machine": describe()}
     print(f"{args.model} at {args.size}, {args.batch} images and {result['crops']} crops a step, {args.instances:,} instances; "

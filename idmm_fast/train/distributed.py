@@ -28,6 +28,11 @@ def local_world():
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
 
 
+def cores():
+    """How many cores this process has, if those of the machine are shared among its processes."""
+    return max(1, len(os.sched_getaffinity(0)) // local_world())
+
+
 def restarted():
     """Whether torchrun's elastic agent has started this job again after a process died (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -45,9 +50,9 @@ def processes(device):
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:  # torchrun gives each process one thread
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    if not cuda:  # torchrun gives each process one thread
+        torch.set_num_threads(cores())
     try:
         yield
     except RuntimeError as error:

@@ -18,7 +18,6 @@ from ..models import (
     feature_dim,
     init_head,
     load_backbone,
-    load_head,
     save_classifier,
     timm_config,
 )
@@ -186,17 +185,15 @@ def _finetune(cfg):
         model = machine.place(Classifier(backbone, head)).train()
         return model, machine, *_forward(model, size, machine)
 
-    cfg = settings.fix_batch_size(cfg, trial)
+    cfg = settings.fix_batch_size(SCHEMA, cfg, trial)
     loader = MultiCropLoader(
         cfg.data.train, seed=cfg.training.seed, cutmix_alpha=0.0, views=[Views(1, size, tuple(cfg.views.scale), interpolation="bicubic")],
         augment=settings.make_augment(cfg), rows=rows, on_error=cfg.data.on_error, **settings.share_of_process(cfg),
     )  # fmt: skip
     if cfg.model.init is not None:
-        load_backbone(backbone, cfg.model.init)
-    if cfg.model.keep_head:
-        if cfg.model.init is None:
-            raise ConfigError("model.keep_head needs model.init, the fine-tuning whose classifier is kept")
-        load_head(head, cfg.model.init, backbone)
+        load_backbone(backbone, cfg.model.init, head if cfg.model.keep_head else None)
+    elif cfg.model.keep_head:
+        raise ConfigError("model.keep_head needs model.init, the fine-tuning whose classifier is kept")
     run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
     machine = choose(cfg.training, cfg.training.epochs * len(loader))
     model = machine.place(Classifier(backbone, head)).train()

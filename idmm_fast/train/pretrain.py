@@ -106,7 +106,7 @@ def pretrain(cfg, probe=None):
 
 
 def _make_model(cfg, instances):
-    """(model, machine, whether the loss is fused, what the dense logits of a step would take in MB)."""
+    """(model, machine, what the dense logits of a step would take in MB)."""
     machine = choose(cfg.training, cfg.training.epochs * -(-instances // cfg.training.batch_size))
     dense_mb = cfg.training.batch_size // distributed.world() * sum(g["count"] for g in cfg.views.groups) * instances * 4 / 2**20
     fused = dense_mb > cfg.head.dense_mb if cfg.head.loss == "auto" else cfg.head.loss == "fused"
@@ -114,7 +114,7 @@ def _make_model(cfg, instances):
         raise ConfigError("head.loss=dense does not go with head.sample_rate below 1; leave head.loss at auto")
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
     model = IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20, cfg.head.sample_rate)
-    return machine.place(model).train(), machine, model.fused, dense_mb
+    return machine.place(model).train(), machine, dense_mb
 
 
 def _forward(model, cfg, machine):
@@ -133,16 +133,16 @@ def _pretrain(cfg, probe):
     instances = len(open_beton(cfg.data.train))
 
     def trial():
-        model, machine, _, _ = _make_model(changed(SCHEMA, cfg, {"training.batch_size": memory.USUAL}), instances)
+        model, machine, _ = _make_model(changed(SCHEMA, cfg, {"training.batch_size": memory.USUAL}), instances)
         return model, machine, *_forward(model, cfg, machine)
 
-    cfg = settings.fix_batch_size(cfg, trial, cfg.cutmix.chunk or 1)
+    cfg = settings.fix_batch_size(SCHEMA, cfg, trial, cfg.cutmix.chunk or 1)
     torch.manual_seed(cfg.training.seed)
-    model, machine, fused, dense_mb = _make_model(cfg, instances)
+    model, machine, dense_mb = _make_model(cfg, instances)
     loader = make_loader(cfg, machine)
     run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
     rate = cfg.head.sample_rate
-    kind = f"fused loss over the batch's images and {rate:.3g} of the others" if rate < 1 else f"{'fused' if fused else 'dense'} loss"
+    kind = f"fused loss over the batch's images and {rate:.3g} of the others" if rate < 1 else f"{'fused' if model.fused else 'dense'} loss"
     if run.state is None and run.main:
         draw_batch(loader, run.folder / "crops.png")
     run.announce(

@@ -1,11 +1,8 @@
 """The sections of a configuration, shared by pretraining and fine-tuning."""
 
-import os
-from types import SimpleNamespace
-
 import yaml
 
-from ..config import ConfigError, Groups, Mapping, Number, OneOf, Pair, Param, Text, Whole
+from ..config import ConfigError, Groups, Mapping, Number, OneOf, Pair, Param, Text, Whole, changed
 from ..loader import Augment
 from . import distributed, memory
 from .run import config_of
@@ -28,7 +25,6 @@ class Resume(Text):
 
     def check(self, value):
         return "no" if value is False else super().check(value)
-
 
 
 MODEL = (
@@ -88,8 +84,8 @@ def make_augment(cfg):
     return Augment(**{**vars(cfg.augment), "sigma": tuple(cfg.augment.sigma)})
 
 
-def fix_batch_size(cfg, make_model, chunk=1):
-    """`cfg` with a number for training.batch_size=auto: the one that the run was begun with, or what fits into memory.
+def fix_batch_size(schema, cfg, make_model, chunk=1):
+    """`cfg` of `schema` with a number for training.batch_size=auto: the one that the run was begun with, or what fits into memory.
 
     make_model(): (model, machine, forward, image_bytes), see memory.largest_batch. chunk: what a process's part must be a multiple of.
     """
@@ -99,14 +95,13 @@ def fix_batch_size(cfg, make_model, chunk=1):
     if begun:
         size = yaml.safe_load(begun.read_text())["training"]["batch_size"]
     else:
-        fits = min(memory.largest_batch(*make_model()), memory.USUAL // distributed.world())
-        fits = min(distributed.of_all(fits)) // chunk * chunk
+        fits = min(memory.USUAL // distributed.world(), *distributed.of_all(memory.largest_batch(*make_model()))) // chunk * chunk
         if fits < 1:
             raise MemoryError(f"not even the {chunk} images of cutmix.chunk fit into memory; use a smaller model.image_size or cutmix.chunk")
         size = fits * distributed.world()
         if distributed.rank() == 0:
             print(f"training.batch_size=auto: {size}")
-    return SimpleNamespace(**{**vars(cfg), "training": SimpleNamespace(**{**vars(cfg.training), "batch_size": size})})
+    return changed(schema, cfg, {"training.batch_size": size})
 
 
 def share_of_process(cfg):
@@ -114,8 +109,7 @@ def share_of_process(cfg):
     size, world = cfg.training.batch_size, distributed.world()
     if size % world:
         raise ConfigError(f"training.batch_size {size} is shared by {world} processes, which does not divide it")
-    cores = len(os.sched_getaffinity(0))
-    workers = cfg.data.num_workers or max(1, cores // distributed.local_world())
+    workers = cfg.data.num_workers or distributed.cores()
     return {"batch_size": size // world, "num_workers": workers, "rank": distributed.rank(), "world_size": world}
 
 

@@ -29,37 +29,40 @@ class State:
 
     def weights(self):
         """{"model": its weights, copied to the CPU}, in process 0; every process must call it. Elsewhere {}."""
-        model = dict(self.model.state_dict())
-        if self._spread:
-            model |= {key: self.model.head.collect(value) for key, value in model.items() if key.startswith("head.")}
+        model = self._with_head(self.model.state_dict(), "collect")
         return {} if distributed.rank() else {"model": _copied(model)}
 
     def take(self):
         """The whole tree, in process 0; every process must call it. Elsewhere {}."""
-        optimizer = self.optimizer.state_dict()
-        if self._spread:
-            optimizer["state"] = self._moments(optimizer["state"], self.model.head.collect)
+        optimizer = self._with_moments(self.optimizer.state_dict(), "collect")
         rest = {"optimizer": optimizer, "scaler": self.scaler.state_dict(), "random": distributed.of_all(_random_state())}
         return self.weights() | ({} if distributed.rank() else _copied(rest))
 
     def restore(self, tree):
         """Make everything as it was when the tree was taken."""
-        model, optimizer = dict(tree["model"]), dict(tree["optimizer"])
-        if self._spread:
-            model |= {key: self.model.head.own(value) for key, value in model.items() if key.startswith("head.")}
-            optimizer["state"] = self._moments(optimizer["state"], self.model.head.own)
-        self.model.load_state_dict(model)
-        self.optimizer.load_state_dict(optimizer)
+        self.model.load_state_dict(self._with_head(tree["model"], "own"))
+        self.optimizer.load_state_dict(self._with_moments(tree["optimizer"], "own"))
         self.scaler.load_state_dict(tree["scaler"])
         if len(tree["random"]) == distributed.world():
             _set_random_state(tree["random"][distributed.rank()])
         else:  # another number of processes: what the model draws itself (drop path) can't be what it was
             torch.manual_seed(torch.initial_seed() + 1 + distributed.rank())
 
-    def _moments(self, state, change):
-        return {
-            key: {k: change(v) if v.dim() else v for k, v in entry.items()} if key in self._head else entry for key, entry in state.items()
-        }
+    def _with_head(self, model, method):
+        """A state_dict of the model with the head's tensors as its `method`, "collect" or "own", makes them."""
+        if not self._spread:
+            return model
+        change = getattr(self.model.head, method)
+        return {key: change(value) if key.startswith("head.") else value for key, value in model.items()}
+
+    def _with_moments(self, optimizer, method):
+        """The same for the optimiser's: AdamW's moments have the shapes of the weights, its counters none."""
+        if not self._spread:
+            return optimizer
+        change, state = getattr(self.model.head, method), dict(optimizer["state"])
+        for key in self._head:
+            state[key] = {k: change(v) if v.dim() else v for k, v in state[key].items()}
+        return {**optimizer, "state": state}
 
 
 def _random_state():
