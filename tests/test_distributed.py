@@ -132,6 +132,32 @@ def test_the_job_goes_on_by_itself_after_a_process_died(tiny_beton, tmp_path, wh
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("shared", ["0", "1"], ids=["shared-store", "own-store"])
+def test_processes_meet_again_after_a_restart_though_one_is_late(tmp_path, late, shared):
+    """torchrun keeps the addresses of the first attempt; the second must not take them for its own, whoever comes first."""
+    (tmp_path / "meet.py").write_text(f"""
+import os, signal, time
+import torch
+from idmm_fast.train import distributed
+rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+time.sleep(3 if attempt == 1 and rank == {late} else 0)
+with distributed.processes("cpu"):
+    if attempt == 0 and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if attempt == 0:
+        time.sleep(60)
+    os.write(1, f"met {{distributed.total(torch.ones(1)).item()}}\\n".encode())
+""")
+    shown = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", tmp_path / "meet.py"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": shared}, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    assert shown.stdout.count("met 2.0") == 2
+
+
+@pytest.mark.slow
 def test_a_signal_to_torchrun_checkpoints_in_mid_epoch(tiny_beton, tmp_path, whole):
     command = torchrun(2, tiny_beton, tmp_path / "run", *LONG, "--training.resume=auto")
     process = begun(command, tmp_path / "run", 21)

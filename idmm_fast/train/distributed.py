@@ -50,7 +50,10 @@ def processes(device):
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    store, rank_, world_ = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:  # torchrun's own store outlives a restart, and with it the addresses of the dead
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # several machines may count apart: docs/nodes.md
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank_, world_size=world_)
     if not cuda:  # torchrun gives each process one thread
         torch.set_num_threads(cores())
     try:
