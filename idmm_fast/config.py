@@ -203,6 +203,16 @@ def keys(schema):
     return [f"{section}.{key}" for section, (_, params) in schema.items() for key in params]
 
 
+def read(schema, path):
+    """{"section.key": value} of a YAML file over those it includes, unchecked but for the names. Raises ConfigError."""
+    return _read(path, keys(schema))
+
+
+def flatten(schema, tree, where):
+    """{"section.key": value} of nested or dotted sections. where: what a message calls the place. Raises ConfigError for a key that `schema` does not have."""
+    return _flatten(tree or {}, keys(schema), where)
+
+
 def parse(schema, argv, doc, aliases=None, ignored=()):
     """Read a configuration from the command line `argv`: --config FILE and --section.key=value.
 
@@ -278,6 +288,8 @@ __all__ = [
     "as_dict",
     "build",
     "changed",
+    "flatten",
     "keys",
     "parse",
+    "read",
 ]

@@ -5,12 +5,23 @@ import time
 
 import torch
 
-from ..config import as_dict
+from ..config import ConfigError, as_dict
 from . import distributed
 from .device import to_device
 from .run import Interrupt, Interrupted, Meter
-from .schedule import learning_rate
+from .schedule import cosine, learning_rate
 from .state import State
+
+
+def _groups(model, training):
+    """AdamW's groups of weights: the head's and the others, each with and without weight decay."""
+    head = {id(p) for p in model.head.parameters()}
+    groups = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            key = (id(p) in head, training.decay_vectors or p.dim() > 1)
+            groups.setdefault(key, {"params": [], "scale": training.head_lr if key[0] else 1.0, "decays": float(key[1])})["params"].append(p)
+    return [groups[key] for key in sorted(groups)]
 
 
 def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, end_epoch=None):
@@ -21,16 +32,16 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
     end_epoch(epoch, last) after it, and what it returns (a dict of
     numbers) is logged; the state with the highest "top1" of these is kept as best.pt. A step whose loss is not finite is skipped:
     logged without a loss, counted, and the weights stay as they are. Raises Interrupted after a signal, FloatingPointError
-    after too many skipped steps in a row, and OSError if a checkpoint can't be written.
+    after too many skipped steps in a row, and OSError if a checkpoint can't be written. A model with after_backward(epoch) and after_step(progress), see
+    methods.Method, is called there.
     """
     training, per_epoch = cfg.training, len(loader)
+    method = hasattr(model, "after_step")
+    if training.clip and getattr(model.head, "spread", False):
+        raise ConfigError("training.clip does not go with a head that is spread over processes; use head.loss=dense")
     steps, warmup = training.epochs * per_epoch, training.warmup_epochs * per_epoch
-    head = list(model.head.parameters())
-    groups = [
-        {"params": [p for p in model.parameters() if all(p is not h for h in head)], "scale": 1.0},
-        {"params": head, "scale": training.head_lr},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=training.weight_decay, fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(_groups(model, training), lr=0.0, fused=True)
     scaler = machine.scaler()
     state = State(model, optimizer, scaler)
     step = 0
@@ -83,17 +94,28 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                     begin_epoch(epoch)
                 for groups in to_device(loader, machine.device):
                     lr = learning_rate(step, steps, warmup, training.lr)
+                    decay = training.weight_decay
+                    if training.weight_decay_end is not None:
+                        decay = cosine(step, steps, training.weight_decay, training.weight_decay_end)
                     for group in optimizer.param_groups:
-                        group["lr"] = lr * group["scale"]
+                        group["lr"], group["weight_decay"] = lr * group["scale"], decay * group["decays"]
                     with machine.autocast():
                         loss = loss_of(groups, epoch, step % per_epoch)
                     scaler.scale(loss).backward()
+                    if method:
+                        model.after_backward(epoch)
+                    if training.clip:
+                        scaler.unscale_(optimizer)
+                        for p in trained:
+                            torch.nn.utils.clip_grad_norm_([p], training.clip)
                     loss = distributed.mean(loss.detach().clone())
                     if not scaler.is_enabled():  # the scaler looks at the gradients itself; else the fused step skips by this, unlooked at
                         optimizer.found_inf = (~torch.isfinite(loss)).float()
                     scaler.step(optimizer)
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
+                    if method:
+                        model.after_step(step / steps)
                     meter.step(loader.images_of(step % per_epoch))
                     flush()  # a step late, so that a GPU is never waited for
                     pending = {"epoch": epoch, "step": step, "loss": loss, "rows": groups[0][1], "lr": lr,

@@ -1,13 +1,13 @@
-"""Pretraining: every image its own class, no labels."""
+"""Pretraining, by IDMM or another method."""
 
 import functools
 
 import torch
 
 from ..beton import open_beton
-from ..config import ConfigError, Flag, Number, OneOf, Param, Whole, changed
+from ..config import ConfigError, Flag, Mapping, Number, OneOf, Param, Whole, changed
 from ..loader import Augment, MultiCropLoader, Views
-from ..methods import IDMM
+from ..methods import IDMM, METHODS, create_method, options_of
 from ..models import create_backbone, save_backbone
 from . import distributed, memory, settings
 from .crops import draw_batch
@@ -29,6 +29,15 @@ SCHEMA = {
         },
     ),
     "model": settings.MODEL,
+    "method": (
+        "how it learns; rn_configs/methods/ has the settings of each",
+        {
+            "name": Param(OneOf(*METHODS), "idmm, or one to compare it with", default="idmm"),
+            "options": Param(
+                Mapping(), "of a method other than idmm: " + "; ".join(f"{m}: {', '.join(options_of(m))}" for m in METHODS if m != "idmm"), default={}
+            ),
+        },
+    ),
     "views": settings.views(),
     "augment": settings.augment(Augment()),
     "cutmix": (
@@ -105,16 +114,26 @@ def pretrain(cfg, probe=None):
         return _pretrain(cfg, probe)
 
 
-def _make_model(cfg, instances):
-    """(model, machine, what the dense logits of a step would take in MB)."""
+def _make_model(cfg, labels):
+    """(model, machine, what is said of its head). labels: int64 (images,)."""
+    instances = labels.numel()
     machine = choose(cfg.training, cfg.training.epochs * -(-instances // cfg.training.batch_size))
+    backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
+    if cfg.method.name != "idmm":
+        if cfg.cutmix.alpha > 0:
+            raise ConfigError(f"{cfg.method.name} can't use mixed images: cutmix.alpha must be 0. --config rn_configs/methods/{cfg.method.name}.yaml says so")
+        model = create_method(cfg.method.name, backbone, labels, [g["count"] for g in cfg.views.groups], cfg.method.options)
+        return machine.place(model).train(), machine, cfg.method.name
+    if cfg.method.options:
+        raise ConfigError("method.options is for the other methods; idmm has its keys under head, cutmix and training.smoothing")
     dense_mb = cfg.training.batch_size // distributed.world() * sum(g["count"] for g in cfg.views.groups) * instances * 4 / 2**20
     fused = dense_mb > cfg.head.dense_mb if cfg.head.loss == "auto" else cfg.head.loss == "fused"
     if cfg.head.sample_rate < 1 and cfg.head.loss == "dense":
         raise ConfigError("head.loss=dense does not go with head.sample_rate below 1; leave head.loss at auto")
-    backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
-    model = IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20, cfg.head.sample_rate)
-    return machine.place(model).train(), machine, dense_mb
+    rate = cfg.head.sample_rate
+    model = IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20, rate)
+    kind = f"fused loss over the batch's images and {rate:.3g} of the others" if rate < 1 else f"{'fused' if model.fused else 'dense'} loss"
+    return machine.place(model).train(), machine, f"{kind} (dense logits: {dense_mb:,.0f} MB)"
 
 
 def _forward(model, cfg, machine):
@@ -130,24 +149,22 @@ def _forward(model, cfg, machine):
 
 
 def _pretrain(cfg, probe):
-    instances = len(open_beton(cfg.data.train))
+    labels = torch.from_numpy(open_beton(cfg.data.train).label)
 
     def trial():
-        model, machine, _ = _make_model(changed(SCHEMA, cfg, {"training.batch_size": memory.USUAL}), instances)
+        model, machine, _ = _make_model(changed(SCHEMA, cfg, {"training.batch_size": memory.USUAL}), labels)
         return model, machine, *_forward(model, cfg, machine)
 
     cfg = settings.fix_batch_size(SCHEMA, cfg, trial, cfg.cutmix.chunk or 1)
     torch.manual_seed(cfg.training.seed)
-    model, machine, dense_mb = _make_model(cfg, instances)
+    model, machine, kind = _make_model(cfg, labels)
     loader = make_loader(cfg, machine)
     run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
-    rate = cfg.head.sample_rate
-    kind = f"fused loss over the batch's images and {rate:.3g} of the others" if rate < 1 else f"{'fused' if model.fused else 'dense'} loss"
     if run.state is None and run.main:
         draw_batch(loader, run.folder / "crops.png")
     run.announce(
         f"{cfg.model.name} at {cfg.model.image_size}, {len(loader.indices)} images, {sum(v.count for v in loader.views)} views each, "
-        f"{cfg.training.epochs} epochs of {len(loader)} steps; {kind} (dense logits: {dense_mb:,.0f} MB); {machine}"
+        f"{cfg.training.epochs} epochs of {len(loader)} steps; {kind}; {machine}"
     )
     distributed.seed_apart(cfg.training.seed)
     prepared = machine.prepare(model)
@@ -158,7 +175,7 @@ def _pretrain(cfg, probe):
     def end_epoch(epoch, last):
         if probe is None or not cfg.probe.every or ((epoch + 1) % cfg.probe.every and not last):
             return None
-        found = distributed.from_main(lambda: probe(model.backbone, machine))
+        found = distributed.from_main(lambda: probe(model.kept, machine))
         model.train()
         run.say(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.2f} %" for name, value in found.items()))
         return found
@@ -167,6 +184,6 @@ def _pretrain(cfg, probe):
         fit(run, cfg, loader, model, machine, loss_of, title="pretrain", end_epoch=end_epoch)
     if run.main:
         if not cfg.training.max_steps:
-            save_backbone(model.backbone, run.folder / "backbone.safetensors")
+            save_backbone(model.kept, run.folder / "backbone.safetensors")
         draw_curves(run.folder)
     return run.folder

@@ -2,7 +2,7 @@
 
 import yaml
 
-from ..config import ConfigError, Groups, Mapping, Number, OneOf, Pair, Param, Text, Whole, changed
+from ..config import ConfigError, Flag, Groups, Mapping, Number, OneOf, Pair, Param, Text, Whole, changed
 from ..loader import Augment
 from . import distributed, memory
 from .run import config_of
@@ -127,7 +127,10 @@ def training(lr, epochs):
             "head_lr": Param(
                 Number(0), "the head learns at this multiple of lr (short runs gain by more than 1)", default=1.0
             ),
-            "weight_decay": Param(Number(0), "on all parameters", default=1e-3),
+            "weight_decay": Param(Number(0), "of AdamW", default=1e-3),
+            "weight_decay_end": Param(Number(0), "it goes there along a cosine; none: it stays", default=None),
+            "decay_vectors": Param(Flag(), "weight decay on biases and norms too", default=True),
+            "clip": Param(Number(0), "the norm that each parameter's gradient is cut to; 0: none", default=0.0),
             "warmup_epochs": Param(Number(0), "linear warm-up from 0, before the cosine", default=2.0),
             "smoothing": Param(Number(0, 1), "label smoothing", default=0.1),
             "seed": Param(Whole(0), "of the order, the crops, the mixing, the weights", default=0),

@@ -24,8 +24,8 @@ class State:
     def __init__(self, model, optimizer, scaler):
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self._spread = getattr(model.head, "spread", False)
-        first = sum(len(group["params"]) for group in optimizer.param_groups[:-1])  # the head's parameters are the last group
-        self._head = range(first, first + len(optimizer.param_groups[-1]["params"]))
+        head = {id(p) for p in model.head.parameters()}
+        self._head = [k for k, p in enumerate(p for group in optimizer.param_groups for p in group["params"]) if id(p) in head]
 
     def weights(self):
         """{"model": its weights, copied to the CPU}, in process 0; every process must call it. Elsewhere {}."""

@@ -1,0 +1,41 @@
+"""Some rows of a beton as a beton of their own."""
+
+import numpy as np
+
+from ..datasets.split import Split
+from .format import RAW
+from .read import open_beton
+from .write import write_beton
+
+
+def choose_rows(labels, images, balanced, seed):
+    """`images` row numbers, sorted, drawn by `seed`. balanced: as many of each class as there can be, those left over at random. labels: int64 (n,).
+
+    Raises ValueError where there are fewer rows.
+    """
+    if not 0 < images <= labels.size:
+        raise ValueError(f"{images} images were asked for, and there are {labels.size}")
+    order = np.random.default_rng(seed).permutation(labels.size)
+    if balanced:  # first one of each class, then a second one of each, ...
+        turn = np.empty(labels.size, np.int64)
+        for c in np.unique(labels):
+            mine = np.flatnonzero(labels[order] == c)
+            turn[mine] = np.arange(mine.size)
+        order = order[np.argsort(turn, kind="stable")]
+    return np.sort(order[:images])
+
+
+def write_subset(path, rows, out):
+    """Write the rows `rows` of the beton `path` to `out`, bytes and labels as they are. Returns write.Written."""
+    beton = open_beton(path)
+
+    def image(row):
+        data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
+        if beton.mode[row] != RAW:
+            return data.tobytes()
+        height, width = beton.height[row], beton.width[row]
+        return data[: height * width * 3].reshape(height, width, 3)
+
+    split = Split([image(row) for row in rows], [int(beton.label[row]) for row in rows], beton.classes)
+    mode = "raw" if (beton.mode[rows] == RAW).all() else "jpg"
+    return write_beton(out, split, dataset=beton.sidecar.get("dataset", ""), name=f"{len(rows)} rows of {path}", mode=mode, quiet=True)

@@ -1,0 +1,399 @@
+"""Methods against each other: a grid of cells, each a pretraining, its judgement and a fine-tuning; what is done is not done again.
+
+A cell is run in a process of its own, so that its memory can be told and its death harms no other; results.jsonl has a line for each.
+"""
+
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+from ..config import ConfigError, as_dict, build, flatten, read
+
+RANDOM = "random"  # no pretraining
+KINDS = ("model", "pretrain", "finetune", "methods", "warmup", "min_scale")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained on what: pretraining on `images` (0: all) of `dataset` by `method` for `budget` crops, fine-tuning on `target` ("same": those very
+    images) for `finetune_budget` crops."""
+
+    dataset: str
+    images: int
+    sampling: str
+    method: str
+    seed: int
+    budget: int
+    target: str
+    finetune_budget: int
+
+    @property
+    def pretraining(self):
+        """What cells share that begin from the same weights."""
+        return (self.dataset, self.images, self.sampling, self.method, self.seed, self.budget)
+
+
+class Setup:
+    """A file like rn_configs/compare.yaml: model, what all pretrainings share, what all fine-tunings share, what single methods have otherwise.
+
+    Raises ConfigError.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not self.path.exists():
+            raise ConfigError(f"{path} does not exist; rn_configs/compare.yaml is one to begin from")
+        self.tree = yaml.safe_load(self.path.read_text()) or {}
+        for key in self.tree:
+            if key not in KINDS:
+                raise ConfigError(f"{path}: there is no key '{key}'; there are {', '.join(KINDS)}")
+        self.warmup, self.min_scale = float(self.tree.get("warmup", 0.0)), float(self.tree.get("min_scale", 0.0))
+
+    def like(self, method):
+        """The method that `method` is a variant of; itself if it is none."""
+        return (self.tree.get("methods", {}).get(method) or {}).get("like", method)
+
+    def _method(self, method):
+        from ..train.pretrain import SCHEMA
+
+        own = dict(self.tree.get("methods", {}).get(method) or {})
+        base = own.pop("like", None)
+        if base is None:
+            file = self.path.parent / "methods" / f"{method}.yaml"
+            if not file.exists():
+                known = sorted({p.stem for p in file.parent.glob("*.yaml")} | set(self.tree.get("methods", {})) | {RANDOM})
+                raise ConfigError(f"there is no method '{method}'; there are {', '.join(known)}")
+            values = read(SCHEMA, file)
+            values |= flatten(SCHEMA, {"model": self.tree.get("model", {})}, str(self.path)) | flatten(SCHEMA, self.tree.get("pretrain"), str(self.path))
+        else:
+            values = self._method(base)
+        return values | flatten(SCHEMA, own, f"{self.path}, methods.{method}")
+
+    def pretraining(self, cell, train, images, folder):
+        """The configuration of a pretraining on the beton `train`, which has `images` images; None for random initialisation."""
+        from ..train.pretrain import SCHEMA
+
+        if cell.method == RANDOM:
+            return None
+        values = self._method(cell.method)
+        groups = build(SCHEMA, {"data.train": "x", "logging.run_dir": "x", **values}).views.groups
+        for group in groups:
+            group["scale"] = [max(share, self.min_scale) for share in group["scale"]]
+        epochs = max(1, round(cell.budget / (images * sum(group["count"] for group in groups))))
+        return build(SCHEMA, {**values, "views.groups": groups, **self._common(cell, train, epochs, folder)})
+
+    def finetuning(self, cell, train, test, images, init, folder):
+        """The configuration of a fine-tuning on the beton `train`, which has `images` images, from the weights `init`."""
+        from ..train.finetune import SCHEMA
+
+        epochs = max(1, round(cell.finetune_budget / images))
+        values = flatten(SCHEMA, {"model": self.tree.get("model", {})}, str(self.path)) | flatten(SCHEMA, self.tree.get("finetune"), str(self.path))
+        return build(SCHEMA, {
+            "training.evaluate_every": max(1, epochs // 6), **values, "data.test": str(test), "model.init": init and str(init),
+            **self._common(cell, train, epochs, folder),
+        })  # fmt: skip
+
+    def _common(self, cell, train, epochs, folder):
+        return {
+            "data.train": str(train), "training.epochs": epochs, "training.warmup_epochs": self.warmup * epochs, "training.seed": cell.seed,
+            "training.resume": "auto", "training.keep_checkpoints": 1, "training.checkpoint_every": 1 << 20, "logging.run_dir": str(folder),
+        }  # fmt: skip
+
+
+def _digest(cfg, *more):
+    """Eight letters that differ where what `cfg` trains differs."""
+    if cfg is None:
+        return RANDOM
+    tree = as_dict(cfg)
+    free = ("seed", "resume", "device", "compile", "amp", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped")
+    tree["training"] = {k: v for k, v in tree["training"].items() if k not in free}
+    tree["model"].pop("init", None)
+    for section in ("data", "logging", "probe", "ladder"):
+        tree.pop(section, None)
+    return hashlib.sha256(json.dumps([tree, *more], sort_keys=True).encode()).hexdigest()[:8]
+
+
+class Betons:
+    """The files of the data folder, and of the subsets that are made of them in `made`."""
+
+    def __init__(self, folder, made):
+        self.folder, self.made = Path(folder), Path(made)
+
+    def path(self, dataset, split):
+        """NAME is data/NAME_train.beton and data/NAME_test.beton; a path is the same with a folder before it."""
+        return (self.folder / dataset if os.sep not in dataset else Path(dataset)).with_name(f"{Path(dataset).name}_{split}.beton")
+
+    def train(self, cell):
+        """The training beton of a cell, made if it is a subset. Raises what open_beton does, ConfigError where it has too few images."""
+        from ..beton.subset import choose_rows, write_subset
+
+        whole = self.path(cell.dataset, "train")
+        if not cell.images:
+            return whole
+        out = self.made / f"{Path(cell.dataset).name}_{cell.images}_{cell.sampling}_{cell.seed}.beton"
+        if not out.exists():
+            from ..beton import open_beton
+
+            try:
+                rows = choose_rows(open_beton(whole).label, cell.images, cell.sampling == "balanced", cell.seed)
+            except ValueError as error:
+                raise ConfigError(f"{whole}: {error}") from None
+            write_subset(whole, rows, out)
+        return out
+
+
+class Results:
+    """results.jsonl: a line a finished cell; a last line that was cut short is dropped."""
+
+    def __init__(self, folder):
+        self.path = Path(folder) / "results.jsonl"
+        self.lines = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    self.lines.append(json.loads(line))
+                except ValueError:
+                    break
+
+    def add(self, line):
+        """Write the line, to the disk."""
+        self.lines.append(line)
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "w") as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in self.lines))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+
+    def done(self):
+        """{(cell, settings): line}."""
+        return {(Cell(**{k: line[k] for k in Cell.__dataclass_fields__}), line["settings"]): line for line in self.lines}
+
+
+class Runner:
+    """Runs the cells of one pretraining, in this process."""
+
+    def __init__(self, setup, betons, folder, threads):
+        self.setup, self.betons, self.folder, self.threads = setup, betons, Path(folder) / "runs", threads
+
+    def settings(self, cell):
+        """What a cell's result depends on besides the cell: letters of the pretraining's and of the fine-tuning's configuration and of the data."""
+        from ..beton import open_beton
+
+        whole, target = (self.betons.path(d, "train") for d in (cell.dataset, cell.dataset if cell.target == "same" else cell.target))
+        data = [open_beton(path).tables_sum for path in (whole, target, self.betons.path(target.name.removesuffix("_train.beton"), "test"))]
+        images = cell.images or len(open_beton(whole))
+        labelled = images if cell.target == "same" else len(open_beton(target))
+        first = _digest(self.setup.pretraining(cell, "x", images, "x"), data[0])
+        return f"{first}-{_digest(self.setup.finetuning(cell, 'x', 'x', labelled, None, 'x'), data[1:])}"
+
+    def run(self, cells, tell):
+        """Each cell's results, given to tell(cell, results), one after another."""
+        import torch
+
+        from ..beton import open_beton
+        from ..evaluate import judge as judging
+        from ..train.finetune import finetune
+
+        torch.set_num_threads(self.threads)
+        first = cells[0]
+        train = self.betons.train(first)
+        images = len(open_beton(train))
+        home = self.folder / f"{Path(first.dataset).name}_{first.images or 'all'}_{first.sampling}"
+        home = home / f"{first.method}_{first.seed}_{self.settings(first).split('-')[0]}"
+        common = self._pretrain(first, train, images, home / "pretrain")
+        init = None if first.method == RANDOM else home / "pretrain" / "backbone.safetensors"
+        judged = {}
+        for cell in cells:
+            target, test = (train, self.betons.path(cell.dataset, "test")) if cell.target == "same" else (
+                self.betons.path(cell.target, "train"), self.betons.path(cell.target, "test"))  # fmt: skip
+            folder = home / f"finetune_{Path(cell.target).name}_{cell.finetune_budget}"
+            cfg = self.setup.finetuning(cell, target, test, len(open_beton(target)), init, folder)
+            began = time.monotonic()
+            result = finetune(cfg)
+            seconds = time.monotonic() - began
+            curve = [[line["epoch"] + 1, line["top1"]] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "top1" in line]
+            _tidy(folder, "model.safetensors")
+            if cell.target not in judged:
+                pre = self.setup.pretraining(cell, target, images, folder) or cfg
+                judged[cell.target] = judging.judge(build(judging.SCHEMA, {
+                    "data.train": str(target), "data.test": str(test), "model.name": cfg.model.name, "model.options": cfg.model.options,
+                    "model.image_size": pre.model.image_size, "model.init": init and str(init), "training.seed": cell.seed,
+                    "training.device": cfg.training.device,
+                }))  # fmt: skip
+            tell(cell, {**common, **judged[cell.target], "top1": result["top1"], "top5": result["top5"], "labels": result["train_images"],
+                        "curve": curve, "finetune_seconds": round(seconds, 1), "finetune_epochs": cfg.training.epochs})  # fmt: skip
+
+    def _pretrain(self, cell, train, images, folder):
+        """{"crops", "epochs", "pretrain_seconds", "peak_mb"}; what a finished pretraining said is kept beside it."""
+        from ..train import checkpoint
+        from ..train.pretrain import pretrain
+        from ..train.run import write_json
+
+        kept = folder / "cost.json"
+        if cell.method == RANDOM:
+            return {"crops": 0, "epochs": 0, "pretrain_seconds": 0.0, "peak_mb": None}
+        if not kept.exists():
+            cfg = self.setup.pretraining(cell, train, images, folder)
+            before = checkpoint.listing(folder / "checkpoints")
+            already = int(before[-1].stem.rsplit("_", 1)[1]) if before else 0
+            began = time.monotonic()
+            pretrain(cfg)
+            steps = sum(1 for _ in open(folder / "metrics.jsonl"))
+            seconds = (time.monotonic() - began) * steps / max(1, steps - already)  # of a run that was stopped: as if it had not been
+            views = sum(group["count"] for group in cfg.views.groups)
+            write_json(kept, {
+                "crops": cfg.training.epochs * images * views, "epochs": cfg.training.epochs, "pretrain_seconds": round(seconds, 1), "peak_mb": _peak_mb(),
+            })  # fmt: skip
+            _tidy(folder)
+        return json.loads(kept.read_text())
+
+
+def _peak_mb():
+    """The most memory that this process has had: of the GPU, where it has one."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+
+def _tidy(folder, *files):
+    """Remove what a finished run does not need any more."""
+    for name in ("checkpoints", "events"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in files:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _work(runner, cells, log, pipe):
+    """A child: run these cells, its output to a file; it ends when the parent does."""
+    os.setsid()  # Ctrl-C is for the parent, which passes it on
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+    try:
+        runner.run(cells, lambda cell, result: pipe.send((cell, result, None)))
+    except Exception as error:
+        from ..train.run import Interrupted
+
+        if not isinstance(error, Interrupted):
+            import traceback
+
+            traceback.print_exc()
+            pipe.send((None, None, f"{type(error).__name__}: {error}"))
+
+
+class Stopped(Exception):
+    """The grid was stopped by a signal; what is done is kept."""
+
+
+def compare(cells, setup, data, out, jobs=1):
+    """Run what is not done of `cells` (Cell), `jobs` pretrainings at a time. Returns (lines of results.jsonl, sentences about those that failed).
+
+    Raises ConfigError, BetonError and FileNotFoundError before anything begins; Stopped after Ctrl-C or SIGTERM.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another comparison is running in {out}; wait for it, or use another --out") from None
+        return _compare(cells, setup, Betons(data, out / "subsets"), out, jobs)
+
+
+def _compare(cells, setup, betons, out, jobs):
+    runner = Runner(setup, betons, out, max(1, len(os.sched_getaffinity(0)) // jobs))
+    results = Results(out)
+    done = results.done()
+    settings, groups = {}, {}
+    for cell in dict.fromkeys(cells):
+        settings[cell] = runner.settings(cell)
+        if (cell, settings[cell]) not in done:
+            betons.train(cell)
+            groups.setdefault((cell.pretraining, settings[cell].split("-")[0]), []).append(cell)
+    waiting, running, failed = list(groups.values()), {}, []
+    (out / "runs").mkdir(exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["idmm_fast.train.finetune", "idmm_fast.train.pretrain", "idmm_fast.evaluate.judge"])
+    stop = []
+    old = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    bar = tqdm(total=len(settings), initial=len(settings) - sum(map(len, waiting)), desc="cells", unit="cell", disable=None, dynamic_ncols=True)
+    said = False
+    try:
+        while (waiting and not stop) or running:
+            while waiting and len(running) < jobs and not stop:
+                group = waiting.pop(0)
+                log = out / "runs" / f"{'_'.join(map(str, group[0].pretraining)).replace(os.sep, '_')}.log"
+                pipe, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(runner, group, log, theirs))
+                process.start()
+                theirs.close()
+                running[pipe] = (process, group, log, Counter())
+            for pipe in wait(list(running), timeout=0.5):
+                process, group, log, seen = running[pipe]
+                try:
+                    cell, result, error = pipe.recv()
+                except EOFError:
+                    process.join()
+                    del running[pipe]
+                    if len(seen) < len(group) and not stop and "error" not in seen:
+                        end = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
+                        failed.append(f"{_name(group[0])} ended by {end} (signal 9 is most often want of memory; --jobs 1 needs less); see {log}")
+                    continue
+                if error:
+                    seen["error"] = 1
+                    failed.append(f"{_name(group[0])}: {error}; see {log}")
+                    continue
+                seen[cell] = 1
+                line = {**asdict(cell), "like": setup.like(cell.method), "settings": settings[cell], **result, "jobs": jobs, "finished": round(time.time())}
+                results.add(line)
+                if not said:
+                    tqdm.write(_row("cell", "knn20", "linear", "top1", "crops/s"))
+                    said = True
+                speed = f"{line['crops'] / line['pretrain_seconds']:.0f}" if line["crops"] else "-"
+                tqdm.write(_row(_name(cell), *(f"{line[m]:.2f}" for m in ("knn20", "linear", "top1")), speed))
+                bar.update()
+            if stop:
+                for process, *_ in running.values():
+                    process.terminate()
+                if len(stop) > 1:
+                    break
+    finally:
+        bar.close()
+        for process, *_ in running.values():
+            process.kill()
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if stop:
+        raise Stopped(f"stopped at your wish; {len(results.lines)} cells are in {results.path}. The same command goes on.")
+    return results.lines, failed
+
+
+def _name(cell):
+    images = f" {cell.images} {cell.sampling}" if cell.images else ""
+    target = "" if cell.target == "same" else f" -> {cell.target}"
+    return f"{cell.dataset}{images}{target}, {cell.method}, seed {cell.seed}, {cell.budget:g}+{cell.finetune_budget:g}"
+
+
+def _row(name, *values):
+    return f"{name:<64}" + "".join(f"{v:>9}" for v in values)
