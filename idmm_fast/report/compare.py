@@ -223,7 +223,7 @@ class Runner:
             target, test = (train, self.betons.path(cell.dataset, "test")) if cell.target == "same" else (
                 self.betons.path(cell.target, "train"), self.betons.path(cell.target, "test"))  # fmt: skip
             folder = home / f"finetune_{Path(cell.target).name}_{cell.finetune_budget}"
-            cfg = self.setup.finetuning(cell, target, test, len(open_beton(target)), init, folder)
+            cfg = self._threaded(self.setup.finetuning(cell, target, test, len(open_beton(target)), init, folder))
             began = time.monotonic()
             result = finetune(cfg)
             seconds = time.monotonic() - began
@@ -239,6 +239,10 @@ class Runner:
             tell(cell, {**common, **judged[cell.target], "top1": result["top1"], "top5": result["top5"], "labels": result["train_images"],
                         "curve": curve, "finetune_seconds": round(seconds, 1), "finetune_epochs": cfg.training.epochs})  # fmt: skip
 
+    def _threaded(self, cfg):
+        cfg.data.num_workers = cfg.data.num_workers or self.threads
+        return cfg
+
     def _pretrain(self, cell, train, images, folder):
         """{"crops", "epochs", "pretrain_seconds", "peak_mb"}; what a finished pretraining said is kept beside it."""
         from ..train import checkpoint
@@ -249,12 +253,12 @@ class Runner:
         if cell.method == RANDOM:
             return {"crops": 0, "epochs": 0, "pretrain_seconds": 0.0, "peak_mb": None}
         if not kept.exists():
-            cfg = self.setup.pretraining(cell, train, images, folder)
+            cfg = self._threaded(self.setup.pretraining(cell, train, images, folder))
             before = checkpoint.listing(folder / "checkpoints")
             already = int(before[-1].stem.rsplit("_", 1)[1]) if before else 0
             began = time.monotonic()
             pretrain(cfg)
-            steps = sum(1 for _ in open(folder / "metrics.jsonl"))
+            steps = len((folder / "metrics.jsonl").read_text().splitlines())
             seconds = (time.monotonic() - began) * steps / max(1, steps - already)  # of a run that was stopped: as if it had not been
             views = sum(group["count"] for group in cfg.views.groups)
             write_json(kept, {

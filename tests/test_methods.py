@@ -1,0 +1,361 @@
+"""The other methods: their losses against loops and closed forms, and each of them trained, stopped, resumed, compiled, in low precision, on two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_train import TINY, losses, settings
+from torch.nn.functional import cross_entropy, kl_div, normalize
+
+from idmm_fast.config import ConfigError, build, flatten, read
+from idmm_fast.loader import Augment, MultiCropLoader, Views
+from idmm_fast.losses import contrastive_loss, dino_loss
+from idmm_fast.losses.distillation import moved
+from idmm_fast.methods import DINO, METHODS, MoCoV2, MoCoV3, SimCLR, create_method, options_of
+from idmm_fast.methods.method import momentum_copy, move, risen
+from idmm_fast.models import create_backbone, load_backbone
+from idmm_fast.models.projector import BatchNorm, mlp
+from idmm_fast.train import checkpoint
+from idmm_fast.train.pretrain import SCHEMA, pretrain
+
+ROOT = Path(__file__).parent.parent
+OTHERS = [name for name in METHODS if name != "idmm"]
+SMALL = {"simclr": {"hidden": 16, "dim": 8}, "supcon": {"hidden": 16, "dim": 8}, "moco_v2": {"hidden": 16, "dim": 8, "momentum": 0.9},
+         "moco_v3": {"hidden": 16, "dim": 8}, "dino": {"hidden": 16, "bottleneck": 8, "outputs": 32, "momentum": 0.9}}  # fmt: skip
+
+
+def unit(n, d, seed=0):
+    return normalize(torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def direct(z, ids, temperature):
+    """SupCon's equation 2, term by term."""
+    total = 0.0
+    for i in range(len(z)):
+        others = [a for a in range(len(z)) if a != i]
+        positives = [p for p in others if ids[p] == ids[i]]
+        below = sum(np.exp(float(z[i] @ z[a]) / temperature) for a in others)
+        if positives:
+            total -= sum(np.log(np.exp(float(z[i] @ z[p]) / temperature) / below) for p in positives) / len(positives)
+    return total / len(z)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5] * 2, [0, 0, 1, 1, 1, 2] * 2, [0, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0]], ids=["views", "classes", "alone"])
+def test_contrastive_loss_is_the_double_sum(ids):
+    z, ids = unit(12, 5), torch.tensor(ids)
+    found = contrastive_loss(z, z, ids, ids, 0.3, torch.arange(12))
+    assert found.item() == pytest.approx(direct(z, ids.tolist(), 0.3), rel=1e-5)
+
+
+def test_two_views_of_each_image_are_nt_xent():
+    """SimCLR's loss as cross entropy over all other rows."""
+    z = unit(16, 4)
+    logits = (z @ z.T / 0.5).fill_diagonal_(-torch.inf)
+    wanted = cross_entropy(logits, (torch.arange(16) + 8) % 16)
+    assert torch.isclose(contrastive_loss(z, z, torch.arange(16) % 8, torch.arange(16) % 8, 0.5, torch.arange(16)).double(), wanted, rtol=1e-5)
+
+
+def test_gradient_of_the_contrastive_loss():
+    z = unit(8, 3).requires_grad_()
+    ids = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
+
+    def loss(z):  # in float64, where the loss itself goes down to float32
+        similarity = (z @ z.T / 0.2).masked_fill(torch.eye(8, dtype=torch.bool), -torch.inf)
+        positive = (ids[:, None] == ids) & ~torch.eye(8, dtype=torch.bool)
+        return -(similarity.log_softmax(1).masked_fill(~positive, 0.0).sum(1) / positive.sum(1)).mean()
+
+    (wanted,) = torch.autograd.grad(loss(z), z)
+    (found,) = torch.autograd.grad(contrastive_loss(z, z, ids, ids, 0.2, torch.arange(8)), z)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_dino_loss_is_the_sum_over_pairs_of_views():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(4 * 3, 7, generator=generator), torch.randn(2 * 3, 7, generator=generator)
+    center = torch.randn(7, generator=generator)
+    terms = []
+    for t in range(2):
+        for s in range(4):
+            if s == t:
+                continue
+            for b in range(3):
+                p = torch.softmax((teacher[t * 3 + b] - center) / 0.04, 0)
+                q = torch.log_softmax(student[s * 3 + b] / 0.1, 0)
+                entropy = -(p * p.clamp(min=1e-30).log()).sum()
+                terms.append(kl_div(q, p, reduction="sum") + entropy)  # KL + H(p) is the cross entropy
+    assert dino_loss(student, teacher, center, 4, 2, 0.1, 0.04).item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-4)
+
+
+def test_center_moves_by_the_mean_and_never_to_nan():
+    rows = torch.randn(6, 5)
+    assert torch.allclose(moved(torch.ones(5), rows.sum(0), 6, 0.9), 0.9 + 0.1 * rows.mean(0))
+    rows[2, 1] = torch.nan
+    assert torch.equal(moved(torch.ones(5), rows.sum(0), 6, 0.9), torch.ones(5))
+
+
+def test_batch_norm_is_torchs():
+    x = torch.randn(20, 6)
+    theirs = torch.nn.BatchNorm1d(6)
+    assert torch.allclose(BatchNorm(6)(x), theirs(x), atol=1e-6)
+    assert [type(layer).__name__ for layer in mlp([4, 8, 2], batch_norm=True)] == ["Linear", "BatchNorm", "ReLU", "Linear", "BatchNorm"]
+    assert mlp([4, 8, 2], batch_norm=True)[-1].weight is None
+
+
+def test_moving_average():
+    networks = [torch.nn.Linear(3, 2)]
+    copies = momentum_copy(networks)
+    before = copies[0].weight.clone()
+    with torch.no_grad():
+        networks[0].weight.add_(1.0)
+    move(copies, networks, 0.75)
+    assert torch.allclose(copies[0].weight, before + 0.25)
+    assert not any(p.requires_grad for p in copies.parameters())
+    assert [risen(0.9, p) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.95, 1.0])
+
+
+def tiny(kind, *args, **options):
+    torch.manual_seed(0)
+    return kind(create_backbone("vit_tiny_patch16_224", 32, options=TINY), *args, **options)
+
+
+def batch(images=4, views=2):
+    pixels = torch.randint(0, 256, (images * views, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    idx = torch.arange(images).repeat(views)
+    return [pixels], [idx], [idx], [torch.ones(images * views)]
+
+
+def test_simclr_of_six_views_counts_them_all_as_positives():
+    model = tiny(SimCLR, **SMALL["simclr"]).eval()
+    images, a, b, lam = batch(4, 6)
+    z = normalize(model.head(model.backbone(model.normalize(images[0]))), dim=1).detach().double()
+    assert model(images, a, b, lam).item() == pytest.approx(direct(z, a[0].tolist(), 0.5), rel=1e-4)
+    halves = [images[0][:8], images[0][8:]], [a[0][:8], a[0][8:]]
+    assert model(halves[0], halves[1], halves[1], [lam[0][:8], lam[0][8:]]).item() == pytest.approx(model(images, a, b, lam).item(), rel=1e-5)
+
+
+def test_moco_v2_asks_the_queue_and_leaves_its_own_older_keys_out():
+    model = tiny(MoCoV2, 12, **SMALL["moco_v2"])
+    first = model.queue.clone()
+    images, a, b, lam = batch(4)
+    with torch.no_grad():
+        q = normalize(model.head(model.backbone(model.normalize(images[0][:4]))), dim=1)
+        k = normalize(model.head(model.backbone(model.normalize(images[0][4:]))), dim=1)
+    wanted = cross_entropy(torch.cat([(q * k).sum(1, keepdim=True), q @ first.T], 1) / 0.2, torch.zeros(4, dtype=torch.int64))
+    assert torch.isclose(model(images, a, b, lam), wanted, atol=1e-5)
+    assert torch.allclose(model.queue[:4], k, atol=1e-6)  # the oldest four are gone
+    assert torch.equal(model.queue[4:], first[4:])
+    assert model.queue_ids[:4].tolist() == [0, 1, 2, 3]
+    negatives = torch.cat([(q * k).sum(1, keepdim=True), q @ model.queue.T], 1) / 0.2
+    negatives[torch.arange(4), 1 + torch.arange(4)] = -torch.inf  # the key of the same image, a step ago
+    assert torch.isclose(model(images, a, b, lam), cross_entropy(negatives, torch.zeros(4, dtype=torch.int64)), atol=1e-5)
+    for _ in range(2):
+        model(images, a, b, lam)
+    assert model.oldest.item() == 4  # 16 keys in a ring of 12
+
+
+def test_moco_queue_keeps_out_what_is_not_finite():
+    model = tiny(MoCoV2, 12, **SMALL["moco_v2"])
+    before = model.queue.clone()
+    model._enqueue(torch.full((4, 8), torch.nan), torch.arange(4))
+    assert torch.equal(model.queue, before)
+    assert (model.queue_ids == -1).all()
+
+
+def test_moco_v3_is_symmetric_and_its_patch_embedding_rests():
+    model = tiny(MoCoV3, **SMALL["moco_v3"])
+    images, a, b, lam = batch(6)
+    with torch.no_grad():
+        x = model.normalize(images[0])
+        k = normalize(model.head["projector"](model.backbone(x)), dim=1)
+        q = normalize(model.head["predictor"](model.head["projector"](model.backbone(x))), dim=1)
+        target = torch.arange(6)
+        wanted = 2 * 0.2 * (cross_entropy(q[:6] @ k[6:].T / 0.2, target) + cross_entropy(q[6:] @ k[:6].T / 0.2, target))
+    assert torch.isclose(model(images, a, b, lam), wanted, atol=1e-4)
+    assert not any(p.requires_grad for p in model.backbone.patch_embed.parameters())
+
+
+def test_dino_shows_the_teacher_the_large_views_only():
+    model = tiny(DINO, [2, 2], **SMALL["dino"])
+    images, a, _, _ = batch(4, 4)
+    large, small = images[0][:8], images[0][8:]
+    with torch.no_grad():
+        student = model.head(model.backbone(model.normalize(images[0])))
+    wanted = dino_loss(student, student[:8], torch.zeros(32), 4, 2)
+    assert torch.isclose(model([large, small], [a[0][:8], a[0][8:]], None, None), wanted, atol=1e-5)
+    assert torch.allclose(model.center, 0.1 * student[:8].mean(0), atol=1e-6)
+    assert model.kept is model.teacher[0]
+    assert not model.teacher.training
+    model([large, small], [a[0][:8], a[0][8:]], None, None).backward()
+    model.after_backward(0)
+    assert model.head.last.weight.grad is None
+
+
+def options(name, **more):
+    """The method's own file, made small."""
+    values = read(SCHEMA, ROOT / "rn_configs" / "methods" / f"{name}.yaml")
+    tiny = {"method.options": SMALL.get(name, {}), "training.epochs": 3, "training.warmup_epochs": 1, "training.batch_size": 16, "training.lr": 2e-3,
+            "model.drop_path": 0.0}  # fmt: skip
+    return {k.replace(".", "__"): v for k, v in (values | tiny | more).items()}
+
+
+@pytest.mark.parametrize("name", ["instance", *OTHERS])
+def test_every_method_trains_and_resumes_to_the_last_bit(tiny_beton, tmp_path, name):
+    whole = pretrain(settings(tiny_beton, tmp_path / "whole", **options(name)))
+    curve = losses(whole)
+    assert len(curve) == 12
+    assert np.isfinite(curve).all()
+    for path in checkpoint.listing(whole / "checkpoints")[-1:]:
+        path.unlink()
+    (whole / "backbone.safetensors").rename(whole / "first.safetensors")
+    pretrain(settings(tiny_beton, whole, **options(name), training__resume="auto"))
+    assert np.array_equal(losses(whole), curve)
+    backbone = create_backbone("vit_tiny_patch16_224", 32, options=TINY)
+    assert load_backbone(backbone, whole / "first.safetensors")
+    first = {k: v.clone() for k, v in backbone.state_dict().items()}
+    load_backbone(backbone, whole)
+    assert all(torch.equal(first[k], v) for k, v in backbone.state_dict().items())
+
+
+def trained(name, beton, labels, lr=2e-3, **options):
+    """(the method after 200 steps on the same two views of 32 images, these views, their numbers, its embedding of them before and after)."""
+    torch.manual_seed(0)
+    loader = MultiCropLoader(beton, 32, 1, 0, 0.0, [Views(2, 32, (0.3, 1.0))], Augment(jitter=0, gray=0, blur=0))
+    (group,) = next(iter(loader))
+    model = create_method(name, create_backbone("vit_tiny_patch16_224", 32, options=TINY), labels, [2], SMALL[name] | options).train()
+    networks = [model.backbone, model.head["projector"] if name == "moco_v3" else model.head]
+    with torch.no_grad():
+        before = model.embed(networks, [group.images])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for step in range(200):
+        loss = model([group.images], [group.idx_a], None, None)
+        optimizer.zero_grad()
+        loss.backward()
+        model.after_backward(1)
+        optimizer.step()
+        model.after_step(step / 200)
+    with torch.no_grad():
+        return model, group.images, group.idx_a[:32], before, model.embed(networks, [group.images])
+
+
+@pytest.mark.parametrize("name", ["simclr", "supcon", "moco_v2", "moco_v3"])
+def test_contrastive_methods_learn_to_find_an_image_by_another_view_of_it(tiny_beton, name):
+    """Nearest second view of each first one; for SupCon of the same class, classes being pairs of images that have nothing in common."""
+    labels = torch.arange(64) // 2 if name == "supcon" else torch.zeros(64, dtype=torch.int64)
+    _, _, idx, before, after = trained(name, tiny_beton, labels, **({"temperature": 0.1} if name == "supcon" else {}))
+    ids = labels[idx] if name == "supcon" else idx
+    found = []
+    for z in (before, after):
+        first, second = normalize(z, dim=1).chunk(2)
+        nearest = (first @ second.T).argsort(1, descending=True)[:, : 2 if name == "supcon" else 1]
+        found.append((ids[nearest] == ids[:, None]).float().mean().item())
+    assert found[1] > found[0] + 0.15
+
+
+def test_dino_learns_without_collapsing(tiny_beton):
+    """Both views of an image come to the same output, sharply; and not all images to the same one."""
+    model, images, _, _, _ = trained("dino", tiny_beton, torch.zeros(64, dtype=torch.int64))
+    with torch.no_grad():
+        p = ((model.embed(model.teacher, [images]) - model.center) / 0.04).softmax(1)
+    entropy = torch.special.entr(p).sum(1).mean()
+    assert (p[:32].argmax(1) == p[32:].argmax(1)).float().mean() > 0.7
+    assert entropy < 0.5 * np.log(32)
+    assert torch.special.entr(p.mean(0)).sum() > entropy + 0.3
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_low_precision_follows_the_full_one(tiny_beton, tmp_path, name):
+    full, low = (
+        losses(pretrain(settings(tiny_beton, tmp_path / amp, **options(name, **{"training.epochs": 2}), training__amp=amp))) for amp in ("fp32", "bf16")
+    )
+    assert np.abs(low / full - 1)[:3].max() < 0.03  # later on they go their own ways
+    assert not np.array_equal(low, full)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("name", OTHERS)
+def test_compiled_follows_eager(tiny_beton, tmp_path, name):
+    torch._dynamo.reset()
+    eager, compiled = (
+        losses(pretrain(settings(tiny_beton, tmp_path / str(c), **options(name, **{"training.epochs": 2}), training__compile=c))) for c in (False, True)
+    )
+    assert np.abs(compiled / eager - 1).max() < 1e-3
+
+
+def test_two_processes_see_what_one_sees(tiny_beton, tmp_path):
+    """All methods, one after another: gathered negatives, queue, centre and batch statistics, uneven last batches; the curve is that of one process."""
+    cases = {name: options(name, **{"training.batch_size": 36, "training.epochs": 3}) for name in OTHERS}
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    (tmp_path / "both.py").write_text(f"""
+import json, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_train import settings
+from idmm_fast.train import distributed
+from idmm_fast.train.pretrain import pretrain
+with distributed.processes("cpu"):
+    for name, options in json.load(open({str(tmp_path / "cases.json")!r})).items():
+        pretrain(settings({str(tiny_beton)!r}, {str(tmp_path)!r} + "/both_" + name, **options))
+""")
+    shown = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "both.py"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    for name, case in cases.items():
+        alone = losses(pretrain(settings(tiny_beton, tmp_path / f"alone_{name}", **case)))
+        both = losses(tmp_path / f"both_{name}")
+        assert len(both) == 6
+        assert np.abs(both / alone - 1).max() < 1e-3, name
+
+
+def test_weight_decay_follows_its_schedule_and_spares_vectors(tiny_beton, tmp_path):
+    from idmm_fast.train.loop import _groups
+    from idmm_fast.train.schedule import cosine
+
+    model = tiny(SimCLR, **SMALL["simclr"])
+    cfg = settings(tiny_beton, tmp_path, training__decay_vectors=False)
+    groups = _groups(model, cfg.training)
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    assert all((p.dim() > 1) == bool(g["decays"]) for g in groups for p in g["params"])
+    assert [cosine(s, 10, 0.04, 0.4) for s in (0, 5, 10)] == pytest.approx([0.04, 0.22, 0.4])
+
+
+def test_gradients_are_clipped_one_by_one(tiny_beton, tmp_path):
+    """With a norm that nothing exceeds the curve is as without; with a tiny one it is another."""
+    curves = [losses(pretrain(settings(tiny_beton, tmp_path / str(clip), **options("simclr", **{"training.clip": clip})))) for clip in (0.0, 1e6, 1e-4)]
+    assert np.array_equal(curves[0], curves[1])
+    assert not np.array_equal(curves[0], curves[2])
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"method.name": "simclr"}, "can't use mixed images.*cutmix.alpha must be 0"),
+    ({"method.name": "simclr", "cutmix.alpha": 0, "method.options": {"temprature": 1}}, "simclr has no 'temprature'; it has temperature, hidden, dim"),
+    ({"method.name": "moco_v2", "cutmix.alpha": 0}, "moco_v2 needs one group of two views"),
+    ({"method.name": "dino", "cutmix.alpha": 0, "views.groups": [{"count": 1, "scale": [0.1, 1.0]}]}, "at least two views"),
+    ({"method.options": {"dim": 3}}, "idmm has its keys"),
+    ({"method.name": "byol"}, "one of idmm, simclr"),
+])  # fmt: skip
+def test_what_does_not_fit_is_said(tiny_beton, tmp_path, changes, says):
+    with pytest.raises((ConfigError, ValueError), match=says):
+        pretrain(settings(tiny_beton, tmp_path / "run", **{k.replace(".", "__"): v for k, v in changes.items()}))
+
+
+def test_supcon_wants_labels():
+    with pytest.raises(ValueError, match="needs labels"):
+        create_method("supcon", create_backbone("vit_tiny_patch16_224", 32, options=TINY), torch.full((4,), -1), [2], {})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "rn_configs" / "methods").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_methods_files_say_all_that_their_method_has(path):
+    values = read(SCHEMA, path)
+    cfg = build(SCHEMA, {"data.train": "x", "model.name": "x", "logging.run_dir": "x", **values})
+    assert set(cfg.method.options) <= set(options_of(cfg.method.name))
+    assert cfg.method.name in ("idmm", path.stem)
+    for option, value in cfg.method.options.items():
+        assert options_of(cfg.method.name)[option] == value, option  # the files say what the code would do
+    assert flatten(SCHEMA, {"method": {"name": "idmm"}}, "here") == {"method.name": "idmm"}
