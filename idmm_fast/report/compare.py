@@ -115,17 +115,20 @@ class Setup:
         }  # fmt: skip
 
 
-def _digest(cfg, *more):
-    """Eight letters that differ where what `cfg` trains differs."""
+_FREE = ("seed", "resume", "device", "compile", "amp", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped")
+
+
+def _digest(schema, cfg, *more):
+    """Eight letters that differ where what `cfg` trains differs: those values that are not the defaults of `schema`."""
     if cfg is None:
         return RANDOM
-    tree = as_dict(cfg)
-    free = ("seed", "resume", "device", "compile", "amp", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped")
-    tree["training"] = {k: v for k, v in tree["training"].items() if k not in free}
-    tree["model"].pop("init", None)
-    for section in ("data", "logging", "probe", "ladder"):
-        tree.pop(section, None)
-    return hashlib.sha256(json.dumps([tree, *more], sort_keys=True).encode()).hexdigest()[:8]
+    said = {}
+    for section, keys in as_dict(cfg).items():
+        for key, value in keys.items():
+            aside = section in ("data", "logging", "probe", "ladder") or (section == "training" and key in _FREE) or (section, key) == ("model", "init")
+            if not aside and value != schema[section][1][key].default:
+                said[f"{section}.{key}"] = value
+    return hashlib.sha256(json.dumps([said, *more], sort_keys=True).encode()).hexdigest()[:8]
 
 
 class Betons:
@@ -194,13 +197,15 @@ class Runner:
     def settings(self, cell):
         """What a cell's result depends on besides the cell: letters of the pretraining's and of the fine-tuning's configuration and of the data."""
         from ..beton import open_beton
+        from ..train import finetune, pretrain
 
         whole, target = (self.betons.path(d, "train") for d in (cell.dataset, cell.dataset if cell.target == "same" else cell.target))
         data = [open_beton(path).tables_sum for path in (whole, target, self.betons.path(target.name.removesuffix("_train.beton"), "test"))]
         images = cell.images or len(open_beton(whole))
         labelled = images if cell.target == "same" else len(open_beton(target))
-        first = _digest(self.setup.pretraining(cell, "x", images, "x"), data[0])
-        return f"{first}-{_digest(self.setup.finetuning(cell, 'x', 'x', labelled, None, 'x'), data[1:])}"
+        first = _digest(pretrain.SCHEMA, self.setup.pretraining(cell, "x", images, "x"), data[0])
+        second = _digest(finetune.SCHEMA, self.setup.finetuning(cell, "x", "x", labelled, None, "x"), *data[1:])
+        return f"{first}-{second}"
 
     def run(self, cells, tell):
         """Each cell's results, given to tell(cell, results), one after another."""
@@ -322,7 +327,7 @@ def compare(cells, setup, data, out, jobs=1):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"another comparison is running in {out}; wait for it, or use another --out") from None
-        return _compare(cells, setup, Betons(data, out / "subsets"), out, jobs)
+        return _compare(cells, setup, Betons(data, out / "runs" / "subsets"), out, jobs)
 
 
 def _compare(cells, setup, betons, out, jobs):

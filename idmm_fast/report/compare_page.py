@@ -234,7 +234,7 @@ def _fewer(page, lines):
         def get(n, m, mine=mine):
             return values(mine, "top1", method=m, images=n)
 
-        page.say(f"## Fewer images: {dataset}", "Both trainings on so many images, class-balanced, drawn anew for each seed; as many crops as with all of them.")
+        page.say(f"## Fewer images: {dataset}", "Both trainings on so many images, class-balanced, drawn anew for each seed; as many crops as with all.")
         page.say(table(methods, {n: f"{n:,}" for n in sizes}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
         draw = partial(lines_of, xs=sizes, series=methods, get=get, xlabel="images", ylabel="top-1, %")
         page.picture(f"fewer_{Path(dataset).name}", draw)
