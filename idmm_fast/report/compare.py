@@ -3,6 +3,7 @@
 A cell is run in a process of its own, so that its memory can be told and its death harms no other; results.jsonl has a line for each.
 """
 
+import faulthandler
 import fcntl
 import hashlib
 import json
@@ -297,6 +298,7 @@ def _work(runner, cells, log, pipe):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
+    faulthandler.enable()
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
     try:
@@ -340,10 +342,10 @@ def _compare(cells, setup, betons, out, jobs):
         if (cell, settings[cell]) not in done:
             betons.train(cell)
             groups.setdefault((cell.pretraining, settings[cell].split("-")[0]), []).append(cell)
-    waiting, running, failed = list(groups.values()), {}, []
+    waiting, running, failed, again = list(groups.values()), {}, [], set()
     (out / "runs").mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["idmm_fast.train.finetune", "idmm_fast.train.pretrain", "idmm_fast.evaluate.judge"])
+    context.set_forkserver_preload(["torch", "timm", "sklearn.pipeline", "matplotlib.figure"])  # not numba: LLVM's state does not bear a fork
     stop = []
     old = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     bar = tqdm(total=len(settings), initial=len(settings) - sum(map(len, waiting)), desc="cells", unit="cell", disable=None, dynamic_ncols=True)
@@ -365,9 +367,15 @@ def _compare(cells, setup, betons, out, jobs):
                 except EOFError:
                     process.join()
                     del running[pipe]
-                    if len(seen) < len(group) and not stop and "error" not in seen:
+                    left = [cell for cell in group if cell not in seen]
+                    if left and not stop and "error" not in seen:
                         end = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-                        failed.append(f"{_name(group[0])} ended by {end} (signal 9 is most often want of memory; --jobs 1 needs less); see {log}")
+                        if left[0] not in again:  # once more, from its last checkpoint
+                            again.add(left[0])
+                            waiting.append(left)
+                            tqdm.write(f"{_name(left[0])} ended by {end}; it is tried once more")
+                            continue
+                        failed.append(f"{_name(left[0])} ended by {end} (signal 9 is most often want of memory; --jobs 1 needs less); see {log}")
                     continue
                 if error:
                     seen["error"] = 1

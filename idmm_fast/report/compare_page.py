@@ -252,7 +252,8 @@ def _transfer(page, lines):
         return
     methods = order(line["method"] for line in others)
     sources = list(dict.fromkeys(line["dataset"] for line in others))
-    targets = {t: t for t in dict.fromkeys(line["target"] for line in others)}
+    tuned = {line["target"] for line in others}
+    targets = {t: t for t in [*(s for s in sources if s in tuned), *sorted(tuned - set(sources))]}
     lengths = {line["finetune_budget"] for line in others}
     page.say("## Transfer", "Rows: what was pretrained on; columns: what was fine-tuned on and judged.")
     rows = {(s, m): f"{s}, {name_of(m)}" for s in sources for m in methods} | {(None, RANDOM): name_of(RANDOM)}

@@ -1,0 +1,264 @@
+"""The comparison: a small grid that is killed, goes on and reports; what a page says of known numbers."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import call
+from PIL import Image
+from test_train import TINY
+
+from idmm_fast.beton import open_beton
+from idmm_fast.beton.subset import choose_rows, write_subset
+from idmm_fast.config import ConfigError
+from idmm_fast.loader import Augment, MultiCropLoader, Views
+from idmm_fast.report.compare import Cell, Results, Setup
+from idmm_fast.report.compare_page import main_table, write_page
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def place(tmp_path, tiny_beton):
+    """A folder with a small configuration, the methods' files, and the betons tiny_train and tiny_test."""
+    (tmp_path / "methods").symlink_to(ROOT / "rn_configs" / "methods")
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"tiny_{split}.beton").symlink_to(tiny_beton)
+    small = {"batch_size": 32, "lr": 1e-3, "compile": False, "amp": "fp32"}
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump({
+        "model": {"name": "vit_tiny_patch16_224", "options": TINY, "drop_path": 0.0},
+        "warmup": 0.1,
+        "pretrain": {"model": {"image_size": 24}, "training": small},
+        "finetune": {"model": {"image_size": 32}, "training": small},
+        "methods": {"simclr": {"method.options": {"hidden": 16, "dim": 8}}, "wild": {"like": "idmm", "training.lr": 1e30, "training.max_skipped": 2},
+                    "idmm_plain": {"like": "idmm", "cutmix.alpha": 0}},
+    }))  # fmt: skip
+    return tmp_path
+
+
+def grid(place, *args):
+    return ["--config", place / "compare.yaml", "--data", place / "data", "--out", place / "out", "--budget", "1500", "--finetune-budget", "128", *args]
+
+
+SMALL = ("--datasets", "tiny", "--methods", "random", "idmm", "simclr", "--seeds", "0", "1", "--jobs", "2")
+
+
+def begun(place, *args):
+    """The comparison as a process, once a cell is done."""
+    command = [sys.executable, ROOT / "compare.py", *grid(place, *args)]
+    process = subprocess.Popen(list(map(str, command)), env=os.environ | {"MARK": str(place)}, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (place / "out" / "results.jsonl").exists():
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+    return process
+
+
+def alive(place):
+    """Processes that were started with this folder in their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"MARK={place}".encode() in entry.read_bytes():
+                found.append(entry.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_grid_is_killed_goes_on_and_reports(place):
+    process = begun(place, *SMALL)
+    process.kill()
+    process.wait()
+    before = Results(place / "out").lines
+    assert 0 < len(before) < 6
+    began = time.monotonic()
+    while alive(place):  # its children end by themselves
+        time.sleep(0.1)
+        assert time.monotonic() - began < 60
+    shown = call("compare.py", *grid(place, *SMALL))
+    assert shown.returncode == 0, shown.stderr
+    lines = Results(place / "out").lines
+    assert lines[: len(before)] == before  # not run again
+    assert {(line["method"], line["seed"]) for line in lines} == {(m, s) for m in ("random", "idmm", "simclr") for s in (0, 1)}
+    for line in lines:
+        assert all(0 <= line[k] <= 100 for k in ("knn10", "knn20", "linear", "top1", "top5"))
+        views = {"random": 0, "idmm": 6, "simclr": 2}[line["method"]]
+        assert line["crops"] == line["epochs"] * 64 * views
+        assert line["crops"] == 0 or abs(line["crops"] / 1500 - 1) < 0.15
+        assert line["finetune_epochs"] == 2
+        assert line["method"] == "random" or (line["pretrain_seconds"] > 0 and line["peak_mb"] > 100)
+    assert not list((place / "out").rglob("checkpoints"))  # tidied up
+    assert len(list((place / "out").rglob("backbone.safetensors"))) == 4
+    text = (place / "out" / "results.jsonl").read_text()
+    assert call("compare.py", *grid(place, *SMALL)).returncode == 0
+    assert (place / "out" / "results.jsonl").read_text() == text
+    shown = call("compare.py", "report", "--out", place / "out")
+    assert shown.returncode == 0, shown.stderr
+    page = (place / "out" / "report.md").read_text()
+    mean = np.mean([line["top1"] for line in lines if line["method"] == "idmm"])
+    assert re.search(rf"\| IDMM \| \**{mean:.1f} ± ", page)
+    for picture in re.findall(r"\]\((.*?)\)", page):
+        assert np.asarray(Image.open(place / "out" / picture)).std() > 10
+
+
+@pytest.mark.slow
+def test_a_signal_stops_it_with_checkpoints(place):
+    process = begun(place, *SMALL)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on" in said
+    assert not alive(place)
+    assert call("compare.py", *grid(place, *SMALL)).returncode == 0
+    assert len(Results(place / "out").lines) == 6
+
+
+def test_fewer_images_other_targets_and_one_that_fails(place):
+    """The failing one is named and harms no other; subsets are balanced; a transfer is judged on its target."""
+    args = ("--datasets", "tiny", "--methods", "wild", "idmm_plain", "--images", "24", "--targets", "same", "tiny")
+    shown = call("compare.py", *grid(place, *args))
+    assert shown.returncode == 1
+    assert "tiny 24 balanced, wild, seed 0" in shown.stderr
+    assert "FloatingPointError" in shown.stderr
+    lines = {line["target"]: line for line in Results(place / "out").lines}
+    assert lines["same"]["labels"] == 24
+    assert lines["tiny"]["labels"] == 64
+    assert lines["same"]["like"] == "idmm"
+    assert lines["same"]["crops"] == lines["tiny"]["crops"] == lines["same"]["epochs"] * 24 * 6
+    (made,) = (place / "out").rglob("*.beton")
+    assert np.bincount(open_beton(made).label).tolist() == [6, 6, 6, 6]
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    (("--datasets", "nowhere", "--methods", "idmm"), "nowhere_train.beton does not exist"),
+    (("--datasets", "tiny", "--methods", "idmn"), "there is no method 'idmn'; there are dino, idmm"),
+    (("--datasets", "tiny", "--methods", "idmm", "--images", "1000"), "1000 images were asked for, and there are 64"),
+    (("--datasets", "tiny", "--methods", "idmm", "--config", "/nowhere.yaml"), "/nowhere.yaml does not exist"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_begins(place, args, says):
+    shown = call("compare.py", *grid(place, *args))
+    assert shown.returncode == 1
+    assert says in shown.stderr
+    assert not (place / "out" / "results.jsonl").exists()
+
+
+def test_an_unknown_key_of_the_configuration_is_named(place):
+    (place / "compare.yaml").write_text("pretrained: {}\n")
+    with pytest.raises(ConfigError, match="no key 'pretrained'; there are model, pretrain"):
+        Setup(place / "compare.yaml")
+    (place / "compare.yaml").write_text("pretrain: {training: {learning_rate: 1}}\n")
+    with pytest.raises(ConfigError, match=r"compare\.yaml: there is no key 'training.learning_rate'"):
+        Setup(place / "compare.yaml").pretraining(Cell("tiny", 0, "balanced", "idmm", 0, 100, "same", 100), "x", 64, "x")
+
+
+def test_a_second_comparison_in_the_same_folder_is_refused(place):
+    import fcntl
+
+    (place / "out").mkdir()
+    with open(place / "out" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shown = call("compare.py", *grid(place, *SMALL))
+    assert shown.returncode == 1
+    assert "another comparison is running" in shown.stderr
+
+
+def test_every_method_sees_the_budget(place):
+    """At the sizes of the comparison that comes along."""
+    setup = Setup(ROOT / "rn_configs" / "compare.yaml")
+    for method in ("idmm", "instance", "simclr", "supcon", "moco_v2", "moco_v3", "dino", "idmm_no_smoothing", "idmm_no_cutmix", "idmm_two_crops"):
+        cfg = setup.pretraining(Cell("x", 0, "balanced", method, 3, 800_000, "same", 1), "x", 2040, "x")
+        crops = cfg.training.epochs * 2040 * sum(g["count"] for g in cfg.views.groups)
+        assert abs(crops / 800_000 - 1) < 0.01
+        assert cfg.training.seed == 3
+        assert (cfg.training.batch_size, cfg.training.lr, cfg.model.image_size) == (128, 1e-3, 24)
+        assert cfg.training.warmup_epochs == pytest.approx(0.05 * cfg.training.epochs)
+        assert (cfg.cutmix.alpha > 0) == (method in ("idmm", "idmm_no_smoothing", "idmm_two_crops"))
+    assert setup.pretraining(Cell("x", 0, "balanced", "random", 0, 0, "same", 1), "x", 2040, "x") is None
+
+
+def test_the_floor_on_crops_is_the_same_for_all(place):
+    tree = yaml.safe_load((place / "compare.yaml").read_text())
+    (place / "compare.yaml").write_text(yaml.safe_dump(tree | {"min_scale": 0.2}))
+    cfg = Setup(place / "compare.yaml").pretraining(Cell("tiny", 0, "balanced", "idmm", 0, 1500, "same", 100), "x", 64, "x")
+    assert [g["scale"] for g in cfg.views.groups] == [[0.2, 1.0], [0.2, 0.4]]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "raw"])
+def test_a_subset_has_the_same_images(kind, jpg_beton, raw_beton, tmp_path):
+    path = {"jpg": jpg_beton, "raw": raw_beton}[kind]
+    rows = np.array([3, 5, 8, 30])
+    written = write_subset(path, rows, tmp_path / "some.beton")
+    some, whole = open_beton(tmp_path / "some.beton"), open_beton(path)
+    assert written.count == 4
+    assert some.classes == whole.classes
+    places = np.array(written.places)
+    assert np.array_equal(some.label, whole.label[rows[places]])
+    pixels = [
+        next(iter(MultiCropLoader(p, 4, 1, 0, 0.0, [Views(1, 48, resize=48)], Augment.none(), shuffle=False, rows=r)))[0].images
+        for p, r in ((path, rows[places]), (tmp_path / "some.beton", None))
+    ]
+    assert np.array_equal(*(x.numpy() for x in pixels))
+
+
+def test_rows_are_balanced_or_random():
+    labels = np.repeat(np.arange(4), [50, 30, 15, 5])
+    assert np.bincount(labels[choose_rows(labels, 20, True, 0)]).tolist() == [5, 5, 5, 5]
+    assert np.bincount(labels[choose_rows(labels, 47, True, 0)]).tolist() == [14, 14, 14, 5]
+    counts = np.mean([np.bincount(labels[choose_rows(labels, 20, False, seed)], minlength=4) for seed in range(400)], 0)
+    assert np.abs(counts - 20 * np.array([0.5, 0.3, 0.15, 0.05])).max() < 0.4  # about 4 standard errors
+    assert not np.array_equal(choose_rows(labels, 20, True, 0), choose_rows(labels, 20, True, 1))
+    with pytest.raises(ValueError, match="101 images"):
+        choose_rows(labels, 101, True, 0)
+
+
+def line(method, seed, top1, dataset="a", target="same", images=0, sampling="balanced", tuning=100, like=None, settings="s", labels=2000):
+    return {
+        "dataset": dataset, "images": images, "sampling": sampling, "method": method, "seed": seed, "budget": 0 if method == "random" else 800,
+        "target": target, "finetune_budget": tuning, "like": like or method, "settings": settings, "crops": 0 if method == "random" else 790, "epochs": 3,
+        "pretrain_seconds": 0.0 if method == "random" else 79.0, "peak_mb": None if method == "random" else 512, "knn10": 1.0, "knn20": top1 / 2,
+        "linear": top1 / 3, "top1": top1, "top5": 90.0, "labels": labels, "curve": [[1, top1 - 5], [2, top1]], "finetune_seconds": 60.0,
+        "finetune_epochs": 2, "jobs": 2, "finished": 0,
+    }  # fmt: skip
+
+
+def test_the_page_says_what_the_numbers_are(tmp_path):
+    lines = [line(m, s, base + s) for m, base in (("random", 20.0), ("idmm", 30.0), ("simclr", 25.0)) for s in range(3)]
+    lines += [line(m, s, base + s, dataset="b") for m, base in (("random", 50.0), ("idmm", 52.0), ("simclr", 60.0)) for s in range(3)]
+    for n in (100, 50):
+        lines += [line(m, s, base + n / 10 + s, images=n, labels=n) for m, base in (("random", 0.0), ("idmm", 5.0)) for s in range(2)]
+    lines += [line("idmm", 0, 35.0, dataset="a", target="b"), line("idmm", 0, 36.0, dataset="b", target="a")]
+    lines += [line("idmm", s, 40.0, images=100, sampling=k, target="a") for k in ("balanced", "random") for s in range(2)]
+    lines += [line("idmm_plain", s, 28.0, like="idmm") for s in range(3)]
+    lines += [line(m, 0, v, tuning=400) for m, v in (("random", 33.0), ("idmm", 34.0))]
+    lines += [line("simclr", 9, 99.0, dataset="c", settings="t"), line("simclr", 8, 99.0, dataset="c", settings="u")]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines) + '{"cut sho')
+    page = write_page(tmp_path).read_text()
+    for heading in ("Methods", "Fewer images: a", "Transfer", "Class-balanced or random", "Variants: a", "Length of fine-tuning: a", "Settings"):
+        assert f"## {heading}\n" in page, heading
+    assert "| IDMM | **31.0 ± 1.0** | 53.0 ± 1.0 | - |" in page
+    assert "| SimCLR | 26.0 ± 1.0 | **61.0 ± 1.0** |" in page
+    assert "| IDMM | **10.0 ± 0.0** | 2.0 ± 0.0 |" in page  # gains, seed by seed
+    assert "| SimCLR | 790 | 1.3 | 10 | 1.0 | 512 |" in page
+    assert "| IDMM | **10.5 ± 0.7** | **15.5 ± 0.7** | **31.0 ± 1.0** |" in page  # 50, 100, all 2,000
+    assert "| a, IDMM | 31.0 ± 1.0 | 35.0 |" in page
+    assert "| b, IDMM | **36.0** | **53.0 ± 1.0** |" in page
+    assert "| idmm plain | 28.0 ± 0.0 |" in page
+    assert "c/0/balanced/simclr/800/same/100: not all seeds were run with the same settings: t: seeds [9], u: seeds [8]" in page
+    assert main_table(lines).splitlines()[0] == "| fine-tuned, top-1, % | a | b | c |"
+    for picture in re.findall(r"\]\((.*?)\)", page):
+        assert (tmp_path / picture).stat().st_size > 3000
+
+
+def test_a_page_of_nothing_is_refused(tmp_path):
+    shown = call("compare.py", "report", "--out", tmp_path)
+    assert shown.returncode == 1
+    assert "holds no finished cell" in shown.stderr
