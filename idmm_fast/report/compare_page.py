@@ -116,20 +116,35 @@ def lines_of(axis, xs, series, get, xlabel, ylabel, log=True):
     axis.legend(fontsize=8)
 
 
+def usual(numbers):
+    """The one that most have; 0 of none."""
+    numbers = [n for n in numbers if n]
+    return max(sorted(set(numbers)), key=numbers.count) if numbers else 0
+
+
 def main_lines(lines):
-    """What the main table is made of: all images of a dataset for both trainings, the methods themselves, the fine-tuning that most cells have."""
-    whole = [line for line in lines if not line["images"] and line["target"] == "same"]
-    own = [line for line in whole if line["method"] == line["like"]]
-    lengths = [line["finetune_budget"] for line in own]
-    usual = max(set(lengths), key=lengths.count) if lengths else None
-    budgets = [line["budget"] for line in own if line["budget"]]
-    budget = max(set(budgets), key=budgets.count) if budgets else 0
-    return [line for line in own if line["finetune_budget"] == usual and line["budget"] in (0, budget)], usual, budget
+    """What the main table is made of: all images of a dataset for both trainings, the methods themselves, and of each dataset the budgets that most cells have."""
+    own = [line for line in lines if not line["images"] and line["target"] == "same" and line["method"] == line["like"]]
+    main = []
+    for dataset in dict.fromkeys(line["dataset"] for line in own):
+        mine = [line for line in own if line["dataset"] == dataset]
+        budget, tuning = (usual(line[k] for line in mine) for k in ("budget", "finetune_budget"))
+        main += [line for line in mine if line["budget"] in (0, budget) and line["finetune_budget"] == tuning]
+    return main
+
+
+def budgets(lines):
+    """{dataset: (crops of pretraining, crops of fine-tuning)} of the main table."""
+    main = main_lines(lines)
+    return {
+        d: tuple(usual(line[k] for line in main if line["dataset"] == d) for k in ("budget", "finetune_budget"))
+        for d in dict.fromkeys(line["dataset"] for line in main)
+    }
 
 
 def main_table(lines, measure="top1"):
     """Methods by datasets, mean ± standard deviation over the seeds, best in bold."""
-    main, _, _ = main_lines(lines)
+    main = main_lines(lines)
     datasets = {d: d for d in dict.fromkeys(line["dataset"] for line in main)}
     methods = {m: name_of(m) for m in order(line["method"] for line in main)}
     return table(methods, datasets, lambda m, d: values(main, measure, method=m, dataset=d), f"{MEASURES[measure]}, %")
@@ -137,7 +152,7 @@ def main_table(lines, measure="top1"):
 
 def gains(lines, measure="top1"):
     """Methods by datasets: the difference to random initialisation, seed by seed."""
-    main, _, _ = main_lines(lines)
+    main = main_lines(lines)
     datasets = {d: d for d in dict.fromkeys(line["dataset"] for line in main)}
     methods = {m: name_of(m) for m in order(line["method"] for line in main) if m != RANDOM}
 
@@ -150,7 +165,7 @@ def gains(lines, measure="top1"):
 
 def costs(lines):
     """What a method costs: crops seen, minutes of pretraining and of fine-tuning, memory."""
-    main, _, _ = main_lines(lines)
+    main = main_lines(lines)
     rows = ["| on average over the cells | crops seen | pretraining, min | crops/s | fine-tuning, min | peak memory, MB |", "|---|---|---|---|---|---|"]
     for method in order(line["method"] for line in main):
         mine = [line for line in main if line["method"] == method]
@@ -174,20 +189,21 @@ def write_page(out, path=None):
     if not lines:
         raise ConfigError(f"{out}/results.jsonl holds no finished cell; run compare.py with --out {out} first")
     page = Page(path or out / "report.md")
-    main, tuning, budget = main_lines(lines)
+    main = main_lines(lines)
     seeds = sorted({line["seed"] for line in lines})
+    seen = "; ".join(f"{d}: {b:,} and {t:,}" for d, (b, t) in budgets(lines).items())
     page.say(
         "# Methods against each other",
         f"{len(lines)} cells, seeds {', '.join(map(str, seeds))}; mean ± standard deviation over the seeds, the best mean of a column in bold. "
-        f"All methods see {budget:,} crops in pretraining and all networks, pretrained or not, {tuning or 0:,} in fine-tuning. Top-1 on the test images "
-        "after the last epoch; nearest neighbours and the linear probe judge the frozen features with the training images' labels.",
+        f"On one dataset all methods see the same number of crops in pretraining, and all networks, pretrained or not, in fine-tuning ({seen}). "
+        "Top-1 on the test images after the last epoch; nearest neighbours and the linear probe judge the frozen features with the training images' labels.",
     )
     if main:
         _main(page, lines, main)
     _fewer(page, lines)
     _transfer(page, lines)
     _sampling(page, lines)
-    _variants(page, lines, budget, tuning)
+    _variants(page, lines)
     _length(page, lines)
     mixed = _mixed(lines)
     if mixed:
@@ -283,10 +299,11 @@ def _sampling(page, lines):
     page.say(table(rows, kinds, lambda r, k: values(drawn, "top1", dataset=r[0], images=r[1], method=r[2], sampling=k), "fine-tuned, top-1, %", best=False))
 
 
-def _variants(page, lines, budget, tuning):
-    whole = [line for line in lines if not line["images"] and line["target"] == "same" and line["finetune_budget"] == tuning and line["budget"] == budget]
+def _variants(page, lines):
+    whole = [line for line in lines if not line["images"] and line["target"] == "same"]
     for dataset in dict.fromkeys(line["dataset"] for line in whole if line["method"] != line["like"]):
-        mine = [line for line in whole if line["dataset"] == dataset]
+        used = budgets(lines).get(dataset)
+        mine = [line for line in whole if line["dataset"] == dataset and (line["budget"], line["finetune_budget"]) == used]
         bases = order(line["like"] for line in mine if line["method"] != line["like"])
         rows = {}
         for base in bases:
