@@ -36,8 +36,8 @@ def main(argv=None):
     add("--datasets", nargs="+", required=True, metavar="NAME", help="what is pretrained on")
     add("--methods", nargs="+", required=True, metavar="NAME", help="random, idmm, instance, simclr, supcon, moco_v2, moco_v3, dino, or a variant")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="each a pretraining and a fine-tuning (default: 0)")
-    add("--budget", type=float, default=400_000, metavar="CROPS", help="crops seen in each pretraining (default: 400,000)")
-    add("--finetune-budget", nargs="+", type=float, default=[100_000], metavar="CROPS", help="crops seen in each fine-tuning (default: 100,000)")
+    add("--budget", default="400000", metavar="CROPS", help="crops seen in each pretraining; 4800x: so many of each image (default: 400000)")
+    add("--finetune-budget", nargs="+", default=["100000"], metavar="CROPS", help="crops seen in each fine-tuning (default: 100000)")
     add("--images", nargs="+", type=int, default=[0], metavar="N", help="so many images of a dataset, drawn by the seed; 0: all (default)")
     add("--sampling", nargs="+", choices=("balanced", "random"), default=["balanced"], help="how these are drawn (default: balanced)")
     add("--targets", nargs="+", default=["same"], metavar="NAME", help="what is fine-tuned on and judged; same: the images of the pretraining (default)")
@@ -45,18 +45,12 @@ def main(argv=None):
     add("--jobs", type=int, default=1, metavar="N", help="pretrainings at a time, which share the cores (default: 1)")
     args = parser.parse_args(argv)
 
-    from itertools import product
-
     from idmm_fast.beton import BetonError
     from idmm_fast.config import ConfigError
-    from idmm_fast.report.compare import Cell, Setup, Stopped, compare
+    from idmm_fast.report.compare import Setup, Stopped, compare, make_cells
 
-    grid = product(args.seeds, args.datasets, args.images, args.sampling, args.methods, args.targets, args.finetune_budget)
-    cells = [
-        Cell(dataset, images, sampling if images else "balanced", method, seed, 0 if method == "random" else int(args.budget), target, int(tuning))
-        for seed, dataset, images, sampling, method, target, tuning in grid
-    ]
     try:
+        cells = make_cells(args.datasets, args.images, args.sampling, args.methods, args.seeds, args.targets, args.budget, args.finetune_budget, args.data)
         lines, failed = compare(cells, Setup(args.config), args.data, args.out, args.jobs)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -18,10 +18,11 @@ from test_train import TINY
 
 from idmm_fast.beton import open_beton
 from idmm_fast.beton.subset import choose_rows, write_subset
-from idmm_fast.config import ConfigError
+from idmm_fast.config import ConfigError, read
 from idmm_fast.loader import Augment, MultiCropLoader, Views
-from idmm_fast.report.compare import Cell, Results, Setup
+from idmm_fast.report.compare import Cell, Results, Setup, crops
 from idmm_fast.report.compare_page import main_table, write_page
+from idmm_fast.train.pretrain import SCHEMA
 
 ROOT = Path(__file__).parent.parent
 
@@ -183,6 +184,32 @@ def test_every_method_sees_the_budget(place):
         assert cfg.training.warmup_epochs == pytest.approx(0.05 * cfg.training.epochs)
         assert (cfg.cutmix.alpha > 0) == (method in ("idmm", "idmm_no_smoothing", "idmm_two_crops"))
     assert setup.pretraining(Cell("x", 0, "balanced", "random", 0, 0, "same", 1), "x", 2040, "x") is None
+
+
+@pytest.mark.parametrize("method", ["idmm", "instance", "simclr", "supcon", "moco_v2", "moco_v3", "dino", "idmm_no_cutmix", "idmm_at_224_pixels"])
+def test_the_papers_comparison_has_the_methods_own_settings(method):
+    setup, file = Setup(ROOT / "rn_configs" / "compare_paper.yaml"), ROOT / "rn_configs" / "methods" / f"{method}.yaml"
+    cell = Cell("x", 0, "balanced", method, 0, crops("4800x", 2040), "same", crops("200x", 2040))
+    cfg = setup.pretraining(cell, "x", 2040, "x")
+    assert cfg.training.epochs == round(4800 / sum(g["count"] for g in cfg.views.groups))
+    if file.exists():
+        for key, value in read(SCHEMA, file).items():
+            section, name = key.split(".")
+            found = getattr(getattr(cfg, section), name)
+            assert found == value or name == "groups", key
+    tuned = setup.finetuning(cell, "x", "x", 2040, None, "x")
+    assert (tuned.training.epochs, tuned.model.image_size, tuned.training.warmup_epochs) == (200, 224, 2)
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("400000", 400_000), ("4e5", 400_000), ("4800x", 4800 * 64), ("1.5x", 96)])
+def test_budgets(text, wanted):
+    assert crops(text, 64) == wanted
+
+
+@pytest.mark.parametrize("text", ["many", "0", "x", "-3x"])
+def test_budgets_that_are_none(text):
+    with pytest.raises(ConfigError, match="a budget is a number of crops"):
+        crops(text, 64)
 
 
 def test_the_floor_on_crops_is_the_same_for_all(place):

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import product
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -50,7 +51,8 @@ class Cell:
 
 
 class Setup:
-    """A file like rn_configs/compare.yaml: model, what all pretrainings share, what all fine-tunings share, what single methods have otherwise.
+    """A file like rn_configs/compare.yaml: model, what all pretrainings share, what all fine-tunings share, what single methods have otherwise; `warmup`, a
+    share of the epochs (without it everything warms up as long as its own file says), and `min_scale`, the least share of an image that a crop takes.
 
     Raises ConfigError.
     """
@@ -63,7 +65,7 @@ class Setup:
         for key in self.tree:
             if key not in KINDS:
                 raise ConfigError(f"{path}: there is no key '{key}'; there are {', '.join(KINDS)}")
-        self.warmup, self.min_scale = float(self.tree.get("warmup", 0.0)), float(self.tree.get("min_scale", 0.0))
+        self.min_scale = float(self.tree.get("min_scale", 0.0))
 
     def like(self, method):
         """The method that `method` is a variant of; itself if it is none."""
@@ -110,9 +112,10 @@ class Setup:
         })  # fmt: skip
 
     def _common(self, cell, train, epochs, folder):
+        warmup = {"training.warmup_epochs": float(self.tree["warmup"]) * epochs} if "warmup" in self.tree else {}
         return {
-            "data.train": str(train), "training.epochs": epochs, "training.warmup_epochs": self.warmup * epochs, "training.seed": cell.seed,
-            "training.resume": "auto", "training.keep_checkpoints": 1, "training.checkpoint_every": 1 << 20, "logging.run_dir": str(folder),
+            "data.train": str(train), "training.epochs": epochs, **warmup, "training.seed": cell.seed, "training.resume": "auto",
+            "training.keep_checkpoints": 1, "training.checkpoint_every": 1 << 20, "logging.run_dir": str(folder),
         }  # fmt: skip
 
 
@@ -311,6 +314,32 @@ def _work(runner, cells, log, pipe):
 
             traceback.print_exc()
             pipe.send((None, None, f"{type(error).__name__}: {error}"))
+
+
+def crops(text, images):
+    """How many crops a budget like 400000, 4e5 or 4800x (so many for each of the images) means. Raises ConfigError."""
+    try:
+        number = float(text.removesuffix("x")) * (images if text.endswith("x") else 1)
+        if not number >= 1:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"a budget is a number of crops like 400000, or of crops an image like 4800x, not {text}") from None
+    return int(number)
+
+
+def make_cells(datasets, images, samplings, methods, seeds, targets, budget, finetune_budgets, data):
+    """All combinations, seed after seed; the budgets as `crops` reads them. data: the folder of the betons. Raises ConfigError, FileNotFoundError,
+    BetonError."""
+    from ..beton import open_beton
+
+    betons, cells = Betons(data, data), []
+    sizes = {d: len(open_beton(betons.path(d, "train"))) for d in {*datasets, *targets} - {"same"}}
+    for seed, dataset, n, sampling, method, target, tuning in product(seeds, datasets, images, samplings, methods, targets, finetune_budgets):
+        first = n or sizes[dataset]
+        labelled = first if target == "same" else sizes[target]
+        pretrain = 0 if method == RANDOM else crops(budget, first)
+        cells.append(Cell(dataset, n, sampling if n else "balanced", method, seed, pretrain, target, crops(tuning, labelled)))
+    return cells
 
 
 class Stopped(Exception):

@@ -123,7 +123,7 @@ def usual(numbers):
 
 
 def main_lines(lines):
-    """What the main table is made of: all images of a dataset for both trainings, the methods themselves, and of each dataset the budgets that most cells have."""
+    """What the main table is made of: all images of a dataset for both trainings, the methods themselves, and the budgets that most cells of a dataset have."""
     own = [line for line in lines if not line["images"] and line["target"] == "same" and line["method"] == line["like"]]
     main = []
     for dataset in dict.fromkeys(line["dataset"] for line in own):
