@@ -52,10 +52,8 @@ class DINO(Method):
         student = self.embed([self.backbone, self.head], images)
         with torch.no_grad():
             teacher = self.embed(self.teacher, images[:1]).float()
-        loss = dino_loss(student, teacher, self.center.clone(), sum(self.views), self.views[0], *self.temperatures)
-        if self.training:
-            total = sum_over_processes(torch.tensor(float(teacher.shape[0]), device=teacher.device))
-            self.center.copy_(moved(self.center, sum_over_processes(teacher.sum(0)), total, self.center_momentum))
+        loss = dino_loss(student, teacher, self.center, sum(self.views), self.views[0], *self.temperatures)
+        self.said = teacher.sum(0), teacher.shape[0]  # for after_step: the backward pass still needs the centre as it is
         return share * loss
 
     def after_backward(self, epoch):
@@ -63,4 +61,7 @@ class DINO(Method):
             self.head.last.weight.grad = None
 
     def after_step(self, progress):
+        rows, total = self.said
+        total = sum_over_processes(torch.tensor(float(total), device=rows.device))
+        self.center.copy_(moved(self.center, sum_over_processes(rows), total, self.center_momentum))
         move(self.teacher, [self.backbone, self.head], risen(self.momentum, progress))

@@ -31,11 +31,10 @@ class MoCoV2(Method):
         with torch.no_grad():
             k = normalize(self.embed(self.teacher, [answering]).float(), dim=1)
         with torch.autocast(q.device.type, enabled=False):
-            others = (q @ self.queue.clone().T).masked_fill(ids.unsqueeze(1) == self.queue_ids.clone(), -torch.inf)
+            others = (q @ self.queue.T).masked_fill(ids.unsqueeze(1) == self.queue_ids, -torch.inf)
             logits = torch.cat([(q * k).sum(1, keepdim=True), others], dim=1) / self.temperature
         loss = cross_entropy(logits, torch.zeros(q.shape[0], dtype=torch.int64, device=q.device))
-        if self.training:
-            self._enqueue(gather_rows(k)[0], gather_rows(ids)[0])
+        self.made = k, ids  # for after_step: the backward pass still needs the queue as it is
         return share * loss
 
     @torch.no_grad()
@@ -50,4 +49,5 @@ class MoCoV2(Method):
         self.oldest.copy_((self.oldest + keys.shape[0]) % size)
 
     def after_step(self, progress):
+        self._enqueue(*(gather_rows(made)[0] for made in self.made))
         move(self.teacher, [self.backbone, self.head], self.momentum)
