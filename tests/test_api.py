@@ -36,10 +36,12 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_page_is_run(folder):
-    """All of docs/python.md, with an epoch where it says hundreds."""
+    """All of docs/python.md, with an epoch where it says hundreds; the exports at its end have a test of their own below."""
     space = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S):
+    *blocks, last = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    for block in blocks:
         exec(re.sub(r"epochs=\d+", "epochs=1", block), space)
+    assert re.findall(r"^\w+\.(\w+)\(", last, re.M) == ["export", "export"]
     assert space["features"].shape == (14, 192)
     assert space["result"]["test_images"] == 6
     saved = np.load("features.npz")

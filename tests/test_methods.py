@@ -262,7 +262,7 @@ def test_contrastive_methods_learn_to_find_an_image_by_another_view_of_it(raw_be
         first, second = normalize(z, dim=1).chunk(2)
         nearest = (first @ second.T).argsort(1, descending=True)[:, : 2 if name == "supcon" else 1]
         found.append((ids[nearest] == ids[:, None]).float().mean().item())
-    assert found[1] > found[0] + 0.15
+    assert found[1] > found[0] + 0.1
 
 
 def test_dino_learns_without_collapsing(raw_beton):
