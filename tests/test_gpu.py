@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_methods import OTHERS, options
 from test_train import FINETUNE, losses, settings
 
 from idmm_fast.loader import MultiCropLoader, Views
@@ -50,3 +51,12 @@ def test_compiled_training_and_resume(tiny_beton, tmp_path):
         )["top5"]
         == 100
     )
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_methods_follow_the_cpu(tiny_beton, tmp_path, name):
+    """The first steps; later on rounding grows."""
+    curves = [losses(pretrain(settings(tiny_beton, tmp_path / device, **options(name), training__device=device))) for device in ("cpu", "cuda")]
+    assert np.abs(curves[1] / curves[0] - 1)[:4].max() < 0.01
+    low = losses(pretrain(settings(tiny_beton, tmp_path / "low", **options(name), training__device="cuda", training__amp="auto", training__compile=True)))
+    assert np.isfinite(low).all()
