@@ -204,7 +204,8 @@ def write_page(out, path=None):
     _transfer(page, lines)
     _sampling(page, lines)
     _variants(page, lines)
-    _length(page, lines)
+    _length(page, lines, "budget", "Length of pretraining", "crops of pretraining")
+    _length(page, lines, "finetune_budget", "Length of fine-tuning", "crops of fine-tuning")
     mixed = _mixed(lines)
     if mixed:
         page.say("## Settings", *mixed)
@@ -317,24 +318,24 @@ def _variants(page, lines):
         page.picture(f"variants_{Path(dataset).name}", draw)
 
 
-def _length(page, lines):
+def _length(page, lines, which, title, unit):
+    """Top-1 against a budget, for the methods that have several."""
     own = [line for line in lines if not line["images"] and line["target"] == "same" and line["method"] == line["like"]]
-    for dataset in dict.fromkeys(line["dataset"] for line in own):
-        mine = [line for line in own if line["dataset"] == dataset]
-        several = {m for m in {line["method"] for line in mine} if len({line["finetune_budget"] for line in mine if line["method"] == m}) > 1}
+    for dataset, used in budgets(lines).items():
+        mine = [line for line in own if line["dataset"] == dataset and (which == "finetune_budget" or line["finetune_budget"] == used[1])]
+        mine = [line for line in mine if which == "budget" or line["budget"] in (0, used[0])]
+        several = {m for m in {line["method"] for line in mine} if len({line[which] for line in mine if line["method"] == m}) > 1}
         if not several:
             continue
-        mine = [line for line in mine if line["method"] in several]
-        lengths = sorted({line["finetune_budget"] for line in mine})
+        lengths = sorted({line[which] for line in mine if line["method"] in several})
         methods = {m: name_of(m) for m in order(several)}
 
         def get(n, m, mine=mine):
-            return values(mine, "top1", method=m, finetune_budget=n)
+            return values(mine, "top1", method=m, **{which: n})
 
-        columns = {n: f"{n:,} crops" for n in lengths}
-        page.say(f"## Length of fine-tuning: {dataset}", table(methods, columns, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
-        draw = partial(lines_of, xs=lengths, series=methods, get=get, xlabel="crops of fine-tuning", ylabel="top-1, %")
-        page.picture(f"length_{Path(dataset).name}", draw)
+        page.say(f"## {title}: {dataset}", table(methods, {n: f"{n:,} crops" for n in lengths}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
+        draw = partial(lines_of, xs=lengths, series=methods, get=get, xlabel=unit, ylabel="top-1, %")
+        page.picture(f"{which}_{Path(dataset).name}", draw)
 
 
 def _mixed(lines):
