@@ -95,9 +95,8 @@ def bars(axis, groups, series, get, ylabel):
         for x, f in zip(at, found):
             axis.plot([x] * len(f), list(f.values()), "k.", markersize=3)
     axis.set_xticks(np.arange(len(groups)), list(groups.values()))
-    low = min((v for g in groups for s in series for v in get(g, s).values()), default=0)
-    axis.set(ylabel=ylabel, ylim=(max(0, low - 10), None))
-    axis.legend(fontsize=8, ncols=2)
+    axis.set(ylabel=ylabel)
+    axis.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def lines_of(axis, xs, series, get, xlabel, ylabel, log=True):
