@@ -1,5 +1,6 @@
 """The comparison: a small grid that is killed, goes on and reports; what a page says of known numbers."""
 
+import importlib.util
 import json
 import os
 import re
@@ -293,3 +294,42 @@ def test_a_page_of_nothing_is_refused(tmp_path):
     shown = call("compare.py", "report", "--out", tmp_path)
     assert shown.returncode == 1
     assert "holds no finished cell" in shown.stderr
+
+
+def test_the_documents_are_made_of_the_results(tmp_path):
+    lines = Results(ROOT / "results").lines
+    made = write_page(ROOT / "results", tmp_path / "comparison.md").read_text()
+    assert made == (ROOT / "docs" / "comparison.md").read_text()
+    assert main_table(lines) in (ROOT / "README.md").read_text()
+
+
+def test_the_results_are_those_of_the_settings_that_come_along(tmp_path):
+    """What stands in results.jsonl was run as rn_configs/compare.yaml says: epochs and crops are those that it makes."""
+    setup = Setup(ROOT / "rn_configs" / "compare.yaml")
+    for entry in Results(ROOT / "results").lines:
+        cell = Cell(**{k: entry[k] for k in Cell.__dataclass_fields__})
+        cfg = setup.pretraining(cell, "x", cell.images or entry["labels"], "x") if cell.target == "same" else None
+        assert cfg is None or cfg.training.epochs == entry["epochs"]
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted({c for page in PAGES for c in re.findall(r"python compare\.py ([^`\n]+?)(?:\s+#.*)?(?:`|\n)", page.read_text())})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_documents_are_understood(command):
+    """Their options, configurations, methods and budgets."""
+    spec = importlib.util.spec_from_file_location("compare", ROOT / "compare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    args = module.parse(command.split())
+    if hasattr(args, "report"):
+        return
+    setup = Setup(ROOT / args.config)
+    for method in args.methods:
+        for budget in (args.budget, *args.finetune_budget):
+            setup.pretraining(Cell("x", 0, "balanced", method, 0, crops(budget, 2040), "same", 1), "x", 2040, "x")
+
+
+def test_there_are_commands_in_the_documents():
+    assert len(COMMANDS) > 8
