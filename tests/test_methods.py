@@ -255,14 +255,15 @@ def trained(name, beton, labels, lr=2e-3, **options):
 def test_contrastive_methods_learn_to_find_an_image_by_another_view_of_it(raw_beton, name):
     """Nearest second view of each first one; for SupCon of the same class, classes being pairs of images that have nothing in common."""
     labels = torch.arange(64) // 2 if name == "supcon" else torch.zeros(64, dtype=torch.int64)
-    _, _, idx, before, after = trained(name, raw_beton, labels, **({"temperature": 0.1} if name == "supcon" else {}))
+    more = {"supcon": {"temperature": 0.1}, "moco_v3": {"lr": 1e-3, "momentum": 0.9, "hidden": 64, "dim": 16}}
+    _, _, idx, before, after = trained(name, raw_beton, labels, **more.get(name, {}))
     ids = labels[idx] if name == "supcon" else idx
     found = []
     for z in (before, after):
         first, second = normalize(z, dim=1).chunk(2)
         nearest = (first @ second.T).argsort(1, descending=True)[:, : 2 if name == "supcon" else 1]
         found.append((ids[nearest] == ids[:, None]).float().mean().item())
-    assert found[1] > found[0] + 0.1
+    assert found[1] > found[0] + 0.2
 
 
 def test_dino_learns_without_collapsing(raw_beton):
