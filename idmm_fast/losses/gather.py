@@ -6,39 +6,38 @@ every row: a row's gradient is therefore the sum of what all of them have for it
 
 import torch
 import torch.distributed as dist
+from torch.distributed.nn.functional import all_reduce
 
 
-def spread():
-    """Whether there are several processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def spread(group=None):
+    """Whether there are several processes (in `group`; None: at all)."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows):
-        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
-        dist.all_gather(counts, torch.tensor([rows.shape[0]], device=rows.device))
-        counts = torch.cat(counts).tolist()
+    def forward(ctx, rows, counts, first):
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: rows.shape[0]] = rows
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
-        ctx.first, ctx.count = sum(counts[: dist.get_rank()]), rows.shape[0]
-        first = torch.tensor(ctx.first)
-        ctx.mark_non_differentiable(first)
-        return torch.cat([part[:count] for part, count in zip(parts, counts)]), first
+        ctx.first, ctx.count = first, rows.shape[0]
+        return torch.cat([part[:count] for part, count in zip(parts, counts)])
 
     @staticmethod
-    def backward(ctx, grad, _):
+    def backward(ctx, grad):
         grad = grad.contiguous()
         dist.all_reduce(grad)
-        return grad[ctx.first : ctx.first + ctx.count]
+        return grad[ctx.first : ctx.first + ctx.count], None, None
 
 
 @torch.compiler.disable
 def _gather(rows):
-    everything, first = _Rows.apply(rows)
-    return everything, int(first)
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([rows.shape[0]], device=rows.device))
+    counts = torch.cat(counts).tolist()
+    first = sum(counts[: dist.get_rank()])
+    return _Rows.apply(rows, counts, first), first
 
 
 def gather_rows(rows):
@@ -46,23 +45,9 @@ def gather_rows(rows):
     return _gather(rows) if spread() else (rows, 0)
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor):
-        tensor = tensor.clone()
-        dist.all_reduce(tensor)
-        return tensor
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.clone()
-        dist.all_reduce(grad)
-        return grad
-
-
 @torch.compiler.disable
 def _sum(tensor):
-    return _Sum.apply(tensor)
+    return all_reduce(tensor)
 
 
 def sum_over_processes(tensor):

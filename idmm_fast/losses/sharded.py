@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .fused import MEMORY, Shard, fused
+from .gather import spread
 from .instance import check_targets
 
 
@@ -51,7 +52,7 @@ class ShardedHead(nn.Module):
         super().__init__()
         if not 0 < sample_rate <= 1:
             raise ValueError(f"head.sample_rate is a share of the classes, above 0 and at most 1, not {sample_rate}")
-        self.spread = dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+        self.spread = spread(group)
         self.group = (group or dist.group.WORLD) if self.spread else None
         rank, self.world = (dist.get_rank(self.group), dist.get_world_size(self.group)) if self.spread else (0, 1)
         self.first, count = slice_of(total, rank, self.world)

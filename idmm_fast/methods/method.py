@@ -26,8 +26,6 @@ class Method(nn.Module):
     minimised is the average of the processes' values.
     """
 
-    mixes = False  # whether it can use images that CutMix has mixed
-
     def __init__(self, backbone):
         super().__init__()
         self.normalize, self.backbone = Normalize(std=PRETRAIN_STD), backbone
@@ -54,16 +52,17 @@ class Method(nn.Module):
     def after_step(self, progress):
         """Runs after each step; `progress` goes from 0 to 1 over the run."""
 
+
+class _Copies(nn.ModuleList):
+    """Stays in evaluation mode, whatever it is part of."""
+
     def train(self, mode=True):
-        super().train(mode)
-        if hasattr(self, "teacher"):
-            self.teacher.eval()
-        return self
+        return super().train(False)
 
 
 def momentum_copy(networks):
     """A copy of these networks that no gradient reaches, without dropped paths: what a moving average starts from."""
-    copies = nn.ModuleList([copy.deepcopy(network) for network in networks]).requires_grad_(False)
+    copies = _Copies([copy.deepcopy(network) for network in networks]).requires_grad_(False)
     for module in copies.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0

@@ -71,6 +71,10 @@ class Setup:
         """The method that `method` is a variant of; itself if it is none."""
         return (self.tree.get("methods", {}).get(method) or {}).get("like", method)
 
+    def _shared(self, schema, training):
+        """What all trainings of a kind, "pretrain" or "finetune", have."""
+        return flatten(schema, {"model": self.tree.get("model", {})}, str(self.path)) | flatten(schema, self.tree.get(training), str(self.path))
+
     def _method(self, method):
         from ..train.pretrain import SCHEMA
 
@@ -82,7 +86,7 @@ class Setup:
                 known = sorted({p.stem for p in file.parent.glob("*.yaml")} | set(self.tree.get("methods", {})) | {RANDOM})
                 raise ConfigError(f"there is no method '{method}'; there are {', '.join(known)}")
             values = read(SCHEMA, file)
-            values |= flatten(SCHEMA, {"model": self.tree.get("model", {})}, str(self.path)) | flatten(SCHEMA, self.tree.get("pretrain"), str(self.path))
+            values |= self._shared(SCHEMA, "pretrain")
         else:
             values = self._method(base)
         return values | flatten(SCHEMA, own, f"{self.path}, methods.{method}")
@@ -105,7 +109,7 @@ class Setup:
         from ..train.finetune import SCHEMA
 
         epochs = max(1, round(cell.finetune_budget / images))
-        values = flatten(SCHEMA, {"model": self.tree.get("model", {})}, str(self.path)) | flatten(SCHEMA, self.tree.get("finetune"), str(self.path))
+        values = self._shared(SCHEMA, "finetune")
         return build(SCHEMA, {
             "training.evaluate_every": max(1, epochs // 6), **values, "data.test": str(test), "model.init": init and str(init),
             **self._common(cell, train, epochs, folder),
@@ -256,12 +260,12 @@ class Runner:
         """{"crops", "epochs", "pretrain_seconds", "peak_mb"}; what a finished pretraining said is kept beside it."""
         from ..train import checkpoint
         from ..train.pretrain import pretrain
-        from ..train.run import write_json
+        from ..train.run import once
 
-        kept = folder / "cost.json"
         if cell.method == RANDOM:
             return {"crops": 0, "epochs": 0, "pretrain_seconds": 0.0, "peak_mb": None}
-        if not kept.exists():
+
+        def make():
             cfg = self._threaded(self.setup.pretraining(cell, train, images, folder))
             before = checkpoint.listing(folder / "checkpoints")
             already = int(before[-1].stem.rsplit("_", 1)[1]) if before else 0
@@ -269,12 +273,12 @@ class Runner:
             pretrain(cfg)
             steps = len((folder / "metrics.jsonl").read_text().splitlines())
             seconds = (time.monotonic() - began) * steps / max(1, steps - already)  # of a run that was stopped: as if it had not been
-            views = sum(group["count"] for group in cfg.views.groups)
-            write_json(kept, {
-                "crops": cfg.training.epochs * images * views, "epochs": cfg.training.epochs, "pretrain_seconds": round(seconds, 1), "peak_mb": _peak_mb(),
-            })  # fmt: skip
-            _tidy(folder)
-        return json.loads(kept.read_text())
+            seen = cfg.training.epochs * images * sum(group["count"] for group in cfg.views.groups)
+            return {"crops": seen, "epochs": cfg.training.epochs, "pretrain_seconds": round(seconds, 1), "peak_mb": _peak_mb()}
+
+        cost = once(folder / "cost.json", make)
+        _tidy(folder)
+        return cost
 
 
 def _peak_mb():

@@ -38,12 +38,17 @@ def spread(numbers):
     return numbers.mean(), numbers.std(ddof=1) if numbers.size > 1 else np.nan
 
 
-def cell(numbers, digits=1):
+def differences(found, base):
+    """{seed: number} of two, seed by seed, where both have one."""
+    return {seed: found[seed] - base[seed] for seed in found if seed in base}
+
+
+def cell(numbers):
     """ "41.2 ± 0.3", without the spread where there is one number, "-" where there is none."""
     if not numbers:
         return "-"
     mean, deviation = spread(numbers.values())
-    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if np.isfinite(deviation) else "")
+    return f"{mean:.1f}" + (f" ± {deviation:.1f}" if np.isfinite(deviation) else "")
 
 
 def table(rows, columns, get, first="", best=True):
@@ -70,9 +75,9 @@ class Page:
     def say(self, *paragraphs):
         self.text += paragraphs
 
-    def picture(self, name, draw, size=(9, 4.2)):
+    def picture(self, name, draw):
         """`draw(axis)` as a PNG beside the page."""
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(9, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure.subplots())
         file = self.path.with_name(f"{self.path.stem}_{name}.png")
@@ -99,7 +104,7 @@ def bars(axis, groups, series, get, ylabel):
     axis.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def lines_of(axis, xs, series, get, xlabel, ylabel, log=True):
+def lines_of(axis, xs, series, get, xlabel, ylabel):
     """A curve with error bars for each of `series` over the numbers `xs`."""
     for k, (key, title) in enumerate(series.items()):
         found = [(x, get(x, key)) for x in xs]
@@ -107,10 +112,9 @@ def lines_of(axis, xs, series, get, xlabel, ylabel, log=True):
         if points:
             x, mean, deviation = zip(*points)
             axis.errorbar(x, mean, np.nan_to_num(deviation), marker="o", markersize=4, capsize=3, label=title, color=f"C{k % 10}")
-    if log:
-        axis.set_xscale("log")
-        axis.set_xticks(xs, [f"{x:,}" for x in xs])
-        axis.minorticks_off()
+    axis.set_xscale("log")
+    axis.set_xticks(xs, [f"{x:,}" for x in xs])
+    axis.minorticks_off()
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.legend(fontsize=8)
 
@@ -149,15 +153,14 @@ def main_table(lines, measure="top1"):
     return table(methods, datasets, lambda m, d: values(main, measure, method=m, dataset=d), f"{MEASURES[measure]}, %")
 
 
-def gains(lines, measure="top1"):
+def gains(lines):
     """Methods by datasets: the difference to random initialisation, seed by seed."""
     main = main_lines(lines)
     datasets = {d: d for d in dict.fromkeys(line["dataset"] for line in main)}
     methods = {m: name_of(m) for m in order(line["method"] for line in main) if m != RANDOM}
 
     def get(m, d):
-        base, found = values(main, measure, method=RANDOM, dataset=d), values(main, measure, method=m, dataset=d)
-        return {seed: found[seed] - base[seed] for seed in found if seed in base}
+        return differences(values(main, "top1", method=m, dataset=d), values(main, "top1", method=RANDOM, dataset=d))
 
     return table(methods, datasets, get, "gain over random initialisation, points")
 
@@ -256,8 +259,7 @@ def _fewer(page, lines):
         page.picture(f"fewer_{Path(dataset).name}", draw)
 
         def gain(m, n, get=get):
-            base, found = get(n, RANDOM), get(n, m)
-            return {seed: found[seed] - base[seed] for seed in found if seed in base}
+            return differences(get(n, m), get(n, RANDOM))
 
         page.say(table({m: t for m, t in methods.items() if m != RANDOM}, {n: f"{n:,}" for n in sizes}, gain, "gain over random initialisation, points"))
 

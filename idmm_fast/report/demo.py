@@ -18,23 +18,13 @@ from ..evaluate import judge as judging
 from ..train import finetune as finetuning
 from ..train import pretrain as pretraining
 from ..train.curves import read_metrics
+from ..train.run import once
 
 ARMS = {"random": "random initialisation", "idmm": "IDMM, no labels"}
 MEASURES = {
     "knn20": "kNN on frozen features, k = 20, {train:,} labels",
     "top1": "fine-tuned on {labelled} labels, top-1",
 }
-
-
-def _once(path, make):
-    """The JSON in `path`, made by `make()` if it is not there: what is done is not done again."""
-    if not path.exists():
-        result = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(result, indent=1) + "\n")
-        draft.replace(path)
-    return json.loads(path.read_text())
 
 
 def run_demo(pretrain_config, finetune_config, folder, seeds, overrides=()):
@@ -81,9 +71,9 @@ def run_demo(pretrain_config, finetune_config, folder, seeds, overrides=()):
                 "--training.resume=auto",
                 *init,
             )
-            tuned = _once(place / "result.json", lambda cfg=cfg: finetuning.finetune(cfg))
+            tuned = once(place / "result.json", lambda cfg=cfg: finetuning.finetune(cfg))
             cfg = settings(judging, finetune_config, f"--training.seed={seed}", f"--logging.run_dir={place}", *init)
-            judged = _once(place / "judged.json", lambda cfg=cfg: judging.judge(cfg, linear=False))
+            judged = once(place / "judged.json", lambda cfg=cfg: judging.judge(cfg, linear=False))
             for measure in MEASURES:
                 results[arm][measure].append({**tuned, **judged}[measure])
             print(f"seed {seed}, {ARMS[arm]}: " + ", ".join(f"{m} {results[arm][m][-1]:.2f} %" for m in MEASURES))

@@ -31,6 +31,13 @@ def write_json(path, content):
     temporary.replace(path)
 
 
+def once(path, make):
+    """The JSON in `path`, made by `make()` if it is not there: what is done is not done again."""
+    if not Path(path).exists():
+        write_json(path, make())
+    return json.loads(Path(path).read_text())
+
+
 # What may change from one part of a run to the next.
 _FREE = ("resume", "device", "compile", "amp", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped")
 
