@@ -272,13 +272,14 @@ def _transfer(page, lines):
     sources = list(dict.fromkeys(line["dataset"] for line in others))
     tuned = {line["target"] for line in others}
     targets = {t: t for t in [*(s for s in sources if s in tuned), *sorted(tuned - set(sources))]}
-    lengths = {line["finetune_budget"] for line in others}
+    pretrained, lengths = {(line["dataset"], line["budget"]) for line in others}, {line["finetune_budget"] for line in others}
     page.say("## Transfer", "Rows: what was pretrained on; columns: what was fine-tuned on and judged.")
     rows = {(s, m): f"{s}, {name_of(m)}" for s in sources for m in methods} | {(None, RANDOM): name_of(RANDOM)}
 
     def get(row, target):
         source, method = row
         own = [line for line in lines if not line["images"] and line["finetune_budget"] in lengths]
+        own = [line for line in own if method == RANDOM or (line["dataset"], line["budget"]) in pretrained]
         if source in (target, None):  # at home
             return values(own, "top1", dataset=target, method=method, target="same")
         return values(own, "top1", dataset=source, method=method, target=target)
