@@ -18,7 +18,7 @@ from PIL import Image
 from test_train import TINY
 
 from idmm_fast.beton import open_beton
-from idmm_fast.beton.subset import choose_rows, write_subset
+from idmm_fast.beton.subset import draw_rows, write_subset
 from idmm_fast.config import ConfigError, read
 from idmm_fast.loader import Augment, MultiCropLoader, Views
 from idmm_fast.report.compare import Cell, Results, Setup, crops
@@ -239,13 +239,13 @@ def test_a_subset_has_the_same_images(kind, jpg_beton, raw_beton, tmp_path):
 
 def test_rows_are_balanced_or_random():
     labels = np.repeat(np.arange(4), [50, 30, 15, 5])
-    assert np.bincount(labels[choose_rows(labels, 20, True, 0)]).tolist() == [5, 5, 5, 5]
-    assert np.bincount(labels[choose_rows(labels, 47, True, 0)]).tolist() == [14, 14, 14, 5]
-    counts = np.mean([np.bincount(labels[choose_rows(labels, 20, False, seed)], minlength=4) for seed in range(400)], 0)
+    assert np.bincount(labels[draw_rows(labels, 20, True, 0)]).tolist() == [5, 5, 5, 5]
+    assert np.bincount(labels[draw_rows(labels, 47, True, 0)]).tolist() == [14, 14, 14, 5]
+    counts = np.mean([np.bincount(labels[draw_rows(labels, 20, False, seed)], minlength=4) for seed in range(400)], 0)
     assert np.abs(counts - 20 * np.array([0.5, 0.3, 0.15, 0.05])).max() < 0.4  # about 4 standard errors
-    assert not np.array_equal(choose_rows(labels, 20, True, 0), choose_rows(labels, 20, True, 1))
+    assert not np.array_equal(draw_rows(labels, 20, True, 0), draw_rows(labels, 20, True, 1))
     with pytest.raises(ValueError, match="101 images"):
-        choose_rows(labels, 101, True, 0)
+        draw_rows(labels, 101, True, 0)
 
 
 def line(method, seed, top1, dataset="a", budget=800, target="same", images=0, sampling="balanced", tuning=100, like=None, settings="s", labels=2000):

@@ -8,7 +8,7 @@ from .read import open_beton
 from .write import write_beton
 
 
-def choose_rows(labels, images, balanced, seed):
+def draw_rows(labels, images, balanced, seed):
     """`images` row numbers, sorted, drawn by `seed`. balanced: as many of each class as there can be, those left over at random. labels: int64 (n,).
 
     Raises ValueError where there are fewer rows.

@@ -151,7 +151,7 @@ class Betons:
 
     def train(self, cell):
         """The training beton of a cell, made if it is a subset. Raises what open_beton does, ConfigError where it has too few images."""
-        from ..beton.subset import choose_rows, write_subset
+        from ..beton.subset import draw_rows, write_subset
 
         whole = self.path(cell.dataset, "train")
         if not cell.images:
@@ -161,7 +161,7 @@ class Betons:
             from ..beton import open_beton
 
             try:
-                rows = choose_rows(open_beton(whole).label, cell.images, cell.sampling == "balanced", cell.seed)
+                rows = draw_rows(open_beton(whole).label, cell.images, cell.sampling == "balanced", cell.seed)
             except ValueError as error:
                 raise ConfigError(f"{whole}: {error}") from None
             write_subset(whole, rows, out)
