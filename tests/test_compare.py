@@ -263,7 +263,8 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     lines += [line(m, s, base + s, dataset="b", budget=400) for m, base in (("random", 50.0), ("idmm", 52.0), ("simclr", 60.0)) for s in range(3)]
     for n in (100, 50):
         lines += [line(m, s, base + n / 10 + s, images=n, labels=n) for m, base in (("random", 0.0), ("idmm", 5.0)) for s in range(2)]
-    lines += [line("idmm", 0, 35.0, dataset="a", target="b"), line("idmm", 0, 36.0, dataset="b", target="a")]
+    lines += [line("idmm", 0, 35.0, dataset="a", target="b"), line("idmm", 0, 36.0, dataset="b", target="a", budget=400)]
+    lines += [line("idmm", 0, 77.0, images=50, labels=50, budget=4), line("idmm", 0, 99.0, dataset="b", budget=1600)]  # budgets of their own: not mixed in
     lines += [line("idmm", s, 40.0, images=100, sampling=k, target="a") for k in ("balanced", "random") for s in range(2)]
     lines += [line("idmm_plain", s, 28.0, like="idmm") for s in range(3)]
     lines += [line(m, 0, v, tuning=400) for m, v in (("random", 33.0), ("idmm", 34.0))]
@@ -280,6 +281,7 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     assert "(a: 800 and 100; b: 400 and 100; c: 800 and 100)" in page
     assert "| SimCLR | 790 | 1.3 | 10 | 1.0 | 512 |" in page
     assert "| IDMM | **10.5 ± 0.7** | **15.5 ± 0.7** | **31.0 ± 1.0** |" in page  # 50, 100, all 2,000
+    assert "800 with 50 images; 800 with 100 images; 800 with 2,000 images" in page
     assert "| a, IDMM | 31.0 ± 1.0 | 35.0 |" in page
     assert "| b, IDMM | **36.0** | **53.0 ± 1.0** |" in page
     assert "| SimCLR | 26.0 ± 1.0 | 27.5 ± 0.7 |" in page.split("Length of pretraining")[1]

@@ -244,6 +244,8 @@ def _fewer(page, lines):
     own = [line for line in lines if line["target"] == "same" and line["sampling"] == "balanced" and line["method"] == line["like"]]
     for dataset in dict.fromkeys(line["dataset"] for line in own if line["images"]):
         mine = [line | {"images": line["images"] or line["labels"]} for line in own if line["dataset"] == dataset]
+        used = {n: usual(line["budget"] for line in mine if line["images"] == n) for n in {line["images"] for line in mine}}
+        mine = [line for line in mine if line["budget"] in (0, used[line["images"]])]
         lengths = {line["finetune_budget"] for line in mine if line["images"] < max(m["images"] for m in mine)}
         mine = [line for line in mine if line["finetune_budget"] in lengths]
         sizes = sorted({line["images"] for line in mine})
@@ -253,7 +255,8 @@ def _fewer(page, lines):
         def get(n, m, mine=mine):
             return values(mine, "top1", method=m, images=n)
 
-        page.say(f"## Fewer images: {dataset}", "Both trainings on so many images, class-balanced, drawn anew for each seed; as many crops as with all.")
+        page.say(f"## Fewer images: {dataset}", "Both trainings on so many images, class-balanced, drawn anew for each seed; crops of pretraining: " +
+                 "; ".join(f"{used[n]:,} with {n:,} images" for n in sizes) + "; of fine-tuning: as many with few as with all.")  # fmt: skip
         page.say(table(methods, {n: f"{n:,}" for n in sizes}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
         draw = partial(lines_of, xs=sizes, series=methods, get=get, xlabel="images", ylabel="top-1, %")
         page.picture(f"fewer_{Path(dataset).name}", draw)
