@@ -285,6 +285,8 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     assert "| a, IDMM | 31.0 ± 1.0 | 35.0 |" in page
     assert "| b, IDMM | **36.0** | **53.0 ± 1.0** |" in page
     assert "| SimCLR | 26.0 ± 1.0 | 27.5 ± 0.7 |" in page.split("Length of pretraining")[1]
+    assert "Random initialisation: 21.0 ± 1.0.\n" in page.split("## Length of pretraining: a\n")[1]
+    assert "| IDMM | 77.0 | 10.5 ± 0.7 |" in page.split("## Length of pretraining: 50 images of a\n")[1]
     assert "| idmm plain | 28.0 ± 0.0 |" in page
     assert "c/0/balanced/simclr/800/same/100: not all seeds were run with the same settings: t: seeds [9], u: seeds [8]" in page
     assert main_table(lines).splitlines()[0] == "| fine-tuned, top-1, % | a | b | c |"

@@ -325,10 +325,12 @@ def _variants(page, lines):
 
 def _length(page, lines, which, title, unit):
     """Top-1 against a budget, for the methods that have several."""
-    own = [line for line in lines if not line["images"] and line["target"] == "same" and line["method"] == line["like"]]
-    for dataset, used in budgets(lines).items():
-        mine = [line for line in own if line["dataset"] == dataset and (which == "finetune_budget" or line["finetune_budget"] == used[1])]
-        mine = [line for line in mine if which == "budget" or line["budget"] in (0, used[0])]
+    own = [line for line in lines if line["sampling"] == "balanced" and line["target"] == "same" and line["method"] == line["like"]]
+    for dataset, images in dict.fromkeys((line["dataset"], line["images"]) for line in own):
+        mine = [line for line in own if (line["dataset"], line["images"]) == (dataset, images)]
+        fixed = "finetune_budget" if which == "budget" else "budget"
+        used = usual(line[fixed] for line in mine)
+        mine = [line for line in mine if line[fixed] in (0, used)]
         several = {m for m in {line["method"] for line in mine} if len({line[which] for line in mine if line["method"] == m}) > 1}
         if not several:
             continue
@@ -338,9 +340,13 @@ def _length(page, lines, which, title, unit):
         def get(n, m, mine=mine):
             return values(mine, "top1", method=m, **{which: n})
 
-        page.say(f"## {title}: {dataset}", table(methods, {n: f"{n:,} crops" for n in lengths}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
+        some = f"{images:,} images of " if images else ""
+        page.say(f"## {title}: {some}{dataset}", table(methods, {n: f"{n:,} crops" for n in lengths}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
+        none = values(mine, "top1", method=RANDOM)
+        if which == "budget" and none:
+            page.say(f"Random initialisation: {cell(none)}.")
         draw = partial(lines_of, xs=lengths, series=methods, get=get, xlabel=unit, ylabel="top-1, %")
-        page.picture(f"{which}_{Path(dataset).name}", draw)
+        page.picture(f"{which}_{Path(dataset).name}{f'_{images}' if images else ''}", draw)
 
 
 def _mixed(lines):
