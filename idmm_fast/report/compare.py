@@ -442,7 +442,7 @@ def _compare(cells, setup, betons, out, jobs):
 def _name(cell):
     images = f" {cell.images} {cell.sampling}" if cell.images else ""
     target = "" if cell.target == "same" else f" -> {cell.target}"
-    return f"{cell.dataset}{images}{target}, {cell.method}, seed {cell.seed}, {cell.budget:g}+{cell.finetune_budget:g}"
+    return f"{cell.dataset}{images}{target}, {cell.method}, seed {cell.seed}, {cell.budget}+{cell.finetune_budget}"
 
 
 def _row(name, *values):
