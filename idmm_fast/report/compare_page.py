@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -91,12 +92,12 @@ class Page:
 
 def bars(axis, groups, series, get, ylabel):
     """Bars with error bars: a cluster for each of `groups`, a colour for each of `series`, points for the seeds."""
-    width = 0.8 / len(series)
+    width, colours = 0.8 / len(series), colormaps["tab10" if len(series) <= 10 else "tab20"].colors
     for k, (key, title) in enumerate(series.items()):
         found = [get(g, key) for g in groups]
         at = np.arange(len(groups)) + (k - (len(series) - 1) / 2) * width
         stats = [spread(f.values()) if f else (np.nan, np.nan) for f in found]
-        axis.bar(at, [m for m, _ in stats], width * 0.95, yerr=np.nan_to_num([s for _, s in stats]), capsize=2, label=title, color=f"C{k % 10}")
+        axis.bar(at, [m for m, _ in stats], width * 0.95, yerr=np.nan_to_num([s for _, s in stats]), capsize=2, label=title, color=colours[k % 20])
         for x, f in zip(at, found):
             axis.plot([x] * len(f), list(f.values()), "k.", markersize=3)
     axis.set_xticks(np.arange(len(groups)), list(groups.values()))
@@ -104,8 +105,10 @@ def bars(axis, groups, series, get, ylabel):
     axis.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def lines_of(axis, xs, series, get, xlabel, ylabel):
-    """A curve with error bars for each of `series` over the numbers `xs`."""
+def lines_of(axis, xs, series, get, xlabel, ylabel, level=None):
+    """A curve with error bars for each of `series` over the numbers `xs`; a dashed line at `level`, that of random initialisation."""
+    if level is not None:
+        axis.axhline(level, color="gray", linestyle="--", label=name_of(RANDOM))
     for k, (key, title) in enumerate(series.items()):
         found = [(x, get(x, key)) for x in xs]
         points = [(x, *spread(f.values())) for x, f in found if f]
@@ -342,10 +345,11 @@ def _length(page, lines, which, title, unit):
 
         some = f"{images:,} images of " if images else ""
         page.say(f"## {title}: {some}{dataset}", table(methods, {n: f"{n:,} crops" for n in lengths}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
-        none = values(mine, "top1", method=RANDOM)
-        if which == "budget" and none:
+        none = values(mine, "top1", method=RANDOM) if which == "budget" else {}
+        if none:
             page.say(f"Random initialisation: {cell(none)}.")
-        draw = partial(lines_of, xs=lengths, series=methods, get=get, xlabel=unit, ylabel="top-1, %")
+        level = spread(none.values())[0] if none else None
+        draw = partial(lines_of, xs=lengths, series=methods, get=get, xlabel=unit, ylabel="top-1, %", level=level)
         page.picture(f"{which}_{Path(dataset).name}{f'_{images}' if images else ''}", draw)
 
 
