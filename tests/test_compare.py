@@ -265,14 +265,16 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
         lines += [line(m, s, base + n / 10 + s, images=n, labels=n) for m, base in (("random", 0.0), ("idmm", 5.0)) for s in range(2)]
     lines += [line("idmm", 0, 35.0, dataset="a", target="b"), line("idmm", 0, 36.0, dataset="b", target="a", budget=400)]
     lines += [line("idmm", 0, 77.0, images=50, labels=50, budget=4), line("idmm", 0, 99.0, dataset="b", budget=1600)]  # budgets of their own: not mixed in
+    lines += [line("idmm", s, 11.0 + s, images=n, labels=n, budget=2 * n) for s in range(2) for n in (100, 1000)]  # two crops of each image
     lines += [line("idmm", s, 40.0, images=100, sampling=k, target="a") for k in ("balanced", "random") for s in range(2)]
     lines += [line("idmm_plain", s, 28.0, like="idmm") for s in range(3)]
     lines += [line(m, 0, v, tuning=400) for m, v in (("random", 33.0), ("idmm", 34.0))]
     lines += [line("simclr", s, 27.0 + s, budget=2400) for s in range(2)]
     lines += [line("simclr", 9, 99.0, dataset="c", settings="t"), line("simclr", 8, 99.0, dataset="c", settings="u")]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines) + '{"cut sho')
-    page = write_page(tmp_path).read_text()
-    for heading in ("Methods", "Fewer images: a", "Transfer", "Class-balanced or random", "Variants: a", "Settings"):
+    page = write_page(tmp_path, tmp_path / "new" / "page.md").read_text()
+    fewer = ("Fewer images: a, 800 crops in all", "Fewer images: a, 2 crops of each image")
+    for heading in ("Methods", *fewer, "Transfer", "Class-balanced or random", "Variants: a", "Settings"):
         assert f"## {heading}\n" in page, heading
     assert "## Length of fine-tuning: a\n" in page
     assert "| IDMM | **31.0 ± 1.0** | 53.0 ± 1.0 | - |" in page
@@ -281,7 +283,9 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     assert "(a: 800 and 100; b: 400 and 100; c: 800 and 100)" in page
     assert "| SimCLR | 790 | 1.3 | 10 | 1.0 | 512 |" in page
     assert "| IDMM | **10.5 ± 0.7** | **15.5 ± 0.7** | **31.0 ± 1.0** |" in page  # 50, 100, all 2,000
-    assert "800 with 50 images; 800 with 100 images; 800 with 2,000 images" in page
+    few = page.split("## Fewer images: a, 2 crops of each image\n")[1]
+    assert "| IDMM | **11.5 ± 0.7** | **11.5 ± 0.7** |" in few  # 100, 1,000
+    assert "| IDMM | 1.0 ± 0.0 | - |" in few
     assert "| a, IDMM | 31.0 ± 1.0 | 35.0 |" in page
     assert "| b, IDMM | **36.0** | **53.0 ± 1.0** |" in page
     assert "| SimCLR | 26.0 ± 1.0 | 27.5 ± 0.7 |" in page.split("Length of pretraining")[1]
@@ -291,7 +295,7 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     assert "c/0/balanced/simclr/800/same/100: not all seeds were run with the same settings: t: seeds [9], u: seeds [8]" in page
     assert main_table(lines).splitlines()[0] == "| fine-tuned, top-1, % | a | b | c |"
     for picture in re.findall(r"\]\((.*?)\)", page):
-        assert (tmp_path / picture).stat().st_size > 3000
+        assert (tmp_path / "new" / picture).stat().st_size > 3000
 
 
 def test_a_page_of_nothing_is_refused(tmp_path):

@@ -72,6 +72,7 @@ class Page:
 
     def __init__(self, path):
         self.path, self.text = Path(path), []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def say(self, *paragraphs):
         self.text += paragraphs
@@ -86,7 +87,6 @@ class Page:
         self.say(f"![{name.replace('_', ' ')}]({file.name})")
 
     def write(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("\n\n".join(part.strip("\n") for part in self.text) + "\n")
 
 
@@ -128,14 +128,18 @@ def usual(numbers):
     return max(sorted(set(numbers)), key=numbers.count) if numbers else 0
 
 
+def of_usual(lines, budget):
+    """Those lines that have the `budget`, a key, that most of them have, or none."""
+    most = usual(line[budget] for line in lines)
+    return [line for line in lines if line[budget] in (0, most)]
+
+
 def main_lines(lines):
     """What the main table is made of: all images of a dataset for both trainings, the methods themselves, and the budgets that most cells of a dataset have."""
     own = [line for line in lines if not line["images"] and line["target"] == "same" and line["method"] == line["like"]]
     main = []
     for dataset in dict.fromkeys(line["dataset"] for line in own):
-        mine = [line for line in own if line["dataset"] == dataset]
-        budget, tuning = (usual(line[k] for line in mine) for k in ("budget", "finetune_budget"))
-        main += [line for line in mine if line["budget"] in (0, budget) and line["finetune_budget"] == tuning]
+        main += of_usual(of_usual([line for line in own if line["dataset"] == dataset], "budget"), "finetune_budget")
     return main
 
 
@@ -247,27 +251,36 @@ def _fewer(page, lines):
     own = [line for line in lines if line["target"] == "same" and line["sampling"] == "balanced" and line["method"] == line["like"]]
     for dataset in dict.fromkeys(line["dataset"] for line in own if line["images"]):
         mine = [line | {"images": line["images"] or line["labels"]} for line in own if line["dataset"] == dataset]
-        used = {n: usual(line["budget"] for line in mine if line["images"] == n) for n in {line["images"] for line in mine}}
-        mine = [line for line in mine if line["budget"] in (0, used[line["images"]])]
-        lengths = {line["finetune_budget"] for line in mine if line["images"] < max(m["images"] for m in mine)}
-        mine = [line for line in mine if line["finetune_budget"] in lengths]
-        sizes = sorted({line["images"] for line in mine})
-        some = {line["method"] for line in mine if line["images"] < sizes[-1]}
-        methods = {m: name_of(m) for m in order(some)}
+        few = [line for line in mine if line["images"] < max(m["images"] for m in mine)] or mine
+        mine = [line for line in mine if line["finetune_budget"] in {line["finetune_budget"] for line in few}]
+        seen = []
+        for unit, amount_of in (("each image", lambda line: round(line["budget"] / line["images"])), ("all", lambda line: line["budget"])):
+            for amount in sorted({amount_of(line) for line in few if line["budget"]}):
+                pretrained = [line for line in mine if line["budget"] and amount_of(line) == amount]
+                alone = len({line["images"] for line in pretrained}) < 2
+                if alone and (unit != "all" or all(line in seen for line in pretrained)):
+                    continue
+                seen += pretrained
+                _sizes(page, dataset, pretrained + [line for line in mine if not line["budget"]], amount, unit)
 
-        def get(n, m, mine=mine):
-            return values(mine, "top1", method=m, images=n)
 
-        page.say(f"## Fewer images: {dataset}", "Both trainings on so many images, class-balanced, drawn anew for each seed; crops of pretraining: " +
-                 "; ".join(f"{used[n]:,} with {n:,} images" for n in sizes) + "; of fine-tuning: as many with few as with all.")  # fmt: skip
-        page.say(table(methods, {n: f"{n:,}" for n in sizes}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
-        draw = partial(lines_of, xs=sizes, series=methods, get=get, xlabel="images", ylabel="top-1, %")
-        page.picture(f"fewer_{Path(dataset).name}", draw)
+def _sizes(page, dataset, lines, amount, unit):
+    """Top-1 against the number of images, where pretrainings see `amount` crops of `unit`."""
+    sizes = sorted({line["images"] for line in lines if line["budget"]})
+    methods = {m: name_of(m) for m in order(line["method"] for line in lines if line["images"] in (sizes[:-1] or sizes))}
 
-        def gain(m, n, get=get):
-            return differences(get(n, m), get(n, RANDOM))
+    def get(n, m):
+        return values(lines, "top1", method=m, images=n)
 
-        page.say(table({m: t for m, t in methods.items() if m != RANDOM}, {n: f"{n:,}" for n in sizes}, gain, "gain over random initialisation, points"))
+    def gain(m, n):
+        return differences(get(n, m), get(n, RANDOM))
+
+    page.say(f"## Fewer images: {dataset}, {amount:,} crops {'in' if unit == 'all' else 'of'} {unit}", "Both trainings on so many images, class-balanced, "
+             "drawn anew for each seed; as many crops of fine-tuning with few images as with many.")  # fmt: skip
+    page.say(table(methods, {n: f"{n:,}" for n in sizes}, lambda m, n: get(n, m), "fine-tuned, top-1, %"))
+    draw = partial(lines_of, xs=sizes, series=methods, get=get, xlabel="images", ylabel="top-1, %")
+    page.picture(f"fewer_{Path(dataset).name}_{amount}{'' if unit == 'all' else 'x'}", draw)
+    page.say(table({m: t for m, t in methods.items() if m != RANDOM}, {n: f"{n:,}" for n in sizes}, gain, "gain over random initialisation, points"))
 
 
 def _transfer(page, lines):
@@ -331,9 +344,7 @@ def _length(page, lines, which, title, unit):
     own = [line for line in lines if line["sampling"] == "balanced" and line["target"] == "same" and line["method"] == line["like"]]
     for dataset, images in dict.fromkeys((line["dataset"], line["images"]) for line in own):
         mine = [line for line in own if (line["dataset"], line["images"]) == (dataset, images)]
-        fixed = "finetune_budget" if which == "budget" else "budget"
-        used = usual(line[fixed] for line in mine)
-        mine = [line for line in mine if line[fixed] in (0, used)]
+        mine = of_usual(mine, "finetune_budget" if which == "budget" else "budget")
         several = {m for m in {line["method"] for line in mine} if len({line[which] for line in mine if line["method"] == m}) > 1}
         if not several:
             continue
