@@ -123,9 +123,9 @@ def lines_of(axis, xs, series, get, xlabel, ylabel, level=None):
 
 
 def usual(numbers):
-    """The one that most have; 0 of none."""
+    """The one that most have, the largest of several; 0 of none."""
     numbers = [n for n in numbers if n]
-    return max(sorted(set(numbers)), key=numbers.count) if numbers else 0
+    return max(sorted(set(numbers), reverse=True), key=numbers.count) if numbers else 0
 
 
 def of_usual(lines, budget):
