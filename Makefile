@@ -15,7 +15,7 @@ $(READY): constraints.txt pyproject.toml scripts/setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/setup.sh
 	@touch $@
 
-demo: $(READY)  ## convert, pretrain, fine-tune and report on real photographs (about 15 minutes on 2 cores)
+demo: $(READY)  ## convert, pretrain, fine-tune and report on real photographs (about 12 minutes on 2 cores)
 	@bash scripts/setup.sh demo-data
 	$(PY) demo.py
 
