@@ -288,7 +288,7 @@ def test_a_trial_stops_after_so_many_steps(tiny_beton, tmp_path):
     assert checkpoint.listing(folder / "checkpoints") == []
 
 
-CONFIGS = sorted(p for p in (ROOT / "rn_configs").glob("*.yaml") if not p.stem.startswith("demo"))
+CONFIGS = sorted(p for p in (ROOT / "rn_configs").glob("*.yaml") if not p.stem.startswith(("demo", "compare")))
 
 
 @pytest.mark.parametrize("path", [
