@@ -377,39 +377,53 @@ def bad_tar(path, member, data=b"x", **kwargs):
         file.addfile(info, io.BytesIO(data))
 
 
+@pytest.fixture(params=["filter", "no filter"])
+def unpack(request, monkeypatch):
+    """fetch.unpack with tarfile's filter, and as where Python has none."""
+    if request.param == "no filter":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    elif not hasattr(tarfile, "data_filter"):
+        pytest.skip("this Python has no filter")
+    return fetch.unpack
+
+
 @pytest.mark.parametrize(("member", "extra"), [
     ("../out.txt", {}), ("/tmp/out.txt", {}), ("a/../../out.txt", {}),
     ("link", {"type": tarfile.SYMTYPE, "linkname": "../../secret"}), ("link", {"type": tarfile.LNKTYPE, "linkname": "../../secret"}),
     ("device", {"type": tarfile.CHRTYPE}),
 ])  # fmt: skip
-def test_archives_do_not_reach_out_of_their_folder(tmp_path, member, extra):
+def test_archives_do_not_reach_out_of_their_folder(unpack, tmp_path, member, extra):
     bad_tar(tmp_path / "bad.tar", member, **extra)
     target = tmp_path / "deep" / "target"
     target.mkdir(parents=True)
     with pytest.raises(DatasetError, match="was not unpacked"):
-        fetch.unpack(tmp_path / "bad.tar", target)
+        unpack(tmp_path / "bad.tar", target)
     assert list(target.iterdir()) == []
     assert not (tmp_path / "out.txt").exists()
 
 
-def test_zip_and_bombs(tmp_path):
+def test_tar_zip_and_bombs(unpack, tmp_path):
     with zipfile.ZipFile(tmp_path / "good.zip", "w") as file:
         file.writestr("a/b.txt", "hello")
-    fetch.unpack(tmp_path / "good.zip", tmp_path / "good")
+    unpack(tmp_path / "good.zip", tmp_path / "good")
     assert (tmp_path / "good" / "a" / "b.txt").read_text() == "hello"
+    with tarfile.open(tmp_path / "good.tar.gz", "w:gz") as file:
+        file.add(tmp_path / "good", "./tree")
+    unpack(tmp_path / "good.tar.gz", tmp_path / "good")
+    assert (tmp_path / "good" / "tree" / "a" / "b.txt").read_text() == "hello"
     with zipfile.ZipFile(tmp_path / "out.zip", "w") as file:
         file.writestr("../out.txt", "x")
     with pytest.raises(DatasetError, match="leads out"):
-        fetch.unpack(tmp_path / "out.zip", tmp_path / "good")
+        unpack(tmp_path / "out.zip", tmp_path / "good")
     with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as file:
         info = tarfile.TarInfo("zeros")
         info.size = 200 << 20
         file.addfile(info, io.BytesIO(bytes(info.size)))
     with pytest.raises(DatasetError, match="more than an archive of its size should"):
-        fetch.unpack(tmp_path / "bomb.tar.gz", tmp_path / "good")
+        unpack(tmp_path / "bomb.tar.gz", tmp_path / "good")
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "bomb.tar.gz").read_bytes()[:1000])
     with pytest.raises(DatasetError, match="was not unpacked"):
-        fetch.unpack(tmp_path / "cut.tar.gz", tmp_path / "good")
+        unpack(tmp_path / "cut.tar.gz", tmp_path / "good")
 
 
 # --- what people already have

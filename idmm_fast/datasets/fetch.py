@@ -94,17 +94,13 @@ def unpack(archive, target):
                     _check(member.filename, target)
                     file.extract(member, draft)
         else:
-            if not hasattr(tarfile, "data_filter"):
-                raise DatasetError(
-                    "this Python can't unpack safely; use 3.10.12, 3.11.4, or newer, or unpack it by hand"
-                )
             total = 0
             with tarfile.open(archive) as file:
                 for member in tqdm(file, desc=f"unpacking {archive.name}", unit="file", disable=None):
                     _check(member.name, target)
                     total += member.size
                     _check_size(total, limit, target)
-                    file.extract(member, draft, filter="data")
+                    _extract(file, member, draft)
         _move(draft, target)
     except DatasetError as error:
         raise DatasetError(f"{archive} was not unpacked: {error}.") from None
@@ -114,6 +110,21 @@ def unpack(archive, target):
         ) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _extract(file, member, draft):
+    """Unpack a member of a tar as tarfile's "data" filter does; a Python without it (3.10.11, 3.11.3 and older) unpacks files and folders only."""
+    path = draft / member.name
+    if hasattr(tarfile, "data_filter"):
+        file.extract(member, draft, filter="data")
+    elif member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+    elif member.isfile():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file.extractfile(member) as source, open(path, "wb") as copy:
+            shutil.copyfileobj(source, copy)
+    else:
+        raise DatasetError(f"'{member.name}' is neither a file nor a folder; unpack it by hand, or use Python 3.10.12, 3.11.4 or newer")
 
 
 def _check_size(total, limit, target):
