@@ -251,8 +251,10 @@ def _fewer(page, lines):
     own = [line for line in lines if line["target"] == "same" and line["sampling"] == "balanced" and line["method"] == line["like"]]
     for dataset in dict.fromkeys(line["dataset"] for line in own if line["images"]):
         mine = [line | {"images": line["images"] or line["labels"]} for line in own if line["dataset"] == dataset]
-        few = [line for line in mine if line["images"] < max(m["images"] for m in mine)] or mine
-        mine = [line for line in mine if line["finetune_budget"] in {line["finetune_budget"] for line in few}]
+        most = max(line["images"] for line in mine)
+        few = [line for line in mine if line["images"] < most] or mine
+        lengths = {line["finetune_budget"] for line in few}
+        mine = [line for line in mine if line["finetune_budget"] in lengths]
         seen = []
         for unit, amount_of in (("each image", lambda line: round(line["budget"] / line["images"])), ("all", lambda line: line["budget"])):
             for amount in sorted({amount_of(line) for line in few if line["budget"]}):
