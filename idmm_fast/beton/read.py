@@ -1,5 +1,6 @@
 """Opening a beton: the cheap checks that tell a whole file from a truncated, interrupted or foreign one."""
 
+import hashlib
 import json
 import warnings
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checksum import tables_sum
+from .checksum import checksums, tables_sum
 from .format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, JPG, RAW, SUMS_MARK, VERSION, sums_start
 from .write import sidecar_path
 
@@ -60,6 +61,21 @@ class Beton:
     def classes(self):
         """Class names, from the sidecar, else made up from the labels."""
         return self.sidecar.get("classes") or [f"class_{c}" for c in range(int(self.label.max()) + 1)]
+
+    @cached_property
+    def fingerprint(self):
+        """16 hex digits that change with any label, size or byte of an image, and not with where these lie in the file.
+
+        A file without checksums (FFCV's own writer) is read whole for it.
+        """
+        sums = self.sums
+        if not sums.size:
+            sums = np.empty(len(self), np.uint64)
+            checksums(self.bytes, self.ptr, self.length, sums)
+        digest = hashlib.sha256()
+        for column, kind in ((self.mode, "u1"), (self.height, "<i8"), (self.width, "<i8"), (self.label, "<i8"), (sums, "<u8")):
+            digest.update(np.ascontiguousarray(column, kind))
+        return digest.hexdigest()[:16]
 
     @cached_property
     def bytes(self):
