@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, verified and read without unpickling anything but tensors and plain values."""
 
 import hashlib
+import itertools
 import os
 import re
 import threading
@@ -56,7 +57,11 @@ def write(path, state):
 
 
 def save(folder, state, epoch, step, keep=2):
-    """Write `state` to folder/epoch_EEEEE_step_SSSSSSSS.pt, then drop all but the last `keep`. Returns the path."""
+    """Write `state` to folder/epoch_EEEEE_step_SSSSSSSS.pt, then drop all but the last `keep`. Returns the path.
+
+    Raises FloatingPointError, and writes nothing, where weights are not finite: those before them are worth more.
+    """
+    check_finite(state, step)
     path = write(Path(folder) / f"epoch_{epoch:05d}_step_{step:08d}.pt", state)
     for old in listing(folder)[:-keep]:
         old.unlink()
@@ -96,10 +101,47 @@ class Writer:
             raise error
 
 
+def not_finite(weights):
+    """The name of the first tensor of {name: tensor} that holds an infinity or NaN; None if there is none."""
+    floats = (name for name, tensor in weights.items() if tensor.is_floating_point())
+    return next((name for name in floats if not torch.isfinite(weights[name]).all()), None)
+
+
+def check_finite(state, step):
+    """Raise FloatingPointError where the weights of `state` are not finite."""
+    if name := not_finite(state["model"]):
+        raise FloatingPointError(
+            f"after step {step} the weights '{name}' are not finite, so no checkpoint was written; the ones before it are kept. "
+            f"Go on from the last one with a smaller training.lr, or training.amp=fp32."
+        )
+
+
+def set_aside(folder, step):
+    """Move the checkpoints in `folder` that are later than `step` to a new folder aside_N in it. Returns that folder; None if there are none.
+
+    Training goes on from `step`, and what it writes must not be taken for older than they are.
+    """
+    later = [path for path in listing(folder) if step_of(path) > step]
+    if not later:
+        return None
+    aside = next(p for k in itertools.count(1) if not (p := Path(folder) / f"aside_{k}").exists())
+    aside.mkdir()
+    for path in later:
+        for file in (path, _sum_path(path)):
+            if file.exists():
+                file.replace(aside / file.name)
+    return aside
+
+
+def step_of(path):
+    """How many steps were done when the checkpoint `path` was written, from its name."""
+    return int(Path(path).stem.rsplit("_", 1)[1])
+
+
 def listing(folder):
     """The checkpoints in `folder`, oldest first."""
     return sorted((p for p in Path(folder).glob("epoch_*.pt") if re.fullmatch(r"epoch_\d+_step_\d+\.pt", p.name)),
-                  key=lambda p: int(p.stem.rsplit("_", 1)[1]))  # fmt: skip
+                  key=step_of)  # fmt: skip
 
 
 def load(path):
@@ -114,10 +156,17 @@ def load(path):
 
 
 def newest(folder):
-    """(path, content) of the newest checkpoint in `folder` that can be read, or (None, None); a damaged one is passed over with a warning."""
-    for path in reversed(listing(folder)):
+    """(path, content) of the newest checkpoint in `folder` that can be read, or (None, None) where there is none; a damaged one is passed over
+    with a warning. Raises ValueError where all are damaged."""
+    found = listing(folder)
+    for path in reversed(found):
         try:
             return path, load(path)
         except ValueError as error:
             warnings.warn(f"{error}; going back to the one before", stacklevel=2)
+    if found:
+        raise ValueError(
+            f"all {len(found)} checkpoints in {folder} are damaged; nothing was changed. Bring back a copy of one, or begin again in another "
+            f"--logging.run_dir, or here after moving {folder} away."
+        )
     return None, None

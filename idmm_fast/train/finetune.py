@@ -194,7 +194,7 @@ def _finetune(cfg):
         load_backbone(backbone, cfg.model.init, head if cfg.model.keep_head else None)
     elif cfg.model.keep_head:
         raise ConfigError("model.keep_head needs model.init, the fine-tuning whose classifier is kept")
-    run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
+    run = Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train, "test": test})
     machine = choose(cfg.training, cfg.training.epochs * len(loader))
     model = machine.place(Classifier(backbone, head)).train()
     labels = labels.to(machine.device)
@@ -223,22 +223,20 @@ def _finetune(cfg):
         return loader.share_of(step) * instance_loss(logits, labels[rows_a], labels[rows_b], lam, cfg.training.smoothing)
 
     test_labels = torch.from_numpy(test.label)
-    result = {}
 
     def end_epoch(epoch, last):
         every = cfg.training.evaluate_every
         if last or (every and (epoch + 1) % every == 0):
-            result.update(top_k(model, cfg.data.test, test_labels, machine, loader.batch_size, size, loader.num_workers))
-        return result if last or (every and (epoch + 1) % every == 0) else None
+            return top_k(model, cfg.data.test, test_labels, machine, loader.batch_size, size, loader.num_workers)
+        return None
 
-    if run.state is not None and run.state["step"] == cfg.training.epochs * len(loader):  # finished; perhaps not reported
-        model.load_state_dict(run.state["model"])
-        end_epoch(cfg.training.epochs - 1, True)
     with memory.explained(cfg.training.batch_size, lambda: memory.largest_batch(model, machine, *_forward(model, size, machine))):
         fit(run, cfg, loader, model, machine, loss_of, title="fine-tune", begin_epoch=begin_epoch, end_epoch=end_epoch)
     if cfg.training.max_steps:  # a trial
         return {}
-    best = max(run.tested(), key=lambda line: line["top1"], default={"top1": result["top1"], "epoch": cfg.training.epochs - 1})
+    tested = run.tested()
+    last, best = tested[-1], max(tested, key=lambda line: line["top1"])
+    result = {key: last[key] for key in ("top1", "top5")}
     result |= {"best_top1": best["top1"], "best_epoch": best["epoch"]}  # chosen on data.test itself, so flattering; top1 is the last epoch's
     result = {**result, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
     if run.main:

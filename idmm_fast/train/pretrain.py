@@ -149,7 +149,8 @@ def _forward(model, cfg, machine):
 
 
 def _pretrain(cfg, probe):
-    labels = torch.from_numpy(open_beton(cfg.data.train).label)
+    train = open_beton(cfg.data.train)
+    labels = torch.from_numpy(train.label)
 
     def trial():
         model, machine, _ = _make_model(changed(SCHEMA, cfg, {"training.batch_size": memory.USUAL}), labels)
@@ -159,7 +160,7 @@ def _pretrain(cfg, probe):
     torch.manual_seed(cfg.training.seed)
     model, machine, kind = _make_model(cfg, labels)
     loader = make_loader(cfg, machine)
-    run = Run(cfg.logging.run_dir, cfg, cfg.training.resume)
+    run = Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train})
     if run.state is None and run.main:
         draw_batch(loader, run.folder / "crops.png")
     run.announce(

@@ -1,0 +1,407 @@
+"""A run that is stopped, anywhere, and gone on with ends as the one that was never stopped; and nothing is lost on the way."""
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, strategies
+from hypothesis import settings as examples
+from safetensors.torch import load_file
+from test_train import FINETUNE, SCHEMA, losses, settings
+
+from idmm_fast.beton import open_beton, write_beton
+from idmm_fast.config import ConfigError
+from idmm_fast.datasets import Split
+from idmm_fast.methods import IDMM
+from idmm_fast.train import checkpoint, loop
+from idmm_fast.train.finetune import finetune
+from idmm_fast.train.pretrain import pretrain
+from idmm_fast.train.run import Interrupt, Interrupted, OtherImages, Run
+
+SMALL = {"model__options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}, "model__image_size": 16}
+
+
+def metrics(folder):
+    """The lines of metrics.jsonl, but for how fast it was."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in ("images_per_s", "wait")} for line in lines]
+
+
+class Killed(BaseException):
+    """What nobody catches."""
+
+
+class Stops:
+    """Stops the run under test once: by a signal in a step, or as if killed, before or after the run's Nth call of a method."""
+
+    def __init__(self, monkeypatch):
+        self.signal_at = self.kill_at = None
+        for name in ("log", "add", "save", "save_best"):
+            monkeypatch.setattr(Run, name, self._counted(getattr(Run, name)))
+        original = loop.Meter.step
+
+        def step(meter, images):
+            if self.signal_at is not None:
+                self.signal_at -= 1
+                if self.signal_at < 0:
+                    self.signal_at = None
+                    self.interrupt.signal = 15
+            return original(meter, images)
+
+        monkeypatch.setattr(loop.Meter, "step", step)
+        entered = Interrupt.__enter__
+
+        def enter(interrupt):
+            self.interrupt = interrupt
+            return entered(interrupt)
+
+        monkeypatch.setattr(Interrupt, "__enter__", enter)
+
+    def _counted(self, original):
+        def counted(run, *args, **kwargs):
+            if self._is_due():
+                raise Killed
+            result = original(run, *args, **kwargs)
+            if self._is_due():
+                raise Killed
+            return result
+
+        return counted
+
+    def _is_due(self):
+        if self.kill_at is None:
+            return False
+        self.kill_at -= 1
+        if self.kill_at >= 0:
+            return False
+        self.kill_at = None
+        return True
+
+
+def _probe(backbone, machine):
+    """Numbers that depend on every weight."""
+    return {"knn20": sum(p.detach().double().square().sum().item() for p in backbone.parameters())}
+
+
+def _train(kind, beton, folder, options):
+    if kind == "pretrain":
+        return pretrain(settings(beton, folder, **options), _probe), None
+    return folder, finetune(settings(beton, folder, FINETUNE, **options))
+
+
+def _ended(kind, folder):
+    """All that a finished run leaves and that has numbers in it."""
+    weights = load_file(folder / ("backbone.safetensors" if kind == "pretrain" else "model.safetensors"))
+    best = folder / "checkpoints" / "best.pt"
+    best = checkpoint.load(best) if best.exists() else {"model": {}}
+    last = checkpoint.newest(folder / "checkpoints")[1]
+    tensors = {**weights, **{f"best {k}": v for k, v in best["model"].items()}, **{f"last {k}": v for k, v in last["model"].items()}}
+    return metrics(folder), {k: v for k, v in best.items() if k not in ("model", "config")}, tensors
+
+
+def _stopped_and_resumed(kind, beton, options, stops, first, tmp_path):
+    """Stopped as `first` (how, when) says, then gone on with, must be as never stopped. Returns whether it was stopped."""
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    _, wanted_result = _train(kind, beton, whole, options)
+    how, when = first
+    setattr(stops, f"{how}_at", when)
+    stopped = False
+    try:
+        _, result = _train(kind, beton, folder, options)
+    except (Killed, Interrupted):
+        stopped = True
+    stops.signal_at = stops.kill_at = None
+    _, result = _train(kind, beton, folder, {**options, "training__resume": "auto"})
+    lines, best, tensors = _ended(kind, folder)
+    wanted_lines, wanted_best, wanted_tensors = _ended(kind, whole)
+    assert lines == wanted_lines
+    assert best == wanted_best
+    assert result == wanted_result
+    assert tensors.keys() == wanted_tensors.keys()
+    assert all(torch.equal(tensors[k], wanted_tensors[k]) for k in tensors)
+    return stopped
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """12 images in 3 classes."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (20, 20, 3), np.uint8) for _ in range(12)]
+    split = Split(images, [k % 3 for k in range(12)], ["a", "b", "c"])
+    return write_beton(tmp_path_factory.mktemp("few") / "few.beton", split, dataset="t", name="train", mode="raw", quiet=True).path
+
+
+_stops = strategies.one_of(
+    strategies.tuples(strategies.just("signal"), strategies.integers(0, 7)),
+    strategies.tuples(strategies.just("kill"), strategies.integers(0, 30)),
+)
+_options = strategies.fixed_dictionaries({
+    "training__batch_size": strategies.sampled_from([3, 5, 12]),  # 4, 3 (the last one partial) and one step an epoch
+    "training__checkpoint_every": strategies.sampled_from([1, 2, 5]),
+    "training__checkpoint_minutes": strategies.sampled_from([0.0, 1e-9]),
+    "training__keep_checkpoints": strategies.integers(1, 3),
+    "model__drop_path": strategies.sampled_from([0.0, 0.3]),
+    "training__head_lr": strategies.sampled_from([1.0, 3.0]),
+})  # fmt: skip
+_own = {
+    "pretrain": {"probe__every": strategies.integers(0, 2), "cutmix__alpha": strategies.sampled_from([0.0, 0.5]),
+                 "head__loss": strategies.sampled_from(["dense", "fused"])},
+    "finetune": {"training__evaluate_every": strategies.integers(0, 2), "mixing__alpha": strategies.sampled_from([0.0, 0.5]),
+                 "data__per_class": strategies.sampled_from([0, 2])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_any_run_stopped_anywhere_ends_as_if_never_stopped(kind, few, monkeypatch):
+    """Any options, any moment of two epochs: metrics, evaluations, best.pt, weights and result, bit for bit (CPU, fp32)."""
+    _check_stops(kind, few, monkeypatch, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_many_runs_stopped_anywhere_end_as_if_never_stopped(kind, few, monkeypatch):
+    _check_stops(kind, few, monkeypatch, 150)
+
+
+def _check_stops(kind, few, monkeypatch, count):
+    stops, seen = Stops(monkeypatch), []
+    _run_without_pictures(monkeypatch)
+
+    @examples(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(strategies.fixed_dictionaries(_own[kind]), _options, _stops)
+    def check(own, options, first):
+        with tempfile.TemporaryDirectory() as folder:
+            options = {**SMALL, **options, **own, "training__epochs": 2}
+            seen.append(_stopped_and_resumed(kind, few, options, stops, first, Path(folder)))
+
+    check()
+    assert sum(seen) > count / 4  # else it tests nothing
+
+
+@pytest.mark.parametrize("batch_size", [12, 6])
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_a_run_stopped_in_each_step_of_two_epochs(kind, batch_size, few, tmp_path, monkeypatch):
+    """With one and with two steps an epoch; the stop in an epoch's last step had lost that epoch's evaluation, and with it best.pt."""
+    stops = Stops(monkeypatch)
+    _run_without_pictures(monkeypatch)
+    own = {"probe__every": 1} if kind == "pretrain" else {"training__evaluate_every": 1}
+    options = {**SMALL, **own, "training__batch_size": batch_size, "training__epochs": 2}
+    for step in range(2 * 12 // batch_size):
+        assert _stopped_and_resumed(kind, few, options, stops, ("signal", step), tmp_path / str(step))
+
+
+def _run_without_pictures(monkeypatch):
+    """They take most of the time of so small a run, and have their own tests."""
+    from idmm_fast.train import finetune as tuning
+    from idmm_fast.train import pretrain as training
+
+    for module in (tuning, training):
+        monkeypatch.setattr(module, "draw_batch", lambda *args: None)
+        monkeypatch.setattr(module, "draw_curves", lambda *args: None)
+
+
+@pytest.fixture
+def kept(few, tmp_path, monkeypatch):
+    """(its configuration, its folder): a run of four epochs of two steps, all of whose checkpoints are kept."""
+    _run_without_pictures(monkeypatch)
+    options = {**SMALL, "training__batch_size": 6, "training__keep_checkpoints": 4, "training__epochs": 4}
+    return options, pretrain(settings(few, tmp_path / "run", **options))
+
+
+def test_going_on_from_an_older_checkpoint_sets_the_later_ones_aside(kept, few, monkeypatch):
+    """New checkpoints had been deleted as they were written, being older by their step, and auto went on from the stale ones."""
+    options, folder = kept
+    before = losses(folder)
+    older = checkpoint.listing(folder / "checkpoints")[1]
+    Stops(monkeypatch).signal_at = 1  # in step 5 of 8
+    again = {**options, "training__keep_checkpoints": 2}
+    with pytest.raises(Interrupted):
+        pretrain(settings(few, folder, training__resume=str(older), **again))
+    assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")] == [4, 6]
+    assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints" / "aside_1")] == [6, 8]
+    assert np.array_equal(losses(folder / "checkpoints" / "aside_1"), before)  # what had been measured is not lost
+    pretrain(settings(few, folder, training__resume="auto", **again))
+    assert np.array_equal(losses(folder), before)
+
+
+def test_falling_back_from_a_damaged_checkpoint_keeps_what_is_written_then(kept, few):
+    options, folder = kept
+    before = losses(folder)
+    for path in checkpoint.listing(folder / "checkpoints")[1:]:
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="damaged"):
+        pretrain(settings(few, folder, training__resume="auto", **{**options, "training__keep_checkpoints": 1}))
+    assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")] == [8]
+    assert checkpoint.load(checkpoint.listing(folder / "checkpoints")[0])["step"] == 8
+    assert np.array_equal(losses(folder), before)
+
+
+def test_only_damaged_checkpoints_stop_with_a_sentence_and_metrics_are_kept(kept, few):
+    options, folder = kept
+    before = (folder / "metrics.jsonl").read_bytes()
+    for path in checkpoint.listing(folder / "checkpoints"):
+        path.write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="all 4 checkpoints in .* are damaged"):
+        pretrain(settings(few, folder, training__resume="auto", **options))
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_run_begins_a_new_folder_with_its_history_and_spoils_none(kept, few, tmp_path):
+    options, folder = kept
+    middle = checkpoint.listing(folder / "checkpoints")[1]
+    other = pretrain(settings(few, tmp_path / "other", training__resume=str(middle), **options))
+    assert np.array_equal(losses(other), losses(folder)[3:])  # from the last line that the checkpoint holds
+    with pytest.raises(ConfigError, match="holds a run already"):
+        pretrain(settings(few, folder, training__resume=str(checkpoint.listing(other / "checkpoints")[-1]), **options))
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite(few, tmp_path, monkeypatch):
+    """sqrt(0) has a value and an infinite slope, and 0 * infinity is NaN: the loss is as it was, the gradient of every weight NaN."""
+    seen, forward = [], IDMM.forward
+
+    def spoiled(self, *args):
+        seen.append(torch.cat([p.detach().flatten() for p in self.parameters()]))
+        loss = forward(self, *args)
+        return loss + 0 * sum(p.mul(0).sum() for p in self.parameters()).sqrt() if len(seen) == 2 else loss
+
+    monkeypatch.setattr(IDMM, "forward", spoiled)
+    _run_without_pictures(monkeypatch)
+    folder = pretrain(settings(few, tmp_path / "run", **SMALL, training__batch_size=3, training__epochs=2))
+    lines = metrics(folder)
+    assert [line["step"] for line in lines if "loss" not in line] == [1]
+    assert lines[1]["skipped"] == 1
+    assert torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[2], seen[3])
+    assert all(torch.isfinite(v).all() for v in load_file(folder / "backbone.safetensors").values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(kept, few, monkeypatch):
+    """As by a fault in memory: the step looked right, the weights are not."""
+    options, folder = kept
+    for path in checkpoint.listing(folder / "checkpoints")[2:]:
+        path.unlink()
+    images_of, steps = loop.Meter.step, []
+
+    def break_one(meter, images):
+        steps.append(images)
+        if len(steps) == 2:
+            for model in models:
+                model.head.weight.data[0, 0] = float("nan")
+        return images_of(meter, images)
+
+    models, forward = [], IDMM.forward
+    monkeypatch.setattr(IDMM, "forward", lambda self, *args: models.append(self) or forward(self, *args))
+    monkeypatch.setattr(loop.Meter, "step", break_one)
+    with pytest.raises(FloatingPointError, match=r"head\.weight"):
+        pretrain(settings(few, folder, training__resume="auto", **options))
+    assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")] == [2, 4]
+
+
+def test_the_clock_makes_checkpoints_with_one_step_an_epoch_too(few, tmp_path, monkeypatch):
+    _run_without_pictures(monkeypatch)
+    folder = pretrain(settings(
+        few, tmp_path / "run", **SMALL, training__batch_size=12, training__epochs=4, training__checkpoint_every=100,
+        training__checkpoint_minutes=1e-9, training__keep_checkpoints=10,
+    ))  # fmt: skip
+    assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")] == [1, 2, 3, 4]
+
+
+def test_an_answer_that_comes_a_step_late_writes_one_checkpoint_not_two(few, tmp_path, monkeypatch):
+    """With several processes the clock's question is answered a step later; a clock of three steps, on a fake of both."""
+    now = itertools.count()
+
+    class Late:
+        delay = 1
+
+        def __init__(self):
+            self.asked = (0, 0)
+
+        def ask(self, *values):
+            before, self.asked = self.asked, values
+            return before
+
+    class Clock:
+        @staticmethod
+        def monotonic():
+            return next(now) * 60.0
+
+    _run_without_pictures(monkeypatch)
+    monkeypatch.setattr(loop.distributed, "Agreement", Late)
+    monkeypatch.setattr(loop, "time", Clock)
+    folder = pretrain(settings(
+        few, tmp_path / "run", **SMALL, training__batch_size=1, training__epochs=2, training__checkpoint_every=100, training__checkpoint_minutes=3.5,
+        training__keep_checkpoints=100,
+    ))  # fmt: skip
+    steps = [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")]
+    assert len(steps) >= 4
+    assert all(b - a > 1 for a, b in itertools.pairwise(steps[:-1]))  # the last one is that of the end
+
+
+def _beton(path, images, labels=(0, 1, 2), classes=("a", "b", "c")):
+    split = Split(images, [labels[k % len(labels)] for k in range(len(images))], list(classes))
+    return write_beton(path, split, dataset="t", name="train", mode="raw", quiet=True).path
+
+
+def test_a_run_does_not_go_on_with_other_images_labels_or_numbers_of_them(few, tmp_path, monkeypatch):
+    _run_without_pictures(monkeypatch)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (20, 20, 3), np.uint8) for _ in range(12)]  # those of `few`
+    options = {**SMALL, "training__batch_size": 6, "training__epochs": 1}
+
+    def tune(beton, **more):
+        return finetune(settings(beton, tmp_path / "run", FINETUNE, **options, training__resume="auto", **more))
+
+    result = tune(few, data__per_class=3)
+    with pytest.raises(ConfigError, match=r"begun with data\.per_class=3, not 2"):
+        tune(few, data__per_class=2)
+    moved = _beton(tmp_path / "moved" / "renamed.beton", images)
+    assert tune(moved, data__per_class=3) == result  # the same images elsewhere
+    changed = [*images[:-1], 255 - images[-1]]
+    for others in (_beton(tmp_path / "pixels.beton", changed), _beton(tmp_path / "labels.beton", images, (0, 1, 2, 2)),
+                   _beton(tmp_path / "more.beton", [*images, images[0]])):  # fmt: skip
+        with pytest.raises(OtherImages, match="begun with other images or labels"):
+            tune(others, data__per_class=3)
+
+
+def test_a_fingerprint_is_of_images_and_labels_whoever_wrote_the_file(tmp_path, photos):
+    """FFCV's own writer keeps no checksums: new pixels under an old name had been believed."""
+    code = """
+import sys, numpy as np
+from ffcv.writer import DatasetWriter
+from ffcv.fields import RGBImageField, IntField
+class D:
+    def __init__(self, images): self.images = images
+    def __len__(self): return len(self.images)
+    def __getitem__(self, i): return (self.images[i], i)
+for path, out in zip(sys.argv[1::2], sys.argv[2::2]):
+    DatasetWriter(out, {"image": RGBImageField(write_mode="raw"), "label": IntField()}, num_workers=1).from_indexed_dataset(D(list(np.load(path).values())))
+"""
+    other = photos[3].copy()
+    other[0, 0, 0] ^= 1
+    np.savez(tmp_path / "a.npz", *photos[:4])
+    np.savez(tmp_path / "b.npz", *photos[:3], other)
+    names = [tmp_path / name for name in ("a.npz", "a.beton", "b.npz", "b.beton")]
+    subprocess.run([sys.executable, "-c", code, *names], check=True, timeout=100, capture_output=True)
+    ours = _beton(tmp_path / "ours.beton", photos[:4])
+    a, b, mine = (open_beton(p).fingerprint for p in (names[1], names[3], ours))
+    assert len({a, b, mine}) == 3
+    shutil.copy(names[1], tmp_path / "copy.beton")
+    assert open_beton(tmp_path / "copy.beton").fingerprint == a
+
+
+def test_a_run_folder_tells_each_start(kept, few):
+    options, folder = kept
+    pretrain(settings(few, folder, training__resume="auto", **options))
+    starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    assert [start["step"] for start in starts] == [0, 8]
+    assert starts[0]["command"][0] == sys.executable
+    assert starts[0]["versions"]["torch"] == torch.__version__
+    assert {"started", "commit", "changed", "host", "processes", "gpu"} <= set(starts[0])
