@@ -7,6 +7,7 @@
 """
 
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -68,7 +69,8 @@ def _model_of(run):
 
 
 def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):
-    """Pretrain on images alone, and return the run folder (Path), with backbone.safetensors in it. Called again, it goes on.
+    """Pretrain on images alone, and return the run folder (Path), with backbone.safetensors in it. Called again, it goes on; when images were
+    added, taken away or changed meanwhile, the folder is renamed, and a new run begins.
 
     data: a folder or a beton, see `convert`. out: the run folder. model: timm's name, or a T2T-ViT; or all of that section,
     {"name": ..., "image_size": 64, "options": {"depth": 6}}. sections: any other key of `train_idmm.py --help`, a dict a section:
@@ -83,7 +85,7 @@ def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):
     values = {"data.train": str(betons["train"]), "data.test": test and str(test), "training.epochs": epochs, "training.resume": "auto",
               "logging.run_dir": str(out)}  # fmt: skip
     cfg = build(training.SCHEMA, values | _model(model) | _values(sections))
-    return training.pretrain(cfg, Probe(cfg))
+    return _begun_anew_for_other_images(out, lambda: training.pretrain(cfg, Probe(cfg)))
 
 
 def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections):
@@ -100,7 +102,24 @@ def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections
     known = {k: v for k, v in _model_of(init).items() if k in ("name", "options")} if init else {"name": "deit_tiny_patch16_224"}
     values = {"data.train": str(betons["train"]), "data.test": test and str(test), "training.epochs": epochs, "training.resume": "auto",
               "logging.run_dir": str(out), "model.init": init and str(init)}  # fmt: skip
-    return training.finetune(build(training.SCHEMA, values | _model(known) | _model(model or {}) | _values(sections)))
+    cfg = build(training.SCHEMA, values | _model(known) | _model(model or {}) | _values(sections))
+    return _begun_anew_for_other_images(out, lambda: training.finetune(cfg))
+
+
+def _begun_anew_for_other_images(out, train):
+    """What `train()` gives. Where the run folder `out` was begun with other images, it is renamed first, and the run is a new one."""
+    from .train.run import OtherImages
+
+    try:
+        return train()
+    except OtherImages:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the folder is not one process's to rename
+            raise
+    out = Path(out)
+    before = next(p for k in itertools.count(1) if not (p := out.with_name(f"{out.name}_before_{k}")).exists())
+    out.rename(before)
+    print(f"{out} was begun with other images or labels: it is now {before}, and a new run begins")
+    return train()
 
 
 def _network(checkpoint, image_size=None):

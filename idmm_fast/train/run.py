@@ -70,7 +70,7 @@ def record(path, step):
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__,
             **{name: _version(name) for name in ("idmm-fast", "torchvision", "timm", "ffcv", "numpy", "numba")},
-        },  # fmt: skip
+        },
         "host": platform.node(),
         "processes": distributed.world(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
