@@ -12,6 +12,7 @@ from idmm_fast.loader import Augment, Views
 from idmm_fast.loader.cutmix import draw_cutmix
 from idmm_fast.loader.draws import DRAW, draw_view
 from idmm_fast.loader.operation import view_table
+from idmm_fast.loader.randaugment import OPERATIONS
 
 N, H, W = 100_000, 375, 500
 P = 1e-3
@@ -69,17 +70,40 @@ def test_all_24_orders_of_the_colour_operations_are_equally_likely(drawn):
 
 
 def test_randaugment_draws():
+    """Operations, levels and signs uniform, the two of a view independent; each fires half the time; a cutout's centre anywhere."""
     drawn = draw(Augment(operations=2))
-    fired = drawn["operation"] >= 0
-    assert stats.binomtest(int(fired.sum()), 2 * N, 0.5).pvalue > P
-    assert stats.chisquare(np.bincount(drawn["operation"][fired], minlength=15)).pvalue > P
-    rotations = drawn["argument"][drawn["operation"] == 3]
-    assert (
-        stats.chisquare(np.unique(np.round(rotations / 3), return_counts=True)[1]).pvalue > P
-    )  # +-3, +-6 .. +-27 degrees
-    assert np.unique(np.round(rotations)).tolist() == [s * 3 * k for s in (-1,) for k in range(9, 0, -1)] + [
-        3 * k for k in range(1, 10)
-    ]
+    operation, argument = drawn["operation"], drawn["argument"]
+    fired = operation >= 0
+    for k in range(2):
+        assert stats.binomtest(int(fired[:, k].sum()), N, 0.5).pvalue > P
+        assert stats.chisquare(np.bincount(operation[fired[:, k], k], minlength=15)).pvalue > P
+    both = fired.all(1)
+    assert stats.binomtest(int(both.sum()), N, 0.25).pvalue > P
+    assert stats.chisquare(np.bincount(operation[both] @ [15, 1], minlength=225)).pvalue > P
+    levels = {  # the nine strengths, of both signs where there are two
+        "Cutout": [2, 4, 7, 9, 11, 13, 16, 18, 20], "Solarize": [256 - 256 * k / 9 for k in range(1, 10)],
+        "ShearX": [s * 0.3 * k / 9 for k in range(1, 10) for s in (1, -1)], "TranslateY": [s * 150 / 331 * k / 9 for k in range(1, 10) for s in (1, -1)],
+        "Brightness": [1 + s * k / 10 for k in range(1, 10) for s in (1, -1)],
+    }  # fmt: skip
+    for name, values in levels.items():
+        seen, counts = np.unique(np.round(argument[operation == OPERATIONS.index(name)], 6), return_counts=True)
+        assert seen == pytest.approx(sorted(values), abs=1e-6), name
+        assert stats.chisquare(counts).pvalue > P, name
+    bits = argument[operation == OPERATIONS.index("Posterize")]
+    assert stats.chisquare(np.bincount(bits.astype(int))[4:], bits.size * np.array([2, 2, 2, 2, 1]) / 9).pvalue > P
+    cut = operation == OPERATIONS.index("Cutout")
+    for name in ("cut_x", "cut_y"):
+        assert stats.kstest(drawn[name][cut], stats.uniform().cdf).pvalue > P, name
+
+
+def test_rotations_are_counter_clockwise_before_the_flip():
+    """The authors flip last: 0..30 degrees one way, and the other way in a view that was flipped."""
+    drawn = draw(Augment(operations=2), n=20_000)
+    turned = drawn["operation"] == OPERATIONS.index("Rotate")
+    ways = drawn["argument"] * np.where(drawn["flip"], -1, 1)[:, None]
+    seen, counts = np.unique(np.round(ways[turned], 5), return_counts=True)
+    assert seen == pytest.approx([30 * k / 9 for k in range(1, 10)], abs=1e-4)
+    assert stats.chisquare(counts).pvalue > P
 
 
 def test_switching_one_augmentation_off_leaves_the_others(drawn):

@@ -12,13 +12,14 @@ from ..jit import kernel
 from .philox import uniforms
 from .randaugment import draw_operation
 
-# One drawn view. Lengths in source pixels, factors as torchvision's functional API takes them, sigma in output pixels.
+# One drawn view. Lengths in source pixels, factors as torchvision's functional API takes them, sigma in output pixels; the last four: see
+# randaugment.draw_operation.
 DRAW = np.dtype(
     [
         ("top", "i4"), ("left", "i4"), ("height", "i4"), ("width", "i4"),
         ("flip", "i4"), ("jitter", "i4"), ("order", "i4", 4),
         ("brightness", "f4"), ("contrast", "f4"), ("saturation", "f4"), ("hue", "f4"),
-        ("gray", "i4"), ("sigma", "f4"), ("operation", "i4", 2), ("argument", "f4", 2),
+        ("gray", "i4"), ("sigma", "f4"), ("operation", "i4", 2), ("argument", "f8", 2), ("cut_x", "f8", 2), ("cut_y", "f8", 2),
     ],
     align=True,
 )  # fmt: skip
@@ -45,8 +46,8 @@ class Augment:
     flip: probability of a horizontal flip. jitter: probability that the four colour operations run, in a random order,
     with factors uniform in [max(0, 1 - x), 1 + x] for brightness, contrast and saturation and a shift uniform in
     [-hue, hue] turns. gray: probability of grayscale. blur: probability of a Gaussian blur whose sigma, in output
-    pixels, is uniform in `sigma`. operations: how many operations of RandAugment follow, 0 to 2. Defaults: the
-    pretraining recipe of IDMM (arXiv 2201.10728).
+    pixels, is uniform in `sigma`. operations: how many operations of RandAugment follow, 0 to 2, the authors' fifteen (see
+    randaugment). Defaults: the pretraining recipe of IDMM (arXiv 2201.10728).
     """
 
     flip: float = 0.5
@@ -121,9 +122,10 @@ def draw_view(seed, epoch, row, stream, height, width, view, draw):
     u = uniforms(seed, row, epoch, stream, _SHAPES)
     draw.sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * u[0] if blurred else 0.0
     for k in range(2):
-        draw.operation[k], draw.argument[k] = -1, 0.0
+        which, argument, x, y = -1, 0.0, 0.0, 0.0
         if k < view.operations:
-            draw.operation[k], draw.argument[k] = draw_operation(seed, epoch, row, stream, k)
+            which, argument, x, y = draw_operation(seed, epoch, row, stream, k, draw.flip)
+        draw.operation[k], draw.argument[k], draw.cut_x[k], draw.cut_y[k] = which, argument, x, y
     # One of the 24 orders, by its number in the factorial base.
     number = min(int(u[1] * 24), 23)
     left_over = np.arange(4)  # color.BRIGHTNESS .. color.HUE

@@ -88,7 +88,7 @@ def render_view(source, view, draw, planes, line, starts, tables):
         gaussian_blur(planes, draw.sigma, line)
     for k in range(2):
         if draw.operation[k] >= 0:
-            apply_operation(planes, draw.operation[k], draw.argument[k], line)
+            apply_operation(planes, draw.operation[k], draw.argument[k], draw.cut_x[k], draw.cut_y[k], line)
 
 
 @kernel

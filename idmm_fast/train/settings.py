@@ -74,7 +74,7 @@ def augment(defaults):
             "gray": Param(Number(0, 1), "probability of grayscale", default=defaults.gray),
             "blur": Param(Number(0, 1), "probability of a Gaussian blur", default=defaults.blur),
             "sigma": Param(Pair(), "its sigma in pixels is drawn from this range", default=list(defaults.sigma)),
-            "operations": Param(Whole(0, 2), "how many operations of RandAugment follow", default=defaults.operations),
+            "operations": Param(Whole(0, 2), "how many operations of RandAugment follow, the authors' fifteen", default=defaults.operations),
         },
     )
 
