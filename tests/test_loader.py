@@ -287,6 +287,19 @@ def test_no_image_left_to_stand_in_is_an_error(jpg_beton, tmp_path):
         list(make(tmp_path / "worse.beton", rows=[17, 18], on_error="replace"))
 
 
+@pytest.mark.timeout(60)
+def test_a_row_that_comes_twice_can_be_replaced(jpg_beton, tmp_path):
+    """A row is its own next neighbour in the order of the rows if it comes twice."""
+    path = corrupt(jpg_beton, tmp_path / "bad.beton", 17, "half")
+    loader = make(path, rows=[17, 17, 30, 17], on_error="replace", cutmix_alpha=0)
+    with pytest.warns(UserWarning, match="row 30 stands in"):
+        (batch,) = list(loader)
+    assert set(batch[0].idx_a.tolist()) == {30}
+    assert list(loader.replaced) == [17]
+    with pytest.warns(UserWarning, match="stands in"), pytest.raises(LoaderError, match="no row of"):
+        list(make(path, rows=[17, 17], on_error="replace"))
+
+
 def test_wrong_size_in_the_table_is_refused(jpg_beton, tmp_path):
     """Stock FFCV decodes into a buffer of the table's size, whatever the JPEG says, and overruns it."""
     from idmm_fast.beton.format import FIELD, HEADER, SAMPLE
@@ -486,3 +499,18 @@ def test_subset_of_rows(raw_beton):
     rows = [3, 5, 8, 13, 21]
     batches = list(make(raw_beton, rows=rows, batch_size=2))
     assert sorted(i for b in batches for i in b[0].idx_a[: b[0].idx_a.numel() // 2].tolist()) == rows
+
+
+def test_rows_as_a_mask(raw_beton):
+    mask = np.arange(40) % 3 == 1
+    for rows in (mask, mask.tolist(), torch.from_numpy(mask)):
+        assert make(raw_beton, rows=rows).indices.tolist() == list(range(1, 40, 3))
+
+
+@pytest.mark.parametrize(("rows", "says"), [
+    (np.ones(39, bool), "mask"), ([True, False], "mask"), (np.ones((40, 1), bool), "mask"), (np.zeros(40, bool), "none of the 40"), ([], "none of the 40"),
+    ([1.0, 2.0], "integers.*float64"), ([[1, 2]], "shape"), (7, "shape"), ([2**63], "0..39"), ([-1], "0..39"), (["3"], "integers"),
+])  # fmt: skip
+def test_rows_that_are_none_are_refused(raw_beton, rows, says):
+    with pytest.raises(ValueError, match=says):
+        make(raw_beton, rows=rows)

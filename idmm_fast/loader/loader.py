@@ -10,7 +10,7 @@ import numpy as np
 from ..beton import open_beton
 from .draws import Augment
 from .epoch import Buffers, SafeEpochIterator
-from .operation import Mixing, MultiCropDecoder, Views
+from .operation import Mixing, MultiCropDecoder, Views, row_numbers
 from .philox import ORDER_STREAM, permutation
 from .stock import Compiler, Graph, Loader, PipelineSpec, RGBImageField, TraversalOrder
 
@@ -38,8 +38,9 @@ class MultiCropLoader(Loader):
     path: the file. num_workers: threads, 0 for one a core. seed: of everything random; a batch is a function of (seed,
     epoch, step) alone, bit for bit, whatever the number of workers. cutmix_alpha: of the Beta distribution of CutMix's
     share, 0 for none; cutmix_chunk: so many neighbouring images mix among themselves (0: all of a batch);
-    cutmix_per_row: a box for each row. augment: which augmentations run (default: all of IDMM's). shuffle: a new order each epoch. rows:
-    use these dataset rows only. drop_last: leave out the last partial batch. batches_ahead: batches made in advance.
+    cutmix_per_row: a box for each row. augment: which augmentations run (default: all of IDMM's). shuffle: a new order each epoch.
+    rows: use these dataset rows only, integers (a row may come twice) or a mask of bool of the dataset's length. drop_last: leave out the
+    last partial batch. batches_ahead: batches made in advance.
     on_error: "raise", or "replace" an image that can't be decoded by the next row, with a warning, counted in `replaced`.
     rank, world_size: of this process among those that share every global batch of world_size * batch_size images; they see
     what one process with that batch size sees, in parts, if cutmix_chunk divides batch_size.
@@ -82,9 +83,7 @@ class MultiCropLoader(Loader):
                 f"num_workers={num_workers} is more than the {cores} cores this process may use; using {cores}",
                 stacklevel=2,
             )
-        self.indices = np.arange(len(self.beton)) if rows is None else np.asarray(rows, np.int64)
-        if self.indices.size == 0 or self.indices.min() < 0 or self.indices.max() >= len(self.beton):
-            raise ValueError(f"rows must be within 0..{len(self.beton) - 1}, the rows of {path}")
+        self.indices = row_numbers(rows, self.beton)
         self.operation = MultiCropDecoder(
             self.beton,
             self.views,
@@ -93,7 +92,7 @@ class MultiCropLoader(Loader):
             self.seed,
             self.num_workers,
             on_error,
-            np.sort(self.indices),
+            self.indices,
         )
         self.buffers = Buffers(
             self.operation.buffer_size(min(self.batch_size, self.indices.size)), self.batches_ahead + 2

@@ -45,6 +45,28 @@ class LoaderError(RuntimeError):
     """A batch that could not be made. The message names the file and the row."""
 
 
+def row_numbers(rows, beton):
+    """Which rows of `beton` are meant: int64 (n,), as they are given, in their order and as often; all for None, those that hold for a mask, bool
+    (len(beton),). Raises ValueError."""
+    count = len(beton)
+    if rows is None:
+        return np.arange(count)
+    rows = np.asarray(rows)
+    if rows.dtype == bool:
+        if rows.shape != (count,):
+            raise ValueError(f"rows, as a mask, needs an entry for each of the {count} rows of {beton.path}, not shape {rows.shape}")
+        rows = np.flatnonzero(rows)
+    if rows.size == 0:
+        raise ValueError(f"rows names none of the {count} rows of {beton.path}")
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise ValueError(
+            f"rows holds numbers of rows, integers of shape (n,), or is a mask of bool of shape ({count},), not {rows.dtype} of shape {rows.shape}"
+        )
+    if rows.min() < 0 or rows.max() >= count:
+        raise ValueError(f"rows must be within 0..{count - 1}, the rows of {beton.path}, and holds {rows.min()}..{rows.max()}")
+    return rows.astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Views:
     """A group of views of every image: `count` random crops of `size` x `size` pixels.
@@ -141,7 +163,7 @@ class MultiCropDecoder(Operation):
     def __init__(self, beton, views, augment, mixing, seed, num_workers, on_error, rows):
         super().__init__()
         self.beton, self.views, self.mixing, self.seed = beton, views, mixing, seed
-        self.num_workers, self.on_error, self.rows, self.replaced = num_workers, on_error, rows, {}
+        self.num_workers, self.on_error, self.rows, self.replaced = num_workers, on_error, np.unique(rows), {}
         self.table = view_table(views, augment)
         self._process = None
 
@@ -242,8 +264,8 @@ class MultiCropDecoder(Operation):
         if self.on_error == "raise":
             raise LoaderError(f"{reason}. Convert the dataset again with write_datasets.py, or use on_error='replace'.")
         rows[place] = other = int(self.rows[(np.searchsorted(self.rows, row) + 1) % self.rows.size])
-        if row not in self.replaced:
-            self.replaced[row] = (other, MESSAGES[code])
+        entry = (other, MESSAGES[code])
+        if self.replaced.setdefault(row, entry) is entry:  # the first of all threads to see it
             warnings.warn(
                 f"{reason}; row {other} stands in for it ({len(self.replaced)} replaced so far)", stacklevel=2
             )
