@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
@@ -287,6 +290,43 @@ def test_no_image_left_to_stand_in_is_an_error(jpg_beton, tmp_path):
         list(make(tmp_path / "worse.beton", rows=[17, 18], on_error="replace"))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_evaluation_leaves_out_what_can_not_be_decoded(jpg_beton, tmp_path, workers):
+    """Rows 9 .. 15, among them all of a batch, and the first and last; the others as they are without the damage."""
+    damaged, path = [0, *range(9, 16), 39], jpg_beton
+    for k, row in enumerate(damaged):
+        path = corrupt(path, tmp_path / f"{k}.beton", row, "half")
+    whole = torch.cat([group.images for (group,) in evaluation_loader(jpg_beton, 4, 32)])
+    with pytest.raises(LoaderError, match="row 0 of"):
+        list(evaluation_loader(path, 4, 32, workers))
+    loader = evaluation_loader(path, 4, 32, workers, on_error="skip")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):  # the second time without a warning
+            groups = [group for (group,) in loader]
+    assert [group.idx_a.numel() for group in groups] == [3, 4, 1, 0, 4, 4, 4, 4, 4, 3]
+    assert sorted(loader.skipped) == damaged
+    assert all("bytes are not those" in why for why in loader.skipped.values()), loader.skipped
+    assert sorted(int(str(w.message).split()[1]) for w in caught) == damaged
+    left = torch.tensor([row for row in range(40) if row not in damaged])
+    assert torch.equal(torch.cat([group.idx_a for group in groups]), left)
+    assert torch.equal(torch.cat([group.idx_b for group in groups]), left)
+    assert torch.equal(torch.cat([group.images for group in groups]), whole[left])
+    for group in groups:
+        assert group.images.is_contiguous(memory_format=torch.channels_last)
+        assert group.images.shape == (group.idx_a.numel(), 3, 32, 32)
+        assert group.lam.tolist() == [1.0] * group.idx_a.numel()
+    with pytest.warns(UserWarning, match="row 10 .* left out"):
+        ((nothing,),) = evaluation_loader(path, 4, 32, workers, rows=[9, 10, 11], on_error="skip")
+    assert nothing.images.shape == (0, 3, 32, 32)
+    assert nothing.idx_a.dtype == torch.int64
+
+
+def test_mixing_can_not_be_switched_on_where_images_are_skipped(raw_beton):
+    with pytest.raises(ValueError, match="without mixing"):
+        evaluation_loader(raw_beton, 4, 32, on_error="skip").cutmix_alpha = 0.5
+
+
 @pytest.mark.timeout(60)
 def test_a_row_that_comes_twice_can_be_replaced(jpg_beton, tmp_path):
     """A row is its own next neighbour in the order of the rows if it comes twice."""
@@ -482,7 +522,8 @@ def test_torchs_matrix_products_are_left_alone():
 
 @pytest.mark.parametrize(("change", "says"), [
     ({"batch_size": 0}, "batch_size"), ({"cutmix_alpha": -1}, "cutmix_alpha"), ({"views": []}, "views"), ({"rows": [99]}, "rows"), ({"seed": -1}, "seed"),
-    ({"cutmix_chunk": 5}, "cutmix_chunk"), ({"on_error": "skip"}, "on_error"), ({"rank": 2, "world_size": 2}, "rank"),
+    ({"cutmix_chunk": 5}, "cutmix_chunk"), ({"on_error": "ignore"}, "on_error"),
+    ({"on_error": "skip"}, "without mixing"), ({"on_error": "skip", "cutmix_alpha": 0}, "views of count 1"), ({"rank": 2, "world_size": 2}, "rank"),
 ])  # fmt: skip
 def test_bad_arguments_say_what_is_wrong(raw_beton, change, says):
     with pytest.raises(ValueError, match=says):
@@ -493,6 +534,66 @@ def test_too_many_workers_are_clamped_with_a_warning(raw_beton):
     with pytest.warns(UserWarning, match="cores"):
         loader = make(raw_beton, 4096)
     assert loader.num_workers == len(os.sched_getaffinity(0))
+
+
+def test_a_second_iteration_ends_the_first_audibly(raw_beton):
+    loader = make(raw_beton)
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    with pytest.raises(RuntimeError, match="was ended by a later iter"):
+        next(first)
+    assert len(list(second)) == 3
+    third = iter(loader)
+    loader.load_state_dict({"epoch": 0, "step": 1})
+    with pytest.raises(RuntimeError, match="was ended by a later iter"):
+        next(third)
+    list(loader)
+    with pytest.raises(StopIteration):  # it was over before another one began
+        next(second)
+
+
+CALLS = st.one_of(
+    st.tuples(st.just("set_epoch"), st.integers(0, 2)), st.tuples(st.just("load_state_dict"), st.integers(0, 2), st.integers(0, 3)),
+    st.tuples(st.just("iter")), st.tuples(st.just("next")), st.tuples(st.just("next")), st.tuples(st.just("close")),
+)  # fmt: skip
+
+
+@given(st.lists(CALLS, max_size=12))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_calls_in_any_order_hand_out_the_batches_that_the_state_says(raw_beton, calls):
+    """Against a model of it: where the next iteration begins, where the current one is, and whether the former was told since the latter began."""
+    options = {"views": [Views(1, 8)], "augment": Augment.none(), "cutmix_alpha": 0}
+    loader, steps = make(raw_beton, **options), 3
+    begin, at, told, over, handle = (0, 0), None, False, False, None
+    for name, *values in calls:
+        if name == "set_epoch":
+            loader.set_epoch(*values)
+            begin, told = (values[0], 0), True
+        elif name == "load_state_dict":
+            loader.load_state_dict({"epoch": values[0], "step": values[1]})
+            begin, at, told = tuple(values), None, True
+        elif name == "iter":
+            handle = iter(loader)
+            at, begin, told, over = begin, (begin[0] + 1, 0), False, False
+        elif name == "close":
+            loader.close()
+            over = over or at is not None
+        elif handle is not None:
+            if at is None and not over:
+                with pytest.raises(RuntimeError, match="was ended"):
+                    next(handle)
+            elif over or at[1] >= steps:
+                over = True
+                assert next(handle, None) is None
+            else:
+                (group,) = next(handle)
+                order = loader.traversal_order.sample_order(at[0])
+                assert group.idx_a.tolist() == order[16 * at[1] : 16 * at[1] + 16].tolist()
+                at = at[0], at[1] + 1
+        expected = begin if told or at is None or at[1] >= steps else at
+        assert loader.state_dict() == {"epoch": expected[0], "step": expected[1]}, calls
+    loader.close()
 
 
 def test_subset_of_rows(raw_beton):

@@ -14,6 +14,7 @@ from .operation import Mixing, MultiCropDecoder, Views, row_numbers
 from .philox import ORDER_STREAM, permutation
 from .stock import Compiler, Graph, Loader, PipelineSpec, RGBImageField, TraversalOrder
 
+_SKIP = "on_error='skip' leaves images out of a batch: only without mixing (cutmix_alpha=0) and with views of count 1; use on_error='replace'"
 IDMM_VIEWS = (Views(2, 112, (0.14, 1.0)), Views(4, 112, (0.05, 0.4)))
 
 
@@ -41,7 +42,8 @@ class MultiCropLoader(Loader):
     cutmix_per_row: a box for each row. augment: which augmentations run (default: all of IDMM's). shuffle: a new order each epoch.
     rows: use these dataset rows only, integers (a row may come twice) or a mask of bool of the dataset's length. drop_last: leave out the
     last partial batch. batches_ahead: batches made in advance.
-    on_error: "raise", or "replace" an image that can't be decoded by the next row, with a warning, counted in `replaced`.
+    on_error: "raise"; or "replace" an image that can't be decoded by the next row, with a warning, counted in `replaced`; or "skip" it, with a
+    warning, counted in `skipped`: the batch is that much smaller, perhaps empty; only without mixing and with one view an image.
     rank, world_size: of this process among those that share every global batch of world_size * batch_size images; they see
     what one process with that batch size sees, in parts, if cutmix_chunk divides batch_size.
 
@@ -66,8 +68,8 @@ class MultiCropLoader(Loader):
             raise ValueError(f"batch_size and batches_ahead are at least 1, not {batch_size} and {batches_ahead}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is an integer in 0..2**64 - 1, not {seed}")
-        if on_error not in ("raise", "replace"):
-            raise ValueError(f"on_error is 'raise' or 'replace', not '{on_error}'")
+        if on_error not in ("raise", "replace", "skip"):
+            raise ValueError(f"on_error is 'raise', 'replace' or 'skip', not '{on_error}'")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is one of 0..{world_size - 1}, not {rank}")
         mixing = Mixing(cutmix_alpha, int(cutmix_chunk), bool(cutmix_per_row))
@@ -76,6 +78,8 @@ class MultiCropLoader(Loader):
         self.rank, self.world_size = int(rank), int(world_size)
         if not self.views:
             raise ValueError("views is empty: name at least one group, e.g. [Views(2, 112)]")
+        if on_error == "skip" and (mixing.alpha or any(v.count > 1 for v in self.views)):
+            raise ValueError(_SKIP)
         cores = len(os.sched_getaffinity(0))
         self.num_workers = min(num_workers, cores) if num_workers > 0 else cores
         if num_workers > cores:
@@ -98,7 +102,8 @@ class MultiCropLoader(Loader):
             self.operation.buffer_size(min(self.batch_size, self.indices.size)), self.batches_ahead + 2
         )
         self.waited = 0.0  # seconds that consumers spent waiting for a batch
-        self.next_epoch, self._first_step, self._iterator = 0, 0, None
+        self.next_epoch, self._first_step, self._iterator = 0, 0, None  # where the next iteration begins, and the current one
+        self._told = False  # whether where the next one begins has been told since the current one began
         self.traversal_order = _Order(self, shuffle)
         self.first_traversal_order = self.indices  # FFCV's __len__ counts these
         self.pipeline_specs = {"image": PipelineSpec("image", decoder=self.operation)}
@@ -123,7 +128,7 @@ class MultiCropLoader(Loader):
 
     def set_epoch(self, epoch):
         """Make the next iteration that of `epoch` (0, 1, ...); without it, each iteration is the next epoch's."""
-        self.next_epoch, self._first_step = int(epoch), 0
+        self.next_epoch, self._first_step, self._told = int(epoch), 0, True
 
     @property
     def cutmix_alpha(self):
@@ -132,12 +137,19 @@ class MultiCropLoader(Loader):
 
     @cutmix_alpha.setter
     def cutmix_alpha(self, alpha):
+        if alpha and self.operation.on_error == "skip":
+            raise ValueError(_SKIP)
         self.operation.mixing = replace(self.operation.mixing, alpha=alpha)
 
     @property
     def replaced(self):
         """The images that could not be decoded so far, with on_error="replace": {row: (what stood in, why)}."""
         return self.operation.replaced
+
+    @property
+    def skipped(self):
+        """The images that were left out so far, with on_error="skip": {row: why}."""
+        return self.operation.skipped
 
     def __len__(self):
         """Batches an epoch. With several processes the last one counts if each of them gets an image of it."""
@@ -173,8 +185,8 @@ class MultiCropLoader(Loader):
         self.close()
         self.epoch = self.next_epoch
         self._iterator = self._begin(self.next_traversal_order(), self._first_step)
-        self.next_epoch, self._first_step = self.epoch + 1, 0
-        return _Handle(self._iterator)
+        self.next_epoch, self._first_step, self._told = self.epoch + 1, 0, False
+        return _Handle(self, self._iterator)
 
     def _begin(self, order, first_step):
         """What makes the batches of the epoch `self.epoch` from `first_step` on: an iterator with `yielded` and `close`."""
@@ -186,39 +198,53 @@ class MultiCropLoader(Loader):
             self._iterator.close()
 
     def state_dict(self):
-        """Where the iteration is: {"epoch", "step"}, the next batch to come."""
-        if self._iterator is None or self._iterator.yielded >= len(self):
+        """Where to go on: {"epoch", "step"} of the batch that comes next in the current iteration, or of the first one of the next iteration if there
+        is none, if it has ended, or if set_epoch or load_state_dict has told where the next one begins."""
+        if self._told or self._iterator is None or self._iterator.yielded >= len(self):
             return {"epoch": self.next_epoch, "step": self._first_step}
         return {"epoch": self.epoch, "step": self._iterator.yielded}
 
     def load_state_dict(self, state):
-        """Make the next iteration go on where `state_dict` was taken, with the same batches bit for bit."""
-        self.next_epoch, self._first_step = int(state["epoch"]), int(state["step"])
+        """Make the next iteration go on where `state_dict` was taken, with the same batches bit for bit. It ends the current one."""
         self.close()
-        self._iterator = None
+        self.next_epoch, self._first_step, self._told, self._iterator = int(state["epoch"]), int(state["step"]), True, None
 
     def filter(self, field_name, condition):
         raise NotImplementedError("choose rows with MultiCropLoader(..., rows=...)")
 
 
 class _Handle:
-    """What a `for` loop holds: when it is left early, by `break` or an exception, the thread behind it ends."""
+    """What a `for` loop holds: when it is left early, by `break` or an exception, the thread behind it ends. A loader has one iteration at a time: a
+    handle that is advanced after another one was begun raises RuntimeError."""
 
-    def __init__(self, iterator):
-        self._iterator = iterator
+    def __init__(self, loader, iterator):
+        self._loader, self._iterator, self._over = loader, iterator, False
         self._finalizer = weakref.finalize(self, iterator.close)
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        return next(self._iterator)
+        if self._over:
+            raise StopIteration
+        if self._loader._iterator is not self._iterator:
+            raise RuntimeError(
+                f"this iteration over {self._loader.fname} was ended by a later iter() or load_state_dict() of the same loader, which has one at a time; "
+                "make a second MultiCropLoader to have two"
+            )
+        try:
+            return next(self._iterator)
+        except BaseException:
+            self._over = True
+            raise
 
     def close(self):
+        self._over = True
         self._finalizer()
 
 
-def evaluation_loader(path, batch_size, size, num_workers=0, rows=None, interpolation="bicubic"):
-    """Every image once, in order: the shorter side resized to size * 256 / 224, the centre cut out. One Group a batch."""
+def evaluation_loader(path, batch_size, size, num_workers=0, rows=None, on_error="raise", interpolation="bicubic"):
+    """Every image once, in order: the shorter side resized to size * 256 / 224, the centre cut out. One Group a batch; with on_error="skip" without
+    the images that can't be decoded, see MultiCropLoader."""
     views = [Views(1, size, interpolation=interpolation, resize=round(size * 256 / 224))]
-    return MultiCropLoader(path, batch_size, num_workers, 0, 0, views, Augment.none(), shuffle=False, rows=rows)
+    return MultiCropLoader(path, batch_size, num_workers, 0, 0, views, Augment.none(), shuffle=False, rows=rows, on_error=on_error)

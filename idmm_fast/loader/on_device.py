@@ -122,7 +122,7 @@ class DeviceLoader(MultiCropLoader):
         if any(v.resize or v.interpolation != "bilinear" for v in self.views) or self.operation.table["operations"].any():
             raise ValueError("views are made on the device from bilinear random crops without RandAugment only; use data.views_on=cpu")
         if self.operation.on_error != "raise":
-            raise ValueError("data.on_error=replace goes with data.views_on=cpu only")
+            raise ValueError(f"data.on_error={self.operation.on_error} goes with data.views_on=cpu only")
         height, width = int(self.beton.height.max()), int(self.beton.width.max())
         self.device, needed = torch.device(device), len(self.beton) * height * width * 3
         if self.device.type == "cuda" and needed > torch.cuda.mem_get_info(self.device)[0] // 2:

@@ -9,6 +9,7 @@ import functools
 import os
 import queue
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -157,13 +158,14 @@ class MultiCropDecoder(Operation):
     """Decodes each image once and writes all its views, mixed by CutMix. Made by MultiCropLoader.
 
     In FFCV's graph its input is the rows of a batch and its memory a Position; its output is a list of Group.
-    `replaced` counts the images that could not be decoded: {row: (what stood in, why)}.
+    The images that could not be decoded are in `replaced`, {row: (what stood in, why)}, or `skipped`, {row: why}.
     """
 
     def __init__(self, beton, views, augment, mixing, seed, num_workers, on_error, rows):
         super().__init__()
         self.beton, self.views, self.mixing, self.seed = beton, views, mixing, seed
         self.num_workers, self.on_error, self.rows, self.replaced = num_workers, on_error, np.unique(rows), {}
+        self.skipped, self._lock = {}, threading.Lock()
         self.table = view_table(views, augment)
         self._process = None
 
@@ -231,8 +233,7 @@ class MultiCropDecoder(Operation):
                     )  # fmt: skip
                     if code == OK:
                         return
-                    self._replace(rows, place, code)
-                    first = place
+                    first = self._mend(rows, place, code)
             finally:
                 self._scratch.put(scratch)
 
@@ -241,36 +242,47 @@ class MultiCropDecoder(Operation):
         wait(futures)  # all of them: no thread may still write when this returns
         for future in futures:
             future.result()
+        left = torch.from_numpy(np.flatnonzero(rows >= 0))
         groups = []
         for view, mix, offset, size in zip(self.views, mixes, offsets, sizes):
             pixels = torch.from_numpy(position.buffer[offset : offset + size]).view(
                 view.count * batch, view.size, view.size, 3
             )
             idx = np.tile(rows, view.count)
-            groups.append(
-                Group(
-                    pixels.permute(0, 3, 1, 2),
-                    torch.from_numpy(idx),
-                    torch.from_numpy(idx[mix.partner]),
-                    torch.from_numpy(mix.lam.astype(np.float32)),
-                )
-            )
+            targets = idx, idx[mix.partner], mix.lam.astype(np.float32)
+            idx_a, idx_b, lam = (torch.from_numpy(t) for t in targets)
+            if left.numel() < batch:  # one view an image, and not mixed: what is skipped is a row of the group
+                pixels, idx_a, idx_b, lam = (t[left] for t in (pixels, idx_a, idx_b, lam))
+            groups.append(Group(pixels.permute(0, 3, 1, 2), idx_a, idx_b, lam))
         return groups
 
-    def _replace(self, rows, place, code):
-        """Put the next of the loader's rows in the place of one that can't be decoded, or raise."""
+    def _mend(self, rows, place, code):
+        """What to do about the row at `place` of the batch, which can't be decoded: raise, put the next of the loader's rows there, or -1 to skip it.
+        Returns the place to go on with."""
         row, b = int(rows[place]), self.beton
         reason = f"row {row} of {b.path} can't be decoded: {MESSAGES[code]}"
         if self.on_error == "raise":
-            raise LoaderError(f"{reason}. Convert the dataset again with write_datasets.py, or use on_error='replace'.")
+            raise LoaderError(
+                f"{reason}. Convert the dataset again with write_datasets.py, or use on_error='replace', in evaluation 'skip'."
+            )
+        if self.on_error == "skip":
+            rows[place] = -1
+            if self._first(self.skipped, row, MESSAGES[code]):
+                warnings.warn(f"{reason}; it is left out ({len(self.skipped)} skipped so far)", stacklevel=2)
+            return place + 1
         rows[place] = other = int(self.rows[(np.searchsorted(self.rows, row) + 1) % self.rows.size])
-        entry = (other, MESSAGES[code])
-        if self.replaced.setdefault(row, entry) is entry:  # the first of all threads to see it
+        if self._first(self.replaced, row, (other, MESSAGES[code])):
             warnings.warn(
                 f"{reason}; row {other} stands in for it ({len(self.replaced)} replaced so far)", stacklevel=2
             )
         if len(self.replaced) == self.rows.size:
             raise LoaderError(f"no row of {b.path} can be decoded; convert the dataset again with write_datasets.py")
+        return place
+
+    def _first(self, seen, row, entry):
+        """Whether `row` was not in the dict `seen`, where it is now; said to one thread only."""
+        with self._lock:
+            return row not in seen and not seen.update({row: entry})
 
     def close(self):
         """End the threads and free their scratch."""

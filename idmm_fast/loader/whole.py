@@ -5,7 +5,7 @@ import numpy as np
 from ..beton.checksum import checksum
 from ..beton.format import RAW
 from ..beton.jpeg import ALTERED, CORRUPT, MESSAGES, OK, Decoder, decode_jpeg
-from .operation import LoaderError
+from .operation import LoaderError, row_numbers
 
 
 def decode_row(beton, row, decoder):
@@ -30,7 +30,7 @@ def decode_rows(beton, rows):
 def decoded(beton, rows):
     """The same, one image at a time."""
     decoder = Decoder()
-    for row in rows:
+    for row in row_numbers(rows, beton):
         image, code = decode_row(beton, row, decoder)
         if code != OK:
             raise LoaderError(f"row {row} of {beton.path} can't be decoded: {MESSAGES[code]}")
