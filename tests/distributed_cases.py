@@ -9,16 +9,17 @@ import torch.distributed as dist
 from idmm_fast.losses import ShardedHead
 
 TOTAL, D, ROWS = 103, 12, 24  # 103 divides by nothing
+FEW = 5  # classes of which the last of four processes holds none
 
 
-def data(dtype=torch.float64):
+def data(dtype=torch.float64, total=TOTAL):
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(ROWS, D, dtype=dtype, generator=generator)
     weight, bias = (
-        torch.randn(TOTAL, D, dtype=dtype, generator=generator),
-        torch.randn(TOTAL, dtype=dtype, generator=generator),
+        torch.randn(total, D, dtype=dtype, generator=generator),
+        torch.randn(total, dtype=dtype, generator=generator),
     )
-    a, b = torch.randint(0, TOTAL, (ROWS,), generator=generator), torch.randint(0, TOTAL, (ROWS,), generator=generator)
+    a, b = torch.randint(0, total, (ROWS,), generator=generator), torch.randint(0, total, (ROWS,), generator=generator)
     a[:4] = b[:4]
     return z, weight, bias, a, b, torch.rand(ROWS, dtype=dtype, generator=generator)
 
@@ -29,26 +30,32 @@ def parts_of(world):
     return list(zip(edges[:-1], edges[1:]))
 
 
+def gradients(low, high, total, eps, memory, sample_rate=1.0):
+    """(the head, what it makes of this process's rows)."""
+    z, weight, bias, a, b, lam = data(total=total)
+    head = ShardedHead(D, total, memory=memory, sample_rate=sample_rate).double()
+    with torch.no_grad():
+        head.weight.copy_(head.own(weight))
+        head.bias.copy_(head.own(bias))
+    mine = z[low:high].clone().requires_grad_()
+    loss = head.loss(mine, a[low:high], b[low:high], lam[low:high], eps)
+    loss.backward()
+    return head, {"loss": loss.detach(), "z": mine.grad, "weight": head.weight.grad, "bias": head.bias.grad, "first": head.first}
+
+
 def main(rank, world, rendezvous, folder):
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
-    z, weight, bias, a, b, lam = data()
+    z, _, _, a, b, lam = data()
     low, high = parts_of(world)[rank]
     result = {}
     for memory in (1 << 30, 1000):
-        head = ShardedHead(D, TOTAL, memory=memory).double()
-        with torch.no_grad():
-            head.weight.copy_(weight[head.first : head.first + head.weight.shape[0]])
-            head.bias.copy_(bias[head.first : head.first + head.bias.shape[0]])
-        mine = z[low:high].clone().requires_grad_()
-        loss = head.loss(mine, a[low:high], b[low:high], lam[low:high], 0.1)
-        loss.backward()
-        result[f"{memory}"] = {
-            "loss": loss.detach(),
-            "z": mine.grad,
-            "weight": head.weight.grad,
-            "bias": head.bias.grad,
-            "first": head.first,
-        }
+        few, result[f"few {memory}"] = gradients(low, high, FEW, 0.1, memory)
+        head, result[f"{memory}"] = gradients(low, high, TOTAL, 0.1, memory)
+    assert gradients(low, high, FEW, 0.1, 1000, sample_rate=0.5)[1]["loss"].isfinite()
+    few.save(Path(folder) / f"few_{world}")
+    other = ShardedHead(D, FEW).double()
+    other.load(Path(folder) / f"few_{world}")
+    assert torch.equal(other.weight, few.weight)
     head.save(Path(folder) / f"head_{world}")
     for saved in sorted(Path(folder).glob("head_*")):
         other = ShardedHead(D, TOTAL).double()

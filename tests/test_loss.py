@@ -45,6 +45,52 @@ def test_is_pytorchs_label_smoothing_without_mixing():
     )
 
 
+def infinite(eps):
+    """Logits of -inf in each of the places that a loss looks at, idx_a, idx_b, lam, and by pytorch's cross entropy of class indices the rows'
+    losses and the gradient of the mean of the finite ones."""
+    logits = torch.randn(6, 700, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits[:, :300] = -torch.inf  # of the fused form, whole tiles
+    a = torch.tensor([500, 500, 500, 7, 500, 7])
+    b = torch.tensor([500, 7, 600, 500, 7, 7])
+    lam = torch.tensor([1.0, 1.0, 0.3, 0.0, 0.5, 1.0], dtype=torch.float64)
+    x = logits.clone().requires_grad_()
+    rows = []
+    for k in range(6):
+        parts = [(share, idx[k : k + 1]) for share, idx in ((float(lam[k]), a), (1 - float(lam[k]), b)) if share]
+        rows.append(sum(share * cross_entropy(x[k : k + 1], idx, label_smoothing=eps) for share, idx in parts))
+    rows = torch.stack(rows)
+    return logits, a, b, lam, rows.detach(), torch.autograd.grad(rows.sum(), x)[0]
+
+
+@pytest.mark.parametrize("form", ["eager", "compiled", "fused", "fused, little memory", "sharded"])
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_logits_of_minus_infinity(form, eps, monkeypatch):
+    """A class that is ruled out (its bias is -inf) makes the loss infinite if a target weighs it, and else leaves it finite."""
+    logits, a, b, lam, wanted, d_wanted = infinite(eps)
+    assert wanted.isfinite().tolist() == ([True, True, True, True, False, False] if eps == 0 else [False] * 6)
+    rows = []
+    for k in range(6):
+        o, idx_a, idx_b, share = logits[k : k + 1].clone().requires_grad_(), a[k : k + 1], b[k : k + 1], lam[k : k + 1]
+        if form in ("eager", "compiled"):
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.compiler, "is_compiling", lambda: form == "compiled")
+                loss = instance_loss(o, idx_a, idx_b, share, eps)
+        elif form == "sharded":
+            head = ShardedHead(1, 700).double()
+            torch.nn.init.zeros_(head.weight)
+            head.bias = torch.nn.Parameter(logits[k].clone())
+            loss = head.loss(torch.zeros(1, 1, dtype=torch.float64), idx_a, idx_b, share, eps)
+        else:
+            memory = {} if form == "fused" else {"memory": 1000}
+            bias = logits[k].clone().requires_grad_()
+            loss = fused_instance_loss(torch.zeros_like(bias[None, :1]), torch.zeros_like(bias[:, None]), bias, idx_a, idx_b, share, eps, **memory)
+        rows.append(loss.detach())
+        leaf = o if form in ("eager", "compiled") else head.bias if form == "sharded" else bias
+        gradient = torch.autograd.grad(loss, leaf)[0].reshape(-1)
+        assert torch.allclose(gradient, d_wanted[k], atol=1e-12), k
+    assert torch.allclose(torch.stack(rows), wanted), rows
+
+
 def test_half_precision_logits_are_reduced_in_float32():
     logits = torch.randn(64, 2040).bfloat16()
     a, b, lam = torch.randint(0, 2040, (64,)), torch.randint(0, 2040, (64,)), torch.rand(64)
@@ -251,23 +297,27 @@ def worlds(tmp_path_factory):
     return {world: spread(world, folder) for world in (2, 4)}
 
 
+@pytest.mark.parametrize("total", [103, 5])
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("memory", ["1073741824", "1000"])
-def test_sharded_head_equals_one_process(worlds, world, memory):
-    """Loss and all gradients to 1e-5; 103 classes and unequal batches, so that nothing divides."""
+def test_sharded_head_equals_one_process(worlds, world, memory, total):
+    """Loss and all gradients to 1e-5; 103 classes and unequal batches, so that nothing divides, and 5, of which one of 4 processes holds none."""
     z, weight, bias, a, b, lam = (
-        v.requires_grad_() if v.is_floating_point() and k < 3 else v for k, v in enumerate(distributed_cases.data())
+        v.requires_grad_() if v.is_floating_point() and k < 3 else v
+        for k, v in enumerate(distributed_cases.data(total=total))
     )
     loss = dense(z @ weight.T + bias, a, b, lam, 0.1)
     d_z, d_w, d_b = torch.autograd.grad(loss, (z, weight, bias))
+    key = memory if total == 103 else f"few {memory}"
     for (low, high), result in zip(distributed_cases.parts_of(world), worlds[world]):
-        mine = result[memory]
+        mine = result[key]
         assert off(mine["loss"], loss.detach()) < 1e-5
         assert off(mine["z"], d_z[low:high]) < 1e-5
         rows = slice(mine["first"], mine["first"] + mine["weight"].shape[0])
-        assert off(mine["weight"], d_w[rows]) < 1e-5
-        assert off(mine["bias"], d_b[rows]) < 1e-5
-    assert sum(r[memory]["weight"].shape[0] for r in worlds[world]) == 103
+        if mine["weight"].numel():
+            assert off(mine["weight"], d_w[rows]) < 1e-5
+            assert off(mine["bias"], d_b[rows]) < 1e-5
+    assert sum(r[key]["weight"].shape[0] for r in worlds[world]) == total
 
 
 def test_sampled_losses_agree_between_processes(worlds):

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from .instance import check_targets
+from .instance import check_targets, weighed
 
 MEMORY = 768 << 20  # bytes of scratch, beyond weights and gradients
 _TILE = 1 << 18  # logits of a tile: 1 MB, which the cache holds beside the weights it is made from
@@ -98,7 +98,7 @@ def _scan(z, weight, bias, tile, kept, low):
             zero = torch.zeros_like(s)
             return zero, s, pull, [zero] * -(-weight.shape[0] // tile)
     acc = torch.promote_types(z.dtype, torch.float32)
-    m = torch.full((z.shape[0],), -torch.inf, dtype=acc, device=z.device)
+    m = torch.full((z.shape[0],), torch.finfo(acc).min, dtype=acc, device=z.device)  # finite, since all logits of a tile may be -inf
     s, pull = torch.zeros_like(m), torch.zeros(z.shape, dtype=acc, device=z.device)
     at_tile = []
     for first in range(0, weight.shape[0], tile):
@@ -163,7 +163,7 @@ class _Fused(torch.autograd.Function):
                 both = _reduce(torch.cat([s[:, None], pull], 1), shard, dist.ReduceOp.SUM)
                 s, pull = both[:, 0], both[:, 1:]
             wanted = _Targets(z, weight, bias, idx_a[part], idx_b[part], share, eps, shard)
-            losses[part] = m + s.log() - wanted.logits - eps * (z @ mean_w + mean_b)
+            losses[part] = m + s.log() - wanted.logits - (eps * (z @ mean_w + mean_b) if eps else 0.0)
             if not wants:
                 continue
             d_z[part] = (pull / s[:, None] - wanted.weights - eps * mean_w) * counts[:, None]
@@ -191,7 +191,7 @@ class _Fused(torch.autograd.Function):
         if wants:
             ctx.save_for_backward(d_z.to(features.dtype), d_w, d_b)
         ctx.mark_non_differentiable(losses)
-        return row_weight @ losses, losses
+        return row_weight @ losses.masked_fill(row_weight == 0, 0.0), losses
 
     @staticmethod
     @once_differentiable
@@ -220,13 +220,13 @@ class _Targets:
     def __init__(self, z, weight, bias, idx_a, idx_b, share, eps, shard):
         self.parts = []
         self.weights = torch.zeros_like(z)
-        for idx, part in ((idx_a, share), (idx_b, 1 - share)):
+        for idx, part in ((idx_a, share), (idx_b, 1 - share)) if weight.shape[0] else ():  # a slice may be empty
             here = (idx >= shard.first) & (idx < shard.first + weight.shape[0])
             local = torch.where(here, idx - shard.first, 0)
             part = (1 - eps) * part.to(z.dtype) * here
             self.parts.append((local, part))
             self.weights += part[:, None] * weight[local]
-        self.logits = (z * self.weights).sum(1) + sum(part * bias[local] for local, part in self.parts)
+        self.logits = (z * self.weights).sum(1) + sum(weighed(part, bias[local]) for local, part in self.parts)
         if not shard.alone:
             both = _reduce(torch.cat([self.logits[:, None], self.weights], 1), shard, dist.ReduceOp.SUM)
             self.logits, self.weights = both[:, 0], both[:, 1:]

@@ -36,6 +36,11 @@ def check_targets(rows, classes, idx_a, idx_b, lam, eps, device):
         raise ValueError(f"lam, the share of idx_a, must be within 0..1, and holds {low if not low >= 0 else high}")
 
 
+def weighed(weight, values):
+    """weight * values, but 0 where the weight is 0, of infinite values too: a target that weighs nothing asks nothing of a logit of -inf."""
+    return torch.where(weight == 0, 0.0, weight * values)
+
+
 _BLOCK = 1 << 18  # logits that are worked on together: 1 MB, which the cache holds
 
 
@@ -52,12 +57,12 @@ class _InstanceLoss(torch.autograd.Function):
         for first in range(0, rows, step):
             part = slice(first, first + step)
             o, p = logits[part], grad[part]
-            top, middle = o.amax(1, keepdim=True), o.mean(1)
+            top, middle = o.amax(1, keepdim=True), o.mean(1) if eps else 0.0
             torch.sub(o, top, out=p).exp_()
             s = p.sum(1, keepdim=True)
             a, b, share = idx_a[part, None], idx_b[part, None], (1 - eps) * lam[part, None]
             rest = (1 - eps) - share
-            picked = share * o.gather(1, a) + rest * o.gather(1, b)
+            picked = weighed(share, o.gather(1, a)) + weighed(rest, o.gather(1, b))
             losses[part] = (top + s.log() - picked).squeeze(1) - eps * middle
             p.mul_(unit / s).sub_(unit * eps / classes).scatter_add_(1, a, -unit * share).scatter_add_(1, b, -unit * rest)
         ctx.save_for_backward(grad)
@@ -92,5 +97,6 @@ def instance_loss(logits, idx_a, idx_b, lam, eps, reduction="mean"):
             return _InstanceLoss.apply(o, idx_a, idx_b, lam, eps, reduction == "mean")
     o_a = o.gather(1, idx_a.unsqueeze(1)).squeeze(1)
     o_b = o.gather(1, idx_b.unsqueeze(1)).squeeze(1)
-    loss = o.logsumexp(1) - (1 - eps) * (lam * o_a + (1 - lam) * o_b) - eps * o.mean(1)
+    lam = torch.as_tensor(lam, dtype=o.dtype, device=o.device)
+    loss = o.logsumexp(1) - (1 - eps) * (weighed(lam, o_a) + weighed(1 - lam, o_b)) - (eps * o.mean(1) if eps else 0.0)
     return loss.mean() if reduction == "mean" else loss
