@@ -316,7 +316,7 @@ def test_evaluation_leaves_out_what_can_not_be_decoded(jpg_beton, tmp_path, work
         assert group.images.is_contiguous(memory_format=torch.channels_last)
         assert group.images.shape == (group.idx_a.numel(), 3, 32, 32)
         assert group.lam.tolist() == [1.0] * group.idx_a.numel()
-    with pytest.warns(UserWarning, match="row 10 .* left out"):
+    with pytest.warns(UserWarning, match="left out"):
         ((nothing,),) = evaluation_loader(path, 4, 32, workers, rows=[9, 10, 11], on_error="skip")
     assert nothing.images.shape == (0, 3, 32, 32)
     assert nothing.idx_a.dtype == torch.int64

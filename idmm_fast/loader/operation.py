@@ -164,7 +164,7 @@ class MultiCropDecoder(Operation):
     def __init__(self, beton, views, augment, mixing, seed, num_workers, on_error, rows):
         super().__init__()
         self.beton, self.views, self.mixing, self.seed = beton, views, mixing, seed
-        self.num_workers, self.on_error, self.rows, self.replaced = num_workers, on_error, np.unique(rows), {}
+        self.num_workers, self.on_error, self.rows, self.replaced = num_workers, on_error, np.sort(rows), {}
         self.skipped, self._lock = {}, threading.Lock()
         self.table = view_table(views, augment)
         self._process = None
@@ -270,12 +270,12 @@ class MultiCropDecoder(Operation):
             if self._first(self.skipped, row, MESSAGES[code]):
                 warnings.warn(f"{reason}; it is left out ({len(self.skipped)} skipped so far)", stacklevel=2)
             return place + 1
-        rows[place] = other = int(self.rows[(np.searchsorted(self.rows, row) + 1) % self.rows.size])
+        rows[place] = other = int(self.rows[np.searchsorted(self.rows, row, side="right") % self.rows.size])
         if self._first(self.replaced, row, (other, MESSAGES[code])):
             warnings.warn(
                 f"{reason}; row {other} stands in for it ({len(self.replaced)} replaced so far)", stacklevel=2
             )
-        if len(self.replaced) == self.rows.size:
+        if len(self.replaced) == 1 + np.count_nonzero(np.diff(self.rows)):  # all of them; one may come twice
             raise LoaderError(f"no row of {b.path} can be decoded; convert the dataset again with write_datasets.py")
         return place
 
