@@ -98,6 +98,11 @@ def test_a_grid_is_killed_goes_on_and_reports(place):
         assert line["crops"] == 0 or abs(line["crops"] / 1500 - 1) < 0.15
         assert line["finetune_epochs"] == 2
         assert line["method"] == "random" or (line["pretrain_seconds"] > 0 and line["peak_mb"] > 100)
+    assert {line["judged_at"] for line in lines} == {24}  # random initialisation too, at the pixels of the pretraining
+    alone = call("evaluate.py", "--data", place / "data" / "tiny_train.beton", "--test", place / "data" / "tiny_test.beton", "--training.amp=fp32",
+                 "--model.name=vit_tiny_patch16_224", "--model.image_size=24", f"--model.options={yaml.safe_dump(TINY, default_flow_style=True)}")  # fmt: skip
+    random = next(line for line in lines if line["method"] == "random" and line["seed"] == 0)
+    assert alone.stdout.split() == [t for k in ("knn10", "knn20", "linear") for t in (k, f"{random[k]:.2f}", "%")]
     assert not list((place / "out").rglob("checkpoints"))  # tidied up
     assert len(list((place / "out").rglob("backbone.safetensors"))) == 4
     text = (place / "out" / "results.jsonl").read_text()

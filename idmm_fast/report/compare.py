@@ -115,6 +115,18 @@ class Setup:
             **self._common(cell, train, epochs, folder),
         })  # fmt: skip
 
+    def judging(self, tuned, target, test, init):
+        """The configuration that judges frozen features, `init` or random weights, where `tuned` is that of the fine-tuning: those of every method, and of
+        random initialisation, at the resolution of the section `pretrain`."""
+        from ..evaluate.judge import SCHEMA
+        from ..train import pretrain
+
+        size = self._shared(pretrain.SCHEMA, "pretrain").get("model.image_size", pretrain.SCHEMA["model"][1]["image_size"].default)
+        return build(SCHEMA, {
+            "data.train": str(target), "data.test": str(test), "model.name": tuned.model.name, "model.options": tuned.model.options, "model.image_size": size,
+            "model.init": init and str(init), "training.seed": tuned.training.seed, "training.device": tuned.training.device, "training.amp": tuned.training.amp,
+        })  # fmt: skip
+
     def _common(self, cell, train, epochs, folder):
         warmup = {"training.warmup_epochs": float(self.tree["warmup"]) * epochs} if "warmup" in self.tree else {}
         return {
@@ -243,12 +255,8 @@ class Runner:
             curve = [[line["epoch"] + 1, line["top1"]] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "top1" in line]
             _tidy(folder, "model.safetensors")
             if cell.target not in judged:
-                pre = self.setup.pretraining(cell, target, images, folder) or cfg
-                judged[cell.target] = judging.judge(build(judging.SCHEMA, {
-                    "data.train": str(target), "data.test": str(test), "model.name": cfg.model.name, "model.options": cfg.model.options,
-                    "model.image_size": pre.model.image_size, "model.init": init and str(init), "training.seed": cell.seed,
-                    "training.device": cfg.training.device,
-                }))  # fmt: skip
+                asked = self.setup.judging(cfg, target, test, init)
+                judged[cell.target] = judging.judge(asked) | {"judged_at": asked.model.image_size}
             tell(cell, {**common, **judged[cell.target], "top1": result["top1"], "top5": result["top5"], "labels": result["train_images"],
                         "curve": curve, "finetune_seconds": round(seconds, 1), "finetune_epochs": cfg.training.epochs})  # fmt: skip
 

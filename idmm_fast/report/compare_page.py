@@ -205,7 +205,8 @@ def write_page(out, path=None):
         "# Methods against each other",
         f"{len(lines)} cells, seeds {', '.join(map(str, seeds))}; mean ± standard deviation over the seeds, the best mean of a column in bold. "
         f"On one dataset all methods see the same number of crops in pretraining, and all networks, pretrained or not, in fine-tuning ({seen}). "
-        "Top-1 on the test images after the last epoch; nearest neighbours and the linear probe judge the frozen features with the training images' labels.",
+        "Top-1 on the test images after the last epoch; nearest neighbours and the linear probe judge the frozen features with the training images' labels"
+        f"{_judged_at(lines)}.",
     )
     if main:
         _main(page, lines, main)
@@ -220,6 +221,14 @@ def write_page(out, path=None):
         page.say("## Settings", *mixed)
     page.write()
     return page.path
+
+
+def _judged_at(lines):
+    """At how many pixels frozen features were judged, and which methods' were otherwise."""
+    sizes = {line["method"]: line["judged_at"] for line in lines if "judged_at" in line}
+    most = usual(list(sizes.values()))
+    others = "".join(f", {name_of(m)} at {size}" for m, size in sizes.items() if size != most)
+    return f", at {most} pixels{others}" if most else ""
 
 
 def _main(page, lines, main):
