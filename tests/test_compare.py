@@ -17,12 +17,15 @@ from conftest import call
 from PIL import Image
 from test_train import TINY
 
-from idmm_fast.beton import open_beton
+from idmm_fast.beton import BetonError, open_beton, write_beton
+from idmm_fast.beton.format import SUMS_MARK
 from idmm_fast.beton.subset import draw_rows, write_subset
-from idmm_fast.config import ConfigError, read
+from idmm_fast.config import ConfigError, build, keys, read
+from idmm_fast.datasets import Split
 from idmm_fast.loader import Augment, MultiCropLoader, Views
-from idmm_fast.report.compare import Cell, Results, Setup, crops
+from idmm_fast.report.compare import RECIPE, Betons, Cell, Results, Runner, Setup, _counted, crops
 from idmm_fast.report.compare_page import main_table, write_page
+from idmm_fast.train import finetune
 from idmm_fast.train.pretrain import SCHEMA
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +95,7 @@ def test_a_grid_is_killed_goes_on_and_reports(place):
     assert lines[: len(before)] == before  # not run again
     assert {(line["method"], line["seed"]) for line in lines} == {(m, s) for m in ("random", "idmm", "simclr") for s in (0, 1)}
     for line in lines:
+        assert line["recipe"] == RECIPE
         assert all(0 <= line[k] <= 100 for k in ("knn10", "knn20", "linear", "top1", "top5"))
         views = {"random": 0, "idmm": 6, "simclr": 2}[line["method"]]
         assert line["crops"] == line["epochs"] * 64 * views
@@ -156,6 +160,111 @@ def test_what_is_wrong_is_said_before_anything_begins(place, args, says):
     assert shown.returncode == 1
     assert says in shown.stderr
     assert not (place / "out" / "results.jsonl").exists()
+
+
+def tiny(path, seed, labels=None):
+    """A beton of eight small images of noise, of two classes unless `labels` says otherwise."""
+    images = list(np.random.default_rng(seed).integers(0, 256, (8, 16, 16, 3), np.uint8))
+    split = Split(images, labels or [k % 2 for k in range(8)], ["a", "b"])
+    return write_beton(path, split, dataset="test", name="train", mode="raw", quiet=True).path
+
+
+def as_by_ffcv(path):
+    """Without checksums, as FFCV's own writer leaves it."""
+    data = bytearray(path.read_bytes())
+    at = data.index(np.array([SUMS_MARK]).tobytes())
+    data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    assert open_beton(path).tables_sum == 0
+
+
+@pytest.mark.parametrize("writer", ["ours", "ffcv"])
+def test_what_is_done_is_told_by_what_the_betons_hold(place, writer):
+    """Not by their names: other pixels or other labels are other settings, and so is each of the three files."""
+    cell = Cell("x", 0, "balanced", "idmm", 0, 1500, "y", 128)
+    runner = Runner(Setup(place / "compare.yaml"), Betons(place / "data", place / "made"), place / "out", 1)
+    files = [place / "data" / f"{name}.beton" for name in ("x_train", "y_train", "y_test")]
+
+    def settings(*seeds, labels=None):
+        for file, seed in zip(files, seeds):
+            tiny(file, seed, labels)
+            if writer == "ffcv":
+                as_by_ffcv(file)
+        return runner.settings(cell)
+
+    first = settings(1, 2, 3)
+    others = [settings(4, 2, 3), settings(1, 4, 3), settings(1, 2, 4), settings(1, 2, 3, labels=[0] * 7 + [1])]
+    assert len({first, *others}) == 5
+    assert settings(1, 2, 3) == first  # written again, the same
+
+
+def test_a_subset_is_of_the_images_there_are(place):
+    """Of two datasets with one name in two folders, and of one that was converted anew."""
+    betons = Betons(place / "data", place / "made")
+
+    def pixels(folder, seed=None):
+        if seed is not None:
+            (place / folder).mkdir(exist_ok=True)
+            tiny(place / folder / "x_train.beton", seed)
+        some = open_beton(betons.train(Cell(str(place / folder / "x"), 4, "balanced", "idmm", 0, 100, "same", 100)))
+        whole = open_beton(place / folder / "x_train.beton")
+        assert set(some.sums) <= set(whole.sums)
+        return some.path
+
+    first, second = pixels("A", 1), pixels("B", 2)
+    assert pixels("A", 3) != first
+    assert pixels("B") == second  # not made again
+
+
+def test_a_transfer_within_another_folder_is_judged_there(place):
+    (place / "far").mkdir()
+    for split, seed in (("train", 1), ("test", 2)):
+        tiny(place / "far" / f"x_{split}.beton", seed)
+    betons = Betons(place / "data", place / "made")
+    cell = Cell("tiny", 0, "balanced", "idmm", 0, 1500, str(place / "far" / "x"), 128)
+    assert betons.of(cell)[1:] == (place / "far" / "x_train.beton", place / "far" / "x_test.beton")
+    assert Runner(Setup(place / "compare.yaml"), betons, place / "out", 1).settings(cell)
+
+
+@pytest.mark.parametrize(("schema", "free"), [
+    (SCHEMA, {"probe.every", "probe.linear"}),
+    (finetune.SCHEMA, {"model.init", "ladder.stages"}),
+])  # fmt: skip
+def test_every_key_counts_but_these(schema, free):
+    """What changes no number, or but the rounding."""
+    free |= {"data.train", "data.test", "data.num_workers", "logging.run_dir"} | {f"training.{k}" for k in (
+        "seed", "resume", "device", "compile", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped",
+    )}  # fmt: skip
+    cfg = build(schema, {"data.train": "x", "data.test": "y", "logging.run_dir": "z", "model.name": "m", "training.amp": "fp32"})
+    before = _counted(cfg)
+    for key in keys(schema):
+        section, name = key.split(".")
+        kept = getattr(getattr(cfg, section), name)
+        setattr(getattr(cfg, section), name, "bf16" if name == "amp" else "cpu" if name == "device" else "another")
+        assert (_counted(cfg) == before) == (key in free), key
+        setattr(getattr(cfg, section), name, kept)
+
+
+def test_settings_tell_labels_and_the_recipe(place):
+    def settings(recipe=RECIPE, **sections):
+        tree = yaml.safe_load((place / "compare.yaml").read_text())
+        for section, values in sections.items():
+            tree[section] |= values
+        (place / "other.yaml").write_text(yaml.safe_dump(tree))
+        runner = Runner(Setup(place / "other.yaml"), Betons(place / "data", place / "made"), place / "out", 1)
+        return runner.settings(Cell("tiny", 24, "balanced", "random", 0, 0, "same", 128), recipe)
+
+    assert settings() == settings(finetune={"data.num_workers": 1})
+    others = [settings(finetune={"data.per_class": 3}), settings(1), settings(pretrain={"model.image_size": 16}), settings(finetune={"training.amp": "bf16"})]
+    assert len({settings(), *others}) == 5
+
+
+def test_of_the_results_only_the_last_line_may_be_cut_short(tmp_path):
+    (tmp_path / "results.jsonl").write_text('{"a": 1}\n{"b": 2}\n{"cut sho')
+    assert Results(tmp_path).lines == [{"a": 1}, {"b": 2}]
+    (tmp_path / "results.jsonl").write_text('{"a": 1}\n{"cut sho\n{"b": 2}\n')
+    with pytest.raises(ConfigError, match=r"line 2 of .*results\.jsonl is damaged"):
+        Results(tmp_path)
 
 
 def test_an_unknown_key_of_the_configuration_is_named(place):
@@ -242,6 +351,15 @@ def test_a_subset_has_the_same_images(kind, jpg_beton, raw_beton, tmp_path):
     assert np.array_equal(*(x.numpy() for x in pixels))
 
 
+def test_a_subset_of_an_altered_file_is_refused(tmp_path):
+    path = tiny(tmp_path / "x_train.beton", 1)
+    with open(path, "r+b") as file:
+        file.seek(int(open_beton(path).ptr[5]) + 10)
+        file.write(b"other")
+    with pytest.raises(BetonError, match=r"row 5 of .* was altered"):
+        write_subset(path, np.array([1, 5]), tmp_path / "some.beton")
+
+
 def test_rows_are_balanced_or_random():
     labels = np.repeat(np.arange(4), [50, 30, 15, 5])
     assert np.bincount(labels[draw_rows(labels, 20, True, 0)]).tolist() == [5, 5, 5, 5]
@@ -253,14 +371,76 @@ def test_rows_are_balanced_or_random():
         draw_rows(labels, 101, True, 0)
 
 
-def line(method, seed, top1, dataset="a", budget=800, target="same", images=0, sampling="balanced", tuning=100, like=None, settings="s", labels=2000):
+def line(method, seed, top1, dataset="a", budget=800, target="same", images=0, sampling="balanced", tuning=100, like=None, settings="s", labels=2000, **more):
     return {
         "dataset": dataset, "images": images, "sampling": sampling, "method": method, "seed": seed, "budget": 0 if method == "random" else budget,
         "target": target, "finetune_budget": tuning, "like": like or method, "settings": settings, "crops": 0 if method == "random" else 790, "epochs": 3,
         "pretrain_seconds": 0.0 if method == "random" else 79.0, "peak_mb": None if method == "random" else 512, "knn10": 1.0, "knn20": top1 / 2,
         "linear": top1 / 3, "top1": top1, "top5": 90.0, "labels": labels, "curve": [[1, top1 - 5], [2, top1]], "finetune_seconds": 60.0,
-        "finetune_epochs": 2, "jobs": 2, "finished": 0,
+        "finetune_epochs": 2, "jobs": 2, "finished": 0, **more,
     }  # fmt: skip
+
+
+def page_of(lines, folder):
+    (folder / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    return write_page(folder).read_text()
+
+
+def section(page, heading):
+    assert f"## {heading}\n" in page, re.findall("## .*", page)
+    return page.split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_sections_do_not_mix_lengths_of_fine_tuning(tmp_path):
+    """IDMM gets worse by the length here, so that a mixture would show."""
+    lines = [line(m, 0, v, images=n, labels=n, tuning=tuning, budget=8000) for n in (50, 100) for tuning, off in ((100_000, 0), (5000, 7))
+             for m, v in (("idmm", n / 10 - off + 20), ("random", n / 10))]  # fmt: skip
+    lines += [line("idmm", 0, 50.0, budget=8000, tuning=100_000), line("simclr", 0, 1.0, images=50, labels=50, budget=8000, tuning=100_000)]
+    lines += [line("idmm", 0, v, target="b", budget=8000, tuning=tuning) for v, tuning in ((60.0, 100_000), (44.0, 5000))]
+    lines += [line("idmm", 0, v, images=50, sampling=k, target="a", budget=8000, tuning=tuning) for k in ("balanced", "random")
+              for v, tuning in ((71.0, 100_000), (72.0, 5000))]  # fmt: skip
+    page = page_of(lines, tmp_path)
+    long, short = (section(page, f"Fewer images: a, 8,000 crops in all, then {n} in all") for n in ("100,000", "5,000"))
+    assert "| IDMM | **25.0** | **30.0** | **50.0** |" in long
+    assert "| SimCLR | 1.0 | - | - |" in long
+    assert "| IDMM | **18.0** | **23.0** |" in short
+    assert "SimCLR" not in short
+    assert "| a, 8,000, IDMM | 60.0 |" in section(page, "Transfer, fine-tuned for 100,000 crops in all")
+    assert "| a, 8,000, IDMM | 44.0 |" in section(page, "Transfer, fine-tuned for 5,000 crops in all")
+    assert "| IDMM on 50 of a, 8,000 crops, then 5,000 | 72.0 | 72.0 |" in page
+    assert "| IDMM on 50 of a, 8,000 crops, then 100,000 | 71.0 | 71.0 |" in page
+
+
+def test_fewer_images_by_the_image_as_at_the_papers_size(tmp_path):
+    """--budget 4800x --finetune-budget 200x: all images have a column too, and what is said of the crops is so."""
+    lines = [line(m, 0, v + n / 100, images=n % 2000, labels=n, budget=4800 * n, tuning=200 * n)
+             for n in (250, 500, 2000) for m, v in (("idmm", 30.0), ("random", 9.0))]  # fmt: skip
+    page = section(page_of(lines, tmp_path), "Fewer images: a, 4,800 crops of each image, then 200 of each image")
+    assert "| IDMM | **32.5** | **35.0** | **50.0** |" in page
+    assert "fine-tuning 200 of each image" in page
+
+
+def test_variants_at_another_budget_have_a_section_of_their_own(tmp_path):
+    lines = [line("idmm", 0, 30.0), line("idmm", 0, 25.0, budget=400), line("idmm_plain", 0, 28.0, like="idmm", budget=400)]
+    page = page_of(lines, tmp_path)
+    assert "| IDMM | 25.0 | 12.5 | 8.3 |" in section(page, "Variants: a, 400 crops, then 100")
+    assert "Variants: a, 800" not in page
+
+
+def test_recipes_are_not_mixed(tmp_path):
+    """Of a row the newest; no mean and no difference of two."""
+    lines = [line(m, s, v + s) for m, v in (("random", 20.0), ("idmm", 30.0), ("simclr", 90.0)) for s in range(3)]
+    page = page_of(lines, tmp_path)
+    assert "All cells are of one recipe: 1, " in page
+    assert "The recipe now is 2, " in page
+    lines += [line(m, s, v + s, recipe=2) for m, v in (("random", 40.0), ("idmm", 60.0)) for s in range(2)]
+    page = page_of(lines, tmp_path)
+    assert "Cells are of several recipes: 1, " in page
+    assert "| IDMM | **60.5 ± 0.7** |" in page
+    assert "| SimCLR | 91.0 ± 1.0 (1) |" in page
+    assert "| IDMM | **20.0 ± 0.0** |" in page
+    assert "| SimCLR | - |" in page  # its gain would be over another fine-tuning
+    assert "All cells are of one recipe: 2, " in page_of(lines[9:], tmp_path)
 
 
 def test_the_page_says_what_the_numbers_are(tmp_path):
@@ -279,24 +459,24 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     lines += [line("simclr", 9, 99.0, dataset="c", settings="t"), line("simclr", 8, 99.0, dataset="c", settings="u")]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines) + '{"cut sho')
     page = write_page(tmp_path, tmp_path / "new" / "page.md").read_text()
-    fewer = ("Fewer images: a, 800 crops in all", "Fewer images: a, 2 crops of each image")
-    for heading in ("Methods", *fewer, "Transfer", "Class-balanced or random", "Variants: a", "Settings"):
+    fewer = [f"Fewer images: a, {what}, then 100 in all" for what in ("800 crops in all", "2 crops of each image")]
+    others = ("Class-balanced or random", "Variants: a, 800 crops, then 100", "Settings", "Length of fine-tuning: a, 800 crops of pretraining")
+    for heading in ("Methods", *fewer, "Transfer, fine-tuned for 100 crops in all", *others):
         assert f"## {heading}\n" in page, heading
-    assert "## Length of fine-tuning: a\n" in page
     assert "| IDMM | **31.0 ± 1.0** | 53.0 ± 1.0 | **40.0 ± 0.0** | - |" in page
     assert "| SimCLR | 26.0 ± 1.0 | **61.0 ± 1.0** | - |" in page
     assert "| IDMM | **10.0 ± 0.0** | 2.0 ± 0.0 | **0.0** |" in page  # gains, seed by seed
     assert "(a: 800 and 100; b: 400 and 100; d: 800 and 100; c: 800 and 100)" in page
     assert "| SimCLR | 790 | 1.3 | 10 | 1.0 | 512 |" in page
     assert "| IDMM | **10.5 ± 0.7** | **15.5 ± 0.7** | **31.0 ± 1.0** |" in page  # 50, 100, all 2,000
-    few = page.split("## Fewer images: a, 2 crops of each image\n")[1]
+    few = section(page, fewer[1])
     assert "| IDMM | **11.5 ± 0.7** | **11.5 ± 0.7** |" in few  # 100, 1,000
     assert "| IDMM | 1.0 ± 0.0 | - |" in few
-    assert "| a, IDMM | 31.0 ± 1.0 | 35.0 |" in page
-    assert "| b, IDMM | **36.0** | **53.0 ± 1.0** |" in page
+    assert "| a, 800, IDMM | 31.0 ± 1.0 | 35.0 |" in page
+    assert "| b, 400, IDMM | **36.0** | **53.0 ± 1.0** |" in page
     assert "| SimCLR | 26.0 ± 1.0 | 27.5 ± 0.7 |" in page.split("Length of pretraining")[1]
-    assert "Random initialisation: 21.0 ± 1.0.\n" in page.split("## Length of pretraining: a\n")[1]
-    assert "| IDMM | 77.0 | 10.5 ± 0.7 |" in page.split("## Length of pretraining: 50 images of a\n")[1]
+    assert "Random initialisation: 21.0 ± 1.0.\n" in section(page, "Length of pretraining: a, 100 crops of fine-tuning")
+    assert "| IDMM | 77.0 | 10.5 ± 0.7 |" in section(page, "Length of pretraining: 50 images of a, 100 crops of fine-tuning")
     assert "| idmm plain | 28.0 ± 0.0 |" in page
     assert "c/0/balanced/simclr/800/same/100: not all seeds were run with the same settings: t: seeds [9], u: seeds [8]" in page
     assert main_table(lines).splitlines()[0] == "| fine-tuned, top-1, % | a | b | d | c |"

@@ -3,8 +3,9 @@
 import numpy as np
 
 from ..datasets.split import Split
+from .checksum import checksum
 from .format import RAW
-from .read import open_beton
+from .read import BetonError, open_beton
 from .write import write_beton
 
 
@@ -26,16 +27,23 @@ def draw_rows(labels, images, balanced, seed):
 
 
 def write_subset(path, rows, out):
-    """Write the rows `rows` of the beton `path` to `out`, bytes and labels as they are. Returns write.Written."""
+    """Write the rows `rows` of the beton `path` to `out`, bytes and labels as they are; where some of them are JPEGs and some pixels, all become pixels.
+
+    Returns write.Written. Raises BetonError where the bytes of a row are not those that were written, WriteError.
+    """
     beton = open_beton(path)
 
     def image(row):
         data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
+        if beton.sums.size and checksum(data) != beton.sums[row]:
+            raise BetonError(f"row {row} of {path} was altered after it was written; see write_datasets.py --verify. Convert it again.")
         if beton.mode[row] != RAW:
             return data.tobytes()
         height, width = beton.height[row], beton.width[row]
         return data[: height * width * 3].reshape(height, width, 3)
 
     split = Split([image(row) for row in rows], [int(beton.label[row]) for row in rows], beton.classes)
-    mode = "raw" if (beton.mode[rows] == RAW).all() else "jpg"
-    return write_beton(out, split, dataset=beton.sidecar.get("dataset", ""), name=f"{len(rows)} rows of {path}", mode=mode, quiet=True)
+    mode = "raw" if (beton.mode[rows] == RAW).any() else "jpg"
+    return write_beton(
+        out, split, dataset=beton.sidecar.get("dataset", ""), name=f"{len(rows)} rows of {path}", mode=mode, on_error="fail", quiet=True
+    )  # fmt: skip

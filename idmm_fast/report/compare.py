@@ -5,6 +5,7 @@ A cell is run in a process of its own, so that its memory can be told and its de
 
 import faulthandler
 import fcntl
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -116,15 +117,16 @@ class Setup:
         })  # fmt: skip
 
     def judging(self, tuned, target, test, init):
-        """The configuration that judges frozen features, `init` or random weights, where `tuned` is that of the fine-tuning: those of every method, and of
-        random initialisation, at the resolution of the section `pretrain`."""
+        """The configuration that judges frozen features, of `init` or of random weights: all at the resolution of the
+        section `pretrain`. tuned: the configuration of the fine-tuning."""
         from ..evaluate.judge import SCHEMA
         from ..train import pretrain
 
         size = self._shared(pretrain.SCHEMA, "pretrain").get("model.image_size", pretrain.SCHEMA["model"][1]["image_size"].default)
         return build(SCHEMA, {
-            "data.train": str(target), "data.test": str(test), "model.name": tuned.model.name, "model.options": tuned.model.options, "model.image_size": size,
-            "model.init": init and str(init), "training.seed": tuned.training.seed, "training.device": tuned.training.device, "training.amp": tuned.training.amp,
+            "data.train": str(target), "data.test": str(test), "model.init": init and str(init), "model.image_size": size,
+            "model.name": tuned.model.name, "model.options": tuned.model.options, "training.seed": tuned.training.seed,
+            "training.device": tuned.training.device, "training.amp": tuned.training.amp,
         })  # fmt: skip
 
     def _common(self, cell, train, epochs, folder):
@@ -135,20 +137,47 @@ class Setup:
         }  # fmt: skip
 
 
-_FREE = ("seed", "resume", "device", "compile", "amp", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped")
+# What cells are trained with besides their configuration; a line of results.jsonl without `recipe` has 1. A change of code by
+# which the same configuration trains otherwise is a new number: what was run by an older recipe does not count as done.
+RECIPES = {
+    1: "RandAugment in fine-tuning by timm's first set of operations, some of which weaken as their level rises",
+    2: "RandAugment in fine-tuning by the set `augment.operation_set`",
+}
+RECIPE = max(RECIPES)
+
+# Of all keys only these are left out of a cell's settings. They change nothing, or but the rounding (device, compile,
+# channels_last); or they are told otherwise: the seed by the cell, files by what they hold, weights by the pretraining.
+_FREE = {
+    "data.train", "data.test", "data.num_workers", "model.init", "training.seed", "training.device", "training.compile", "training.channels_last",
+    "training.resume", "training.checkpoint_every", "training.checkpoint_minutes", "training.keep_checkpoints", "training.max_skipped",
+    "probe.every", "probe.linear", "ladder.stages", "logging.run_dir",
+}  # fmt: skip
 
 
-def _digest(schema, cfg, *more):
-    """Eight letters that differ where what `cfg` trains differs: those values that are not the defaults of `schema`."""
-    if cfg is None:
-        return RANDOM
-    said = {}
-    for section, keys in as_dict(cfg).items():
-        for key, value in keys.items():
-            aside = section in ("data", "logging", "probe", "ladder") or (section == "training" and key in _FREE) or (section, key) == ("model", "init")
-            if not aside and value != schema[section][1][key].default:
-                said[f"{section}.{key}"] = value
-    return hashlib.sha256(json.dumps([said, *more], sort_keys=True).encode()).hexdigest()[:8]
+def _counted(cfg):
+    """{"section.key": value} of what a result depends on; the precision as this machine has it, whatever auto says."""
+    from ..train.device import choose
+
+    values = {f"{section}.{key}": value for section, keys in as_dict(cfg).items() for key, value in keys.items()}
+    return {key: value for key, value in values.items() if key not in _FREE} | {"training.amp": str(choose(cfg.training, 0).amp)}
+
+
+def _digest(*what):
+    """Eight letters that differ where `what`, as JSON, differs."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@functools.lru_cache
+def _opened(path, *state):
+    from ..beton import open_beton
+
+    return open_beton(path)
+
+
+def _open(path):
+    """What open_beton gives, once as long as the file is as it was; its fingerprint may mean reading all of it."""
+    state = path.stat() if path.exists() else None
+    return _opened(path, *((state.st_ino, state.st_size, state.st_mtime_ns) if state else ()))
 
 
 class Betons:
@@ -161,37 +190,57 @@ class Betons:
         """NAME is data/NAME_train.beton and data/NAME_test.beton; a path is the same with a folder before it."""
         return (self.folder / dataset if os.sep not in dataset else Path(dataset)).with_name(f"{Path(dataset).name}_{split}.beton")
 
-    def train(self, cell):
-        """The training beton of a cell, made if it is a subset. Raises what open_beton does, ConfigError where it has too few images."""
-        from ..beton.subset import draw_rows, write_subset
+    def of(self, cell):
+        """(training beton of the dataset, of which the subset is made, that of the target, the target's test beton)."""
+        target = cell.dataset if cell.target == "same" else cell.target
+        return self.path(cell.dataset, "train"), self.path(target, "train"), self.path(target, "test")
+
+    def rows(self, cell):
+        """Which rows of its dataset a cell is pretrained on; None: all.
+
+        Raises what open_beton does, ConfigError where it has too few.
+        """
+        from ..beton.subset import draw_rows
 
         whole = self.path(cell.dataset, "train")
-        if not cell.images:
-            return whole
-        out = self.made / f"{Path(cell.dataset).name}_{cell.images}_{cell.sampling}_{cell.seed}.beton"
-        if not out.exists():
-            from ..beton import open_beton
+        try:
+            return draw_rows(_open(whole).label, cell.images, cell.sampling == "balanced", cell.seed) if cell.images else None
+        except ValueError as error:
+            raise ConfigError(f"{whole}: {error}") from None
 
-            try:
-                rows = draw_rows(open_beton(whole).label, cell.images, cell.sampling == "balanced", cell.seed)
-            except ValueError as error:
-                raise ConfigError(f"{whole}: {error}") from None
+    def train(self, cell):
+        """The training beton of a cell, made if it is a subset and there is none of these rows of these images.
+
+        Raises what `rows` and write_subset do.
+        """
+        from ..beton.subset import write_subset
+
+        whole, rows = self.path(cell.dataset, "train"), self.rows(cell)
+        if rows is None:
+            return whole
+        mark = _digest(_open(whole).fingerprint, rows.tolist())
+        out = self.made / f"{whole.stem.removesuffix('_train')}_{cell.images}_{cell.sampling}_{cell.seed}_{mark}.beton"
+        if not out.exists():
             write_subset(whole, rows, out)
         return out
 
 
 class Results:
-    """results.jsonl: a line a finished cell; a last line that was cut short is dropped."""
+    """results.jsonl: a line a finished cell; a last line that was cut short is dropped. Raises ConfigError where another one is none."""
 
     def __init__(self, folder):
         self.path = Path(folder) / "results.jsonl"
         self.lines = []
         if self.path.exists():
-            for line in self.path.read_text().splitlines():
+            text = self.path.read_text().splitlines()
+            for number, line in enumerate(text, 1):
                 try:
                     self.lines.append(json.loads(line))
                 except ValueError:
-                    break
+                    if number < len(text):
+                        raise ConfigError(
+                            f"line {number} of {self.path} is damaged; mend it, or take it out to have that cell run again"
+                        ) from None
 
     def add(self, line):
         """Write the line, to the disk."""
@@ -214,18 +263,21 @@ class Runner:
     def __init__(self, setup, betons, folder, threads):
         self.setup, self.betons, self.folder, self.threads = setup, betons, Path(folder) / "runs", threads
 
-    def settings(self, cell):
-        """What a cell's result depends on besides the cell: letters of the pretraining's and of the fine-tuning's configuration and of the data."""
-        from ..beton import open_beton
-        from ..train import finetune, pretrain
-
-        whole, target = (self.betons.path(d, "train") for d in (cell.dataset, cell.dataset if cell.target == "same" else cell.target))
-        data = [open_beton(path).tables_sum for path in (whole, target, self.betons.path(target.name.removesuffix("_train.beton"), "test"))]
-        images = cell.images or len(open_beton(whole))
-        labelled = images if cell.target == "same" else len(open_beton(target))
-        first = _digest(pretrain.SCHEMA, self.setup.pretraining(cell, "x", images, "x"), data[0])
-        second = _digest(finetune.SCHEMA, self.setup.finetuning(cell, "x", "x", labelled, None, "x"), *data[1:])
-        return f"{first}-{second}"
+    def settings(self, cell, recipe=RECIPE):
+        """What a cell's result depends on besides the cell: letters of the pretraining, of fine-tuning and judgement (each
+        of configuration, betons and recipe), and of the rows where not all are used."""
+        whole, target, test = map(_open, self.betons.of(cell))
+        images = cell.images or len(whole)
+        labelled = images if cell.target == "same" else len(target)
+        pretraining = self.setup.pretraining(cell, "x", images, "x")
+        tuning = self.setup.finetuning(cell, "x", "x", labelled, None, "x")
+        parts = [
+            RANDOM if pretraining is None else _digest(recipe, _counted(pretraining), whole.fingerprint),
+            _digest(recipe, _counted(tuning), _counted(self.setup.judging(tuning, "x", "x", None)), target.fingerprint, test.fingerprint),
+        ]
+        if cell.images:
+            parts.append(_digest(self.betons.rows(cell).tolist()))
+        return "-".join(parts)
 
     def run(self, cells, tell):
         """Each cell's results, given to tell(cell, results), one after another."""
@@ -239,15 +291,16 @@ class Runner:
         first = cells[0]
         train = self.betons.train(first)
         images = len(open_beton(train))
+        pretraining, _, *rows = self.settings(first).split("-")
         home = self.folder / f"{Path(first.dataset).name}_{first.images or 'all'}_{first.sampling}"
-        home = home / f"{first.method}_{first.seed}_{self.settings(first).split('-')[0]}"
+        home = home / "_".join([first.method, str(first.seed), pretraining, *rows])
         common = self._pretrain(first, train, images, home / "pretrain")
         init = None if first.method == RANDOM else home / "pretrain" / "backbone.safetensors"
         judged = {}
         for cell in cells:
-            target, test = (train, self.betons.path(cell.dataset, "test")) if cell.target == "same" else (
-                self.betons.path(cell.target, "train"), self.betons.path(cell.target, "test"))  # fmt: skip
-            folder = home / f"finetune_{Path(cell.target).name}_{cell.finetune_budget}"
+            _, target, test = self.betons.of(cell)
+            target = train if cell.target == "same" else target
+            folder = home / f"finetune_{Path(cell.target).name}_{cell.finetune_budget}_{self.settings(cell).split('-')[1]}"
             cfg = self._threaded(self.setup.finetuning(cell, target, test, len(open_beton(target)), init, folder))
             began = time.monotonic()
             result = finetune(cfg)
@@ -423,7 +476,10 @@ def _compare(cells, setup, betons, out, jobs):
                     failed.append(f"{_name(group[0])}: {error}; see {log}")
                     continue
                 seen[cell] = 1
-                line = {**asdict(cell), "like": setup.like(cell.method), "settings": settings[cell], **result, "jobs": jobs, "finished": round(time.time())}
+                line = {
+                    **asdict(cell), "like": setup.like(cell.method), "settings": settings[cell], "recipe": RECIPE, **result,
+                    "jobs": jobs, "finished": round(time.time()),
+                }  # fmt: skip
                 results.add(line)
                 if not said:
                     tqdm.write(_row("cell", "knn20", "linear", "top1", "crops/s"))

@@ -1,5 +1,6 @@
 """What a comparison found: tables, bars and curves in one Markdown page, from results.jsonl."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..config import ConfigError
-from .compare import RANDOM, Results
+from .compare import RANDOM, RECIPE, RECIPES, Results
 
 NAMES = {
     RANDOM: "random initialisation", "instance": "instance discrimination", "idmm": "IDMM", "simclr": "SimCLR", "supcon": "SupCon (uses labels)",
@@ -28,9 +29,25 @@ def order(methods):
     return sorted(set(methods), key=lambda m: (list(NAMES).index(m) if m in NAMES else len(NAMES), m))
 
 
+def recipe_of(line):
+    """The number of its recipe, see compare.RECIPES."""
+    return line.get("recipe", 1)
+
+
+def newest(lines):
+    """Of cells that differ in the seed alone, those of the newest recipe."""
+    row = ("dataset", "images", "sampling", "method", "budget", "target", "finetune_budget")
+    last = {}
+    for line in lines:
+        key = tuple(line[k] for k in row)
+        last[key] = max(recipe_of(line), last.get(key, 0))
+    return [line for line in lines if recipe_of(line) == last[tuple(line[k] for k in row)]]
+
+
 def values(lines, measure, **wanted):
-    """{seed: number} of `measure` among the lines that have these fields; of several settings the newest."""
-    return {line["seed"]: line[measure] for line in lines if all(line[k] == v for k, v in wanted.items()) and line.get(measure) is not None}
+    """{(recipe, seed): number} of `measure` among the lines that have these fields; of several settings the newest."""
+    found = [line for line in lines if all(line[k] == v for k, v in wanted.items()) and line.get(measure) is not None]
+    return {(recipe_of(line), line["seed"]): line[measure] for line in found}
 
 
 def spread(numbers):
@@ -40,7 +57,7 @@ def spread(numbers):
 
 
 def differences(found, base):
-    """{seed: number} of two, seed by seed, where both have one."""
+    """{(recipe, seed): number} of two, seed by seed, where both have one."""
     return {seed: found[seed] - base[seed] for seed in found if seed in base}
 
 
@@ -53,16 +70,22 @@ def cell(numbers):
 
 
 def table(rows, columns, get, first="", best=True):
-    """Markdown: rows and columns are {key: title}, get(row, column) gives {seed: number}. best: the highest mean of each column in bold."""
+    """Markdown: rows and columns are {key: title}, get(row, column) gives {(recipe, seed): number}. best: the highest mean
+    of each column in bold, of those of the newest recipe; the others have the number of theirs behind them."""
     found = {(r, c): get(r, c) for r in rows for c in columns}
-    top = {c: max((np.mean(list(found[r, c].values())) for r in rows if found[r, c]), default=None) for c in columns}
+    last = max((max(numbers)[0] for numbers in found.values() if numbers), default=0)
+
+    def mean(r, c):
+        return np.mean(list(found[r, c].values())) if found[r, c] and max(found[r, c])[0] == last else None
+
+    top = {c: max((m for m in (mean(r, c) for r in rows) if m is not None), default=None) for c in columns}
     lines = [f"| {first} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for r, title in rows.items():
         cells = []
         for c in columns:
-            text = cell(found[r, c])
-            bold = best and len(rows) > 1 and found[r, c] and np.mean(list(found[r, c].values())) == top[c]
-            cells.append(f"**{text}**" if bold else text)
+            text = cell(found[r, c]) + (f" ({max(found[r, c])[0]})" if found[r, c] and max(found[r, c])[0] != last else "")
+            bold = best and len(rows) > 1 and found[r, c] and mean(r, c) == top[c]
+            cells.append(f"**{text}**" if bold and top[c] is not None else text)
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -82,6 +105,7 @@ class Page:
         figure = Figure(figsize=(9, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure.subplots())
+        name = name.replace(os.sep, "_")
         file = self.path.with_name(f"{self.path.stem}_{name}.png")
         figure.savefig(file, dpi=90)
         self.say(f"![{name.replace('_', ' ')}]({file.name})")
@@ -128,18 +152,34 @@ def usual(numbers):
     return max(sorted(set(numbers), reverse=True), key=numbers.count) if numbers else 0
 
 
-def of_usual(lines, budget):
-    """Those lines that have the `budget`, a key, that most of them have, or none."""
-    most = usual(line[budget] for line in lines)
-    return [line for line in lines if line[budget] in (0, most)]
+def with_budget(lines, budget, crops):
+    """Those lines whose `budget`, a key, is `crops`; random initialisation goes with every length of pretraining."""
+    return [line for line in lines if line[budget] in (0, crops)]
+
+
+def alike(lines, budget, images_of):
+    """[(crops, "of each image" or "in all", lines)]: those with as many crops of `budget`, a key: by the image where several
+    numbers of images have so many; in all likewise, and where lines are left that were not among those by the image."""
+    told, groups = [], []
+    for unit, crops in (("of each image", lambda line: round(line[budget] / images_of(line))), ("in all", lambda line: line[budget])):
+        for amount in sorted({crops(line) for line in lines if line[budget]}):
+            group = [line for line in lines if line[budget] and crops(line) == amount]
+            alone = len({images_of(line) for line in group}) < 2
+            if not alone or (unit == "in all" and not all(line in told for line in group)):
+                groups.append((amount, unit, group))
+                told += group
+    return groups
 
 
 def main_lines(lines):
     """What the main table is made of: all images of a dataset for both trainings, the methods themselves, and the budgets that most cells of a dataset have."""
-    own = [line for line in lines if not line["images"] and line["target"] == "same" and line["method"] == line["like"]]
+    own = [line for line in newest(lines) if not line["images"] and line["target"] == "same" and line["method"] == line["like"]]
     main = []
     for dataset in dict.fromkeys(line["dataset"] for line in own):
-        main += of_usual(of_usual([line for line in own if line["dataset"] == dataset], "budget"), "finetune_budget")
+        mine = [line for line in own if line["dataset"] == dataset]
+        for budget in ("budget", "finetune_budget"):
+            mine = with_budget(mine, budget, usual(line[budget] for line in mine))
+        main += mine
     return main
 
 
@@ -178,6 +218,7 @@ def costs(lines):
     rows = ["| on average over the cells | crops seen | pretraining, min | crops/s | fine-tuning, min | peak memory, MB |", "|---|---|---|---|---|---|"]
     for method in order(line["method"] for line in main):
         mine = [line for line in main if line["method"] == method]
+        mine = [line for line in mine if recipe_of(line) == max(map(recipe_of, mine))]
 
         def mean(key, mine=mine):
             return np.mean([line[key] for line in mine])
@@ -194,7 +235,7 @@ def costs(lines):
 def write_page(out, path=None):
     """Write the page of the comparison in the folder `out`. Returns its path. Raises ConfigError where nothing is done yet."""
     out = Path(out)
-    lines = Results(out).lines
+    lines = newest(Results(out).lines)
     if not lines:
         raise ConfigError(f"{out}/results.jsonl holds no finished cell; run compare.py with --out {out} first")
     page = Page(path or out / "report.md")
@@ -207,6 +248,7 @@ def write_page(out, path=None):
         f"On one dataset all methods see the same number of crops in pretraining, and all networks, pretrained or not, in fine-tuning ({seen}). "
         "Top-1 on the test images after the last epoch; nearest neighbours and the linear probe judge the frozen features with the training images' labels"
         f"{_judged_at(lines)}.",
+        _recipes(lines),
     )
     if main:
         _main(page, lines, main)
@@ -214,8 +256,8 @@ def write_page(out, path=None):
     _transfer(page, lines)
     _sampling(page, lines)
     _variants(page, lines)
-    _length(page, lines, "budget", "Length of pretraining", "crops of pretraining")
-    _length(page, lines, "finetune_budget", "Length of fine-tuning", "crops of fine-tuning")
+    _length(page, lines, "budget", "pretraining", "finetune_budget", "fine-tuning")
+    _length(page, lines, "finetune_budget", "fine-tuning", "budget", "pretraining")
     mixed = _mixed(lines)
     if mixed:
         page.say("## Settings", *mixed)
@@ -229,6 +271,20 @@ def _judged_at(lines):
     most = usual(list(sizes.values()))
     others = "".join(f", {name_of(m)} at {size}" for m, size in sizes.items() if size != most)
     return f", at {most} pixels{others}" if most else ""
+
+
+def _recipes(lines):
+    """Which lines are of which recipe."""
+    used = sorted({recipe_of(line) for line in lines})
+    said = "; ".join(f"{r}, {RECIPES.get(r, 'one that this version does not know')}" for r in used)
+    if len(used) == 1:
+        now = f" The recipe now is {RECIPE}, {RECIPES[RECIPE]}." if used[0] < RECIPE else ""
+        return f"All cells are of one recipe: {said}.{now}"
+    return (
+        f"Cells are of several recipes: {said}. Where a row has cells of several, only the newest are shown; a mean or a "
+        "difference is of one recipe; in a table the number of an older recipe stands in brackets behind its figures, which "
+        "are not to be compared with the others."
+    )
 
 
 def _main(page, lines, main):
@@ -258,25 +314,23 @@ def _main(page, lines, main):
 
 def _fewer(page, lines):
     own = [line for line in lines if line["target"] == "same" and line["sampling"] == "balanced" and line["method"] == line["like"]]
+
+    def images_of(line):
+        return line["images"]
+
     for dataset in dict.fromkeys(line["dataset"] for line in own if line["images"]):
         mine = [line | {"images": line["images"] or line["labels"]} for line in own if line["dataset"] == dataset]
-        most = max(line["images"] for line in mine)
-        few = [line for line in mine if line["images"] < most] or mine
-        lengths = {line["finetune_budget"] for line in few}
-        mine = [line for line in mine if line["finetune_budget"] in lengths]
-        seen = []
-        for unit, amount_of in (("each image", lambda line: round(line["budget"] / line["images"])), ("all", lambda line: line["budget"])):
-            for amount in sorted({amount_of(line) for line in few if line["budget"]}):
-                pretrained = [line for line in mine if line["budget"] and amount_of(line) == amount]
-                alone = len({line["images"] for line in pretrained}) < 2
-                if alone and (unit != "all" or all(line in seen for line in pretrained)):
-                    continue
-                seen += pretrained
-                _sizes(page, dataset, pretrained + [line for line in mine if not line["budget"]], amount, unit)
+        most = max(map(images_of, mine))
+        few = {line["images"] for line in mine if line["images"] < most} or {most}
+        for tuning, of_what, tuned in alike(mine, "finetune_budget", images_of):
+            none = [line for line in tuned if not line["budget"]]
+            for amount, unit, pretrained in alike([line for line in tuned if line["budget"]], "budget", images_of):
+                if few & set(map(images_of, pretrained)):
+                    _sizes(page, dataset, pretrained + none, (amount, unit), (tuning, of_what))
 
 
-def _sizes(page, dataset, lines, amount, unit):
-    """Top-1 against the number of images, where pretrainings see `amount` crops of `unit`."""
+def _sizes(page, dataset, lines, pretraining, tuning):
+    """Top-1 against the number of images, where trainings see so many crops: (number, "in all" or "of each image")."""
     sizes = sorted({line["images"] for line in lines if line["budget"]})
     methods = {m: name_of(m) for m in order(line["method"] for line in lines if line["images"] in (sizes[:-1] or sizes))}
 
@@ -286,39 +340,53 @@ def _sizes(page, dataset, lines, amount, unit):
     def gain(m, n):
         return differences(get(n, m), get(n, RANDOM))
 
-    page.say(f"## Fewer images: {dataset}, {amount:,} crops {'in' if unit == 'all' else 'of'} {unit}", "Both trainings on so many images, class-balanced, "
-             "drawn anew for each seed; as many crops of fine-tuning with few images as with many.")  # fmt: skip
+    (amount, unit), (tuned, of_what) = pretraining, tuning
+    page.say(
+        f"## Fewer images: {dataset}, {amount:,} crops {unit}, then {tuned:,} {of_what}",
+        "Both trainings on so many images, class-balanced, drawn anew for each seed; with few images as with many, "
+        f"pretraining sees {amount:,} crops {unit}, fine-tuning {tuned:,} {of_what}.",
+    )
     page.say(table(methods, {n: f"{n:,}" for n in sizes}, lambda m, n: get(n, m), "fine-tuned, top-1, %"))
     draw = partial(lines_of, xs=sizes, series=methods, get=get, xlabel="images", ylabel="top-1, %")
-    page.picture(f"fewer_{Path(dataset).name}_{amount}{'' if unit == 'all' else 'x'}", draw)
+    page.picture(f"fewer_{dataset}_" + "_".join(f"{n}{'' if unit == 'in all' else 'x'}" for n, unit in (pretraining, tuning)), draw)
     page.say(table({m: t for m, t in methods.items() if m != RANDOM}, {n: f"{n:,}" for n in sizes}, gain, "gain over random initialisation, points"))
 
 
 def _transfer(page, lines):
-    others = [line for line in lines if line["target"] not in ("same", line["dataset"]) and not line["images"]]
-    if not others:
-        return
-    methods = order(line["method"] for line in others)
+    whole = [line for line in lines if not line["images"]]
+    others = [line for line in whole if line["target"] not in ("same", line["dataset"])]
+    pretrained = {(line["dataset"], line["method"], line["budget"]) for line in others}
+    home = [line for line in whole if line["target"] == "same" and (not line["budget"] or (line["dataset"], line["method"], line["budget"]) in pretrained)]
+    for tuning, of_what, tuned in alike(others + home, "finetune_budget", lambda line: line["labels"]):
+        away = [line for line in tuned if line["target"] != "same"]
+        if away:
+            _targets(page, away, tuned, f"{tuning:,} crops {of_what}")
+
+
+def _targets(page, others, lines, tuning):
+    """Top-1 on other datasets, `others`, beside that at home and without pretraining, which are in `lines` too."""
     sources = list(dict.fromkeys(line["dataset"] for line in others))
     tuned = {line["target"] for line in others}
     targets = {t: t for t in [*(s for s in sources if s in tuned), *sorted(tuned - set(sources))]}
-    pretrained, lengths = {(line["dataset"], line["budget"]) for line in others}, {line["finetune_budget"] for line in others}
-    page.say("## Transfer", "Rows: what was pretrained on; columns: what was fine-tuned on and judged.")
-    rows = {(s, m): f"{s}, {name_of(m)}" for s in sources for m in methods} | {(None, RANDOM): name_of(RANDOM)}
+    page.say(
+        f"## Transfer, fine-tuned for {tuning}",
+        "Rows: what was pretrained on, and for how many crops; columns: what was fine-tuned on and judged.",
+    )
+    lengths = {s: sorted({line["budget"] for line in others if line["dataset"] == s}) for s in sources}
+    methods = order(line["method"] for line in others)
+    rows = {(s, n, m): f"{s}, {n:,}, {name_of(m)}" for s in sources for n in lengths[s] for m in methods} | {(None, 0, RANDOM): name_of(RANDOM)}
 
     def get(row, target):
-        source, method = row
-        own = [line for line in lines if not line["images"] and line["finetune_budget"] in lengths]
-        own = [line for line in own if method == RANDOM or (line["dataset"], line["budget"]) in pretrained]
-        if source in (target, None):  # at home
-            return values(own, "top1", dataset=target, method=method, target="same")
-        return values(own, "top1", dataset=source, method=method, target=target)
+        source, crops, method = row
+        at_home = source in (target, None)
+        return values(lines, "top1", dataset=target if at_home else source, budget=crops, method=method, target="same" if at_home else target)
 
-    page.say(table(rows, targets, get, "fine-tuned, top-1, %"))
+    page.say(table({r: t for r, t in rows.items() if any(get(r, target) for target in targets)}, targets, get, "fine-tuned, top-1, %"))
     means = []
     for m in methods:
-        found = [get((s, m), t) for s in sources for t in targets if s != t]
-        means.append(f"{name_of(m)} {np.mean([np.mean(list(f.values())) for f in found if f]):.1f}")
+        found = [f for f in (get((s, n, m), t) for s in sources for n in lengths[s] for t in targets if s != t) if f]
+        last = max(recipe for f in found for recipe, _ in f)
+        means.append(f"{name_of(m)} {np.mean([np.mean(list(f.values())) for f in found if max(f)[0] == last]):.1f}")
     page.say("Mean over all pairs of different datasets: " + "; ".join(means) + ".")
 
 
@@ -328,58 +396,64 @@ def _sampling(page, lines):
     if len(kinds) < 2:
         return
     page.say("## Class-balanced or random", "Pretrained on so many images, drawn with regard to their classes or without, then fine-tuned on all.")
-    rows = {(line["dataset"], line["images"], line["method"]): f"{name_of(line['method'])} on {line['images']:,} of {line['dataset']}" for line in drawn}
-    page.say(table(rows, kinds, lambda r, k: values(drawn, "top1", dataset=r[0], images=r[1], method=r[2], sampling=k), "fine-tuned, top-1, %", best=False))
+    keys = ("method", "images", "dataset", "budget", "finetune_budget")
+    rows = {
+        (m, images, dataset, crops, tuning): f"{name_of(m)} on {images:,} of {dataset}, {crops:,} crops, then {tuning:,}"
+        for m, images, dataset, crops, tuning in (tuple(line[k] for k in keys) for line in drawn)
+    }
+    page.say(table(rows, kinds, lambda r, k: values(drawn, "top1", sampling=k, **dict(zip(keys, r))), "fine-tuned, top-1, %", best=False))
 
 
 def _variants(page, lines):
     whole = [line for line in lines if not line["images"] and line["target"] == "same"]
-    for dataset in dict.fromkeys(line["dataset"] for line in whole if line["method"] != line["like"]):
-        used = budgets(lines).get(dataset)
-        mine = [line for line in whole if line["dataset"] == dataset and (line["budget"], line["finetune_budget"]) == used]
-        bases = order(line["like"] for line in mine if line["method"] != line["like"])
+    for dataset, crops, tuning in dict.fromkeys((line["dataset"], line["budget"], line["finetune_budget"]) for line in whole if line["method"] != line["like"]):
+        mine = [line for line in whole if (line["dataset"], line["budget"], line["finetune_budget"]) == (dataset, crops, tuning)]
         rows = {}
-        for base in bases:
+        for base in order(line["like"] for line in mine if line["method"] != line["like"]):
             rows |= {m: name_of(m) for m in (base, *order(line["method"] for line in mine if line["like"] == base != line["method"]))}
 
         def get(m, measure, mine=mine):
             return values(mine, measure, method=m)
 
-        page.say(f"## Variants: {dataset}", table(rows, MEASURES, get))
+        page.say(f"## Variants: {dataset}, {crops:,} crops, then {tuning:,}", table(rows, MEASURES, get))
         draw = partial(bars, groups=MEASURES, series=rows, get=lambda measure, m, get=get: get(m, measure), ylabel="%")
-        page.picture(f"variants_{Path(dataset).name}", draw)
+        page.picture(f"variants_{dataset}_{crops}_{tuning}", draw)
 
 
-def _length(page, lines, which, title, unit):
-    """Top-1 against a budget, for the methods that have several."""
+def _length(page, lines, which, training, other, other_training):
+    """Top-1 against the budget `which`, a key, for the methods that have several, a section for each value of the `other` one."""
     own = [line for line in lines if line["sampling"] == "balanced" and line["target"] == "same" and line["method"] == line["like"]]
     for dataset, images in dict.fromkeys((line["dataset"], line["images"]) for line in own):
-        mine = [line for line in own if (line["dataset"], line["images"]) == (dataset, images)]
-        mine = of_usual(mine, "finetune_budget" if which == "budget" else "budget")
-        several = {m for m in {line["method"] for line in mine} if len({line[which] for line in mine if line["method"] == m}) > 1}
-        if not several:
-            continue
-        lengths = sorted({line[which] for line in mine if line["method"] in several})
-        methods = {m: name_of(m) for m in order(several)}
+        here = [line for line in own if (line["dataset"], line["images"]) == (dataset, images)]
+        for crops in sorted({line[other] for line in here if line[other]}):
+            mine = with_budget(here, other, crops)
+            lengths_of = {m: {line[which] for line in mine if line["method"] == m} for m in {line["method"] for line in mine}}
+            several = {m for m, lengths in lengths_of.items() if len(lengths) > 1}
+            if not several - {RANDOM}:
+                continue
+            lengths = sorted(set.union(*(lengths_of[m] for m in several)))
+            methods = {m: name_of(m) for m in order(several)}
 
-        def get(n, m, mine=mine):
-            return values(mine, "top1", method=m, **{which: n})
+            def get(n, m, mine=mine):
+                return values(mine, "top1", method=m, **{which: n})
 
-        some = f"{images:,} images of " if images else ""
-        page.say(f"## {title}: {some}{dataset}", table(methods, {n: f"{n:,} crops" for n in lengths}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
-        none = values(mine, "top1", method=RANDOM) if which == "budget" else {}
-        if none:
-            page.say(f"Random initialisation: {cell(none)}.")
-        level = spread(none.values())[0] if none else None
-        draw = partial(lines_of, xs=lengths, series=methods, get=get, xlabel=unit, ylabel="top-1, %", level=level)
-        page.picture(f"{which}_{Path(dataset).name}{f'_{images}' if images else ''}", draw)
+            some = f"{images:,} images of " if images else ""
+            page.say(f"## Length of {training}: {some}{dataset}, {crops:,} crops of {other_training}")
+            page.say(table(methods, {n: f"{n:,} crops" for n in lengths}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
+            none = values(mine, "top1", method=RANDOM) if which == "budget" else {}
+            if none:
+                page.say(f"Random initialisation: {cell(none)}.")
+            level = spread(none.values())[0] if none else None
+            draw = partial(lines_of, xs=lengths, series=methods, get=get, xlabel=f"crops of {training}", ylabel="top-1, %", level=level)
+            page.picture(f"{which}_{dataset}{f'_{images}' if images else ''}_{crops}", draw)
 
 
 def _mixed(lines):
     """Sentences about rows whose cells were run with different settings."""
     seen, what = {}, ("dataset", "images", "sampling", "method", "budget", "target", "finetune_budget")
     for line in lines:
-        seen.setdefault(tuple(line[k] for k in what), {}).setdefault(line["settings"], []).append(line["seed"])
+        settings = "-".join(line["settings"].split("-")[:2])  # the third part is the rows, which each seed draws for itself
+        seen.setdefault(tuple(line[k] for k in what), {}).setdefault(settings, []).append(line["seed"])
     return [
         f"- {'/'.join(map(str, key))}: not all seeds were run with the same settings: " + ", ".join(f"{s}: seeds {sorted(n)}" for s, n in kinds.items())
         for key, kinds in seen.items()
