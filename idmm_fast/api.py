@@ -154,7 +154,7 @@ def embed(data, checkpoint, out=None, image_size=None, batch_size=256):
     load_backbone(backbone, checkpoint)
     beton = open_beton(convert(data)["train"])
     machine = choose(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
-    features = extract(machine.place(backbone), beton.path, size, machine, batch_size).numpy()
+    features = extract(machine.place(backbone), beton.path, size, machine, batch_size)[0].numpy()
     listed = Path(beton.path).with_suffix(".txt")
     files = listed.read_text().splitlines() if Path(data).suffix != ".beton" and listed.exists() else []
     if out and out.suffix == ".npz":

@@ -1,17 +1,36 @@
 """Judging features: against scikit-learn, and against what is plain to see."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from conftest import call
 from sklearn.datasets import make_blobs
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from test_loader import corrupt
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from idmm_fast.beton import open_beton
-from idmm_fast.config import build
-from idmm_fast.evaluate import knn_accuracy, linear_accuracy
-from idmm_fast.evaluate.judge import SCHEMA, judge
+from idmm_fast.beton import BetonError, open_beton, write_beton
+from idmm_fast.beton.subset import write_subset
+from idmm_fast.config import ConfigError, build
+from idmm_fast.datasets import Split
+from idmm_fast.evaluate import knn_accuracy, linear, linear_accuracy
+from idmm_fast.evaluate.judge import SCHEMA, Probe, judge
 from idmm_fast.evaluate.neighbours import images_of
+from idmm_fast.loader import LoaderError
 from idmm_fast.loader.whole import decode_rows
+from idmm_fast.train import finetune, pretrain
+from idmm_fast.train.accuracy import top_k
+from idmm_fast.train.device import choose
+
+TINY = {
+    "model.name": "vit_tiny_patch16_224", "model.image_size": 32,
+    "model.options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -21,21 +40,50 @@ def blobs():
     return x[:400], y[:400], x[400:], y[400:]
 
 
-def test_knn_is_scikit_learns_with_the_same_weights(blobs):
-    """DINO's vote exp(similarity / 0.07) over cosine neighbours."""
+@pytest.mark.parametrize("temperature", [0.5, 0.07, 0.02, 0.01, 0.001, 1e-6])
+@pytest.mark.parametrize("train_chunk", [1000, 33, 7])
+def test_knn_is_scikit_learns_with_the_same_weights(blobs, temperature, train_chunk):
+    """DINO's vote exp(similarity / temperature) over cosine neighbours, in float64 and divided by the largest."""
     train, train_labels, test, test_labels = blobs
-    ours = knn_accuracy(train, train_labels, test, test_labels, chunk=64)
+    ours = knn_accuracy(train, train_labels, test, test_labels, temperature=temperature, chunk=64, train_chunk=train_chunk)
     for k in (10, 20):
-        reference = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(
-            train, train_labels
-        )
-        assert ours[f"knn{k}"] == pytest.approx(100 * reference.score(test, test_labels), abs=1e-6)
+        reference = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((d.min(1, keepdims=True) - d) / temperature))
+        reference.fit(train.double(), train_labels)
+        assert ours[f"knn{k}"] == pytest.approx(100 * reference.score(test.double(), test_labels), abs=1e-6)
     assert 20 < ours["knn10"] < 100
 
 
 def test_knn_with_fewer_images_than_neighbours(blobs):
     train, train_labels, test, test_labels = blobs
     assert 0 <= knn_accuracy(train[:5], train_labels[:5], test, test_labels)["knn20"] <= 100
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_an_error(blobs, bad):
+    train, train_labels, test, test_labels = blobs
+    spoilt = test.clone()
+    spoilt[[3, 7], 2] = bad
+    with pytest.raises(ValueError, match="the features of 2 of 200 test images are not finite"):
+        knn_accuracy(train, train_labels, spoilt, test_labels)
+
+
+def test_knn_holds_nothing_large():
+    """No tensor of all images by all classes, nor of a chunk by all images."""
+    largest = [0]
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    largest[0] = max(largest[0], tensor.numel())
+            return out
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4000, 8, generator=generator), torch.randint(0, 900, (4000,), generator=generator)
+    with Sizes():
+        knn_accuracy(x, y, x[:300], y[:300], chunk=50, train_chunk=500)
+    assert largest[0] <= 50 * 900
 
 
 def test_linear_probe_learns_what_is_linear():
@@ -46,15 +94,137 @@ def test_linear_probe_learns_what_is_linear():
     assert linear_accuracy(x[:400], y[torch.randperm(400)], x[400:], y[400:]) < 70
 
 
+def test_linear_probe_is_scikit_learns_or_none_in_time(blobs, monkeypatch):
+    train, train_labels, test, test_labels = blobs
+    reference = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train, train_labels)
+    wanted = pytest.approx(100 * reference.score(test, test_labels))
+    assert linear_accuracy(train, train_labels, test, test_labels) == wanted
+    assert linear_accuracy(train, train_labels, test, test_labels, minutes=0) is None
+    iterations = reference[-1].n_iter_.max()
+    assert iterations > 3
+    times = iter(range(100))  # a second from look to look, so for an iteration
+    monkeypatch.setattr(linear.time, "monotonic", lambda: float(next(times)))
+    assert linear_accuracy(train, train_labels, test, test_labels, minutes=(iterations - 1) / 60) is None
+    assert linear_accuracy(train, train_labels, test, test_labels, minutes=(iterations + 2) / 60) == wanted
+
+
 def test_judge_a_backbone_that_has_learnt_nothing(tiny_beton, tmp_path):
-    cfg = build(SCHEMA, {
-        "data.train": str(tiny_beton), "data.test": str(tiny_beton), "model.name": "vit_tiny_patch16_224", "model.image_size": 32,
-        "model.options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}, "logging.run_dir": str(tmp_path),
-    })  # fmt: skip
-    result = judge(cfg)
+    values = {**TINY, "data.train": str(tiny_beton), "data.test": str(tiny_beton), "logging.run_dir": str(tmp_path)}
+    result = judge(build(SCHEMA, values))
     assert set(result) == {"knn10", "knn20", "linear"}
     assert result["linear"] > 60  # colours alone tell the four classes apart
     assert (tmp_path / "neighbours.png").stat().st_size > 10_000
+    nearest = {k: v for k, v in result.items() if k != "linear"}
+    assert judge(build(SCHEMA, {**values, "linear.probe": False})) == nearest
+
+
+def arguments(values):
+    return [f"--{k}={v}" for k, v in values.items()]
+
+
+def test_a_probe_that_takes_too_long_is_said(tiny_beton):
+    shown = call("evaluate.py", *arguments(TINY), "--data", tiny_beton, "--test", tiny_beton, "--linear.max_minutes=0")
+    assert shown.returncode == 0
+    assert "takes more than 0 minutes, so there is no number" in shown.stdout + shown.stderr
+    assert "linear" not in shown.stdout.splitlines()[-1]
+    assert "knn20" in shown.stdout
+
+
+def labelled(path, labels, names):
+    """A beton of noise with these labels and names of classes."""
+    images = list(np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), np.uint8))
+    return write_beton(path, Split(images, labels, names), dataset="test", name="x", mode="raw", quiet=True).path
+
+
+OTHERS = {
+    "gap": ([0, 1], ["a", "c"], "3 classes and .*test.beton has 2, not the same ones: number 1 is 'b' in the first and 'c' in the second"),
+    "fewer": ([0, 1], ["a", "b"], "number 2 is 'c' in the first and none in the second"),
+    "unlabelled": ([0, -1, -1], ["a", "b", "c"], "2 of 3 images of .*test.beton have no label"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_labels_that_can_not_be_compared_are_refused(tmp_path, kind):
+    """By evaluation, by fine-tuning, and by a probe before training begins."""
+    labels, names, says = OTHERS[kind]
+    train = labelled(tmp_path / "train.beton", [0, 1, 2] * 3, ["a", "b", "c"])
+    test = labelled(tmp_path / "test.beton", labels, names)
+    values = {**TINY, "data.train": str(train), "data.test": str(test), "logging.run_dir": str(tmp_path / "run")}
+    with pytest.raises(BetonError, match=says):
+        judge(build(SCHEMA, values))
+    with pytest.raises(BetonError, match=says):
+        finetune.finetune(build(finetune.SCHEMA, values))
+    with pytest.raises(BetonError, match=says):
+        Probe(build(pretrain.SCHEMA, {**values, "probe.every": 1})).check()
+    test.with_suffix(".json").unlink()
+    if kind != "unlabelled":  # without names nothing is known
+        Probe(build(pretrain.SCHEMA, {**values, "probe.every": 1})).check()
+
+
+def test_a_probe_is_tried_before_training(tmp_path, tiny_beton):
+    values = {**TINY, "data.train": str(tiny_beton), "logging.run_dir": "x", "probe.every": 1, "probe.linear": True}
+
+    def check(**more):
+        Probe(build(pretrain.SCHEMA, values | {k.replace("__", "."): v for k, v in more.items()})).check()
+
+    state = torch.get_rng_state()
+    check(data__test=str(tiny_beton))
+    assert torch.equal(torch.get_rng_state(), state)
+    check(probe__every=0)
+    with pytest.raises(ConfigError, match=r"needs data\.test"):
+        check()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        check(data__test=str(tmp_path / "nowhere.beton"))
+    one = labelled(tmp_path / "one.beton", [0] * 5, ["a"])
+    with pytest.raises(ConfigError, match="two classes"):
+        check(data__train=str(one), data__test=str(one))
+    with pytest.raises(LoaderError, match="row 0"):
+        check(data__test=str(corrupt(tiny_beton, tmp_path / "bad.beton", 0, "half")))
+
+
+def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys):
+    """The accuracies are those of a file without them; nothing stands in. The picture shows images that can be read."""
+    damaged, path = [0, 7, 63], tiny_beton
+    for row in damaged:
+        path = corrupt(path, tmp_path / f"{row}.beton", row, "half")
+    left = np.setdiff1d(np.arange(64), damaged)
+    write_subset(tiny_beton, left, tmp_path / "whole.beton")
+
+    def judged(test, on_error):
+        values = {"data.train": str(tiny_beton), "data.test": str(test), "data.on_error": on_error}
+        return judge(build(SCHEMA, {**TINY, **values, "logging.run_dir": str(tmp_path)}))
+
+    with pytest.raises(LoaderError, match="row 0 of"):
+        judged(path, "raise")
+    with pytest.warns(UserWarning, match="left out"):
+        found = judged(path, "replace")
+    assert found.pop("skipped") == 3
+    assert found == pytest.approx(judged(tmp_path / "whole.beton", "raise"))
+    machine = choose(SimpleNamespace(device="cpu", amp="fp32", channels_last=False, compile=False), 0)
+    weights = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+
+    class Colours(torch.nn.Module):
+        def forward(self, images):
+            return images.float().mean((2, 3)) @ weights
+
+    def top(test, labels, on_error="raise"):
+        return top_k(Colours(), test, torch.from_numpy(labels), machine, 4, 32, on_error=on_error)
+
+    with pytest.warns(UserWarning, match="left out"):
+        found = top(path, open_beton(tiny_beton).label, "replace")
+    assert found.pop("skipped") == 3
+    assert found == pytest.approx(top(tmp_path / "whole.beton", open_beton(tmp_path / "whole.beton").label))
+    assert f"{path}: 3 of 64 images can't be decoded" in capsys.readouterr().out
+    some = corrupt(write_subset(tiny_beton, [3], tmp_path / "some.beton").path, tmp_path / "none.beton", 0, "half")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(LoaderError, match="none of the 1 images"):
+        top(some, np.array([0]), "replace")
+
+
+def test_a_checkpoint_that_is_missing_is_named():
+    for argv in (["--checkpoint", "runs/nowhere"], ["--model.init=runs/nowhere"]):
+        shown = call("evaluate.py", *argv)
+        assert shown.returncode == 1
+        assert "runs/nowhere does not exist" in shown.stderr
 
 
 def test_pictures_show_the_rows_asked_for(tiny_beton):

@@ -2,18 +2,23 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from ..beton import open_beton
-from ..config import ConfigError, Number, Param, Text, Whole
+from ..config import ConfigError, Flag, Number, Param, Text, Whole
 from ..models import create_backbone, load_backbone
 from ..train import settings
+from ..train.accuracy import check_same_classes
 from ..train.device import choose
 from ..train.run import config_of
 from .features import extract
 from .knn import knn_accuracy
 from .linear import linear_accuracy
 from .neighbours import draw_neighbours
+
+MINUTES = 30.0  # for a linear probe
 
 SCHEMA = {
     "data": settings.data(test=True),
@@ -29,7 +34,11 @@ SCHEMA = {
     "knn": ("nearest neighbours", {"temperature": Param(Number(1e-6), "of the votes", default=0.07)}),
     "linear": (
         "the linear probe",
-        {"strength": Param(Number(1e-9), "C of scikit-learn's LogisticRegression", default=1.0)},
+        {
+            "probe": Param(Flag(), "whether there is one", default=True),
+            "strength": Param(Number(1e-9), "C of scikit-learn's LogisticRegression", default=1.0),
+            "max_minutes": Param(Number(0), "of fitting, about; a probe that takes longer gives no number", default=MINUTES),
+        },
     ),
     "training": (
         "how it is computed",
@@ -47,11 +56,14 @@ SCHEMA = {
 
 
 def run_config(argv):
-    """The arguments that name the config.yaml of the run that --checkpoint names, or none."""
+    """The arguments that name the config.yaml of the run that --checkpoint names, or none. Raises ConfigError if it is not there."""
     for k, arg in enumerate(argv):
         name, eq, value = arg.partition("=")
         if name in ("--checkpoint", "--model.init"):
-            found = config_of(value if eq else argv[k + 1] if k + 1 < len(argv) else "")
+            value = value if eq else argv[k + 1] if k + 1 < len(argv) else ""
+            if value not in ("", "null", "~") and not Path(value).exists():
+                raise ConfigError(f"{value} does not exist; {name} is a run folder, a checkpoint in it or a .safetensors file")
+            found = config_of(value)
             if found:
                 return ["--config", str(found)]
     return []
@@ -68,41 +80,82 @@ class Probe:
             raise ConfigError("probe.every needs data.test, the beton whose images are classified")
         self.cfg = cfg
 
+    def check(self):
+        """Do before training what could fail after hours of it: both betons are opened and compared, and a few images of each judged by a
+        backbone with random weights, which draws nothing from torch's generator.
+
+        Raises BetonError, FileNotFoundError, LoaderError, ValueError.
+        """
+        if not self.cfg.probe.every:
+            return
+        model, first = self.cfg.model, open_beton(self.cfg.data.train).label
+        if self.cfg.probe.linear and (first == first[0]).all():
+            raise ConfigError(f"probe.linear needs images of two classes; those of {self.cfg.data.train} are all of one")
+        few = [np.unique([*range(min(8, len(b))), (b != b[0]).argmax()]) for b in (first, open_beton(self.cfg.data.test).label)]
+        with torch.random.fork_rng(devices=[]):
+            backbone = create_backbone(model.name, model.image_size, 0.0, model.options)
+        machine = choose(self.cfg.training, 0)
+        self._score(machine.place(backbone), machine, few)
+
     def __call__(self, backbone, machine):
         """{"knn10", "knn20", and with linear "linear"}, percent."""
-        train, test = open_beton(self.cfg.data.train), open_beton(self.cfg.data.test)
-        features = [extract(backbone, b.path, self.cfg.model.image_size, machine, num_workers=self.cfg.data.num_workers) for b in (train, test)]
-        return score(features, [torch.from_numpy(b.label) for b in (train, test)], self.cfg.probe.linear)
+        return self._score(backbone, machine)
+
+    def _score(self, backbone, machine, rows=(None, None)):
+        cfg = self.cfg
+        train, test = open_beton(cfg.data.train), open_beton(cfg.data.test)
+        check_same_classes(train, test)
+        features, found = _features(backbone, (train, test), cfg.model.image_size, machine, cfg.data, rows=rows)
+        labels = [torch.from_numpy(b.label)[r] for b, r in zip((train, test), found)]
+        return score(features, labels, cfg.probe.linear)
 
 
-def score(features, labels, linear, temperature=0.07, strength=1.0):
-    """{"knn10", "knn20", and with `linear` "linear"}, percent; features and labels of (train, test)."""
+def _features(backbone, betons, size, machine, data, batch_size=256, rows=(None, None)):
+    """([features], [rows]) of the betons (train, test); `data` is the section of a configuration."""
+    return zip(*(extract(backbone, b.path, size, machine, batch_size, data.num_workers, r, data.on_error) for b, r in zip(betons, rows)))
+
+
+def score(features, labels, linear, temperature=0.07, strength=1.0, minutes=MINUTES):
+    """{"knn10", "knn20", and with `linear` "linear" unless that takes too long}, percent; features and labels of (train, test)."""
     results = knn_accuracy(features[0], labels[0], features[1], labels[1], temperature=temperature)
     if linear:
-        results["linear"] = linear_accuracy(features[0], labels[0], features[1], labels[1], strength)
+        found = linear_accuracy(features[0], labels[0], features[1], labels[1], strength, minutes)
+        if found is None:
+            tqdm.write(f"the linear probe takes more than {minutes:g} minutes, so there is no number for it (linear.max_minutes)")
+        else:
+            results["linear"] = found
     return results
 
 
-def judge(cfg, linear=True):
-    """{"knn10", "knn20", and with `linear` "linear"}, percent on data.test, of the frozen features of `cfg.model` (see SCHEMA)."""
+def judge(cfg):
+    """{"knn10", "knn20", "linear"}, percent on data.test, of the frozen features of `cfg.model` (see SCHEMA).
+
+    No "linear" without linear.probe, or where that takes too long. "skipped", a number of images, where some can't be decoded
+    and data.on_error is replace.
+
+    Raises ConfigError, BetonError, FileNotFoundError, LoaderError, ValueError.
+    """
     if cfg.data.test is None:
         raise ConfigError("data.test is required: the beton whose images are classified")
     torch.manual_seed(cfg.training.seed)
     train, test = open_beton(cfg.data.train), open_beton(cfg.data.test)
+    check_same_classes(train, test)
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, 0.0, cfg.model.options)
     if cfg.model.init is not None:
         load_backbone(backbone, cfg.model.init)
     machine = choose(cfg.training, 0)
-    backbone = machine.place(backbone)
-    size, batch, workers = cfg.model.image_size, cfg.training.batch_size, cfg.data.num_workers
-    features = [extract(backbone, b.path, size, machine, batch, workers) for b in (train, test)]
-    labels = [torch.from_numpy(b.label) for b in (train, test)]
-    results = score(features, labels, linear, cfg.knn.temperature, cfg.linear.strength)
+    size = cfg.model.image_size
+    features, rows = _features(machine.place(backbone), (train, test), size, machine, cfg.data, cfg.training.batch_size)
+    labels = [torch.from_numpy(b.label)[r] for b, r in zip((train, test), rows)]
+    results = score(features, labels, cfg.linear.probe, cfg.knn.temperature, cfg.linear.strength, cfg.linear.max_minutes)
+    skipped = len(train) + len(test) - sum(map(len, rows))
+    if skipped:
+        results["skipped"] = skipped
     if cfg.logging.run_dir is not None:
         folder = Path(cfg.logging.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         draw_neighbours(
             train.path, features[0], test.path, features[1], folder / "neighbours.png",
-            labels=(train.label, test.label, train.classes), seed=cfg.training.seed, size=max(size, 64),
+            labels=(train.label, test.label, train.classes), rows=rows, seed=cfg.training.seed, size=max(size, 64),
         )  # fmt: skip
     return results

@@ -16,16 +16,19 @@ def images_of(path, rows, size):
     return group.images.permute(0, 2, 3, 1).numpy()
 
 
-def draw_neighbours(train_path, train, test_path, test, path, *, labels=None, queries=8, k=8, size=96, seed=0):
+def draw_neighbours(train_path, train, test_path, test, path, *, labels=None, rows=None, queries=8, k=8, size=96, seed=0):
     """Write a PNG: a row for each query from the test set, then its `k` nearest training images by cosine similarity.
 
-    train, test: features, float (n, d) and (m, d), by dataset row. labels: (train labels, test labels, class names) for
-    the titles, green where the class is the query's and red where not.
+    train, test: features, float (n, d) and (m, d). rows: which dataset rows these are, (int64 (n,), int64 (m,)); None: all,
+    in order. labels: (train labels, test labels, class names), by dataset row, for the titles, green where the class is the
+    query's and red where not.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(test.shape[0], generator=generator)[:queries]
     k = min(k, train.shape[0])
     similarity, nearest = (normalize(test[chosen], dim=1) @ normalize(train, dim=1).T).topk(k, dim=1)
+    if rows is not None:
+        nearest, chosen = rows[0][nearest], rows[1][chosen]
     asked, found = images_of(test_path, chosen.numpy(), size), images_of(train_path, nearest.reshape(-1).numpy(), size)
     figure = Figure(figsize=(1.25 * (k + 1), 1.45 * len(chosen)), layout="constrained")
     FigureCanvasAgg(figure)

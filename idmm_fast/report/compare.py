@@ -140,8 +140,8 @@ class Setup:
 # What cells are trained with besides their configuration; a line of results.jsonl without `recipe` has 1. A change of code by
 # which the same configuration trains otherwise is a new number: what was run by an older recipe does not count as done.
 RECIPES = {
-    1: "RandAugment in fine-tuning by timm's first set of operations, some of which weaken as their level rises",
-    2: "RandAugment in fine-tuning by the set `augment.operation_set`",
+    1: "fine-tuned with timm's first set of RandAugment's operations, whose strengths do not grow with the level and which made one image of 87 black",
+    2: "fine-tuned with RandAugment as the authors' released code has it",
 }
 RECIPE = max(RECIPES)
 
@@ -485,7 +485,7 @@ def _compare(cells, setup, betons, out, jobs):
                     tqdm.write(_row("cell", "knn20", "linear", "top1", "crops/s"))
                     said = True
                 speed = f"{line['crops'] / line['pretrain_seconds']:.0f}" if line["crops"] else "-"
-                tqdm.write(_row(_name(cell), *(f"{line[m]:.2f}" for m in ("knn20", "linear", "top1")), speed))
+                tqdm.write(_row(_name(cell), *(f"{line[m]:.2f}" if m in line else "-" for m in ("knn20", "linear", "top1")), speed))
                 bar.update()
             if stop:
                 for process, *_ in running.values():

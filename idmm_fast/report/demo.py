@@ -72,8 +72,8 @@ def run_demo(pretrain_config, finetune_config, folder, seeds, overrides=()):
                 *init,
             )
             tuned = once(place / "result.json", lambda cfg=cfg: finetuning.finetune(cfg))
-            cfg = settings(judging, finetune_config, f"--training.seed={seed}", f"--logging.run_dir={place}", *init)
-            judged = once(place / "judged.json", lambda cfg=cfg: judging.judge(cfg, linear=False))
+            cfg = settings(judging, finetune_config, f"--training.seed={seed}", f"--logging.run_dir={place}", "--linear.probe=false", *init)
+            judged = once(place / "judged.json", lambda cfg=cfg: judging.judge(cfg))
             for measure in MEASURES:
                 results[arm][measure].append({**tuned, **judged}[measure])
             print(f"seed {seed}, {ARMS[arm]}: " + ", ".join(f"{m} {results[arm][m][-1]:.2f} %" for m in MEASURES))

@@ -7,7 +7,7 @@ import torch
 from scipy.special import betaincinv
 from torch import nn
 
-from ..beton import BetonError, open_beton
+from ..beton import open_beton
 from ..config import ConfigError, Flag, Pair, Param, Stages, Text, Whole, changed
 from ..loader import Augment, MultiCropLoader, Views
 from ..loader.philox import MIXUP_STREAM, permutation, uniforms
@@ -22,7 +22,7 @@ from ..models import (
     timm_config,
 )
 from . import distributed, memory, settings
-from .accuracy import top_k
+from .accuracy import check_same_classes, top_k
 from .crops import draw_batch
 from .curves import draw_curves
 from .device import choose
@@ -170,9 +170,7 @@ def _finetune(cfg):
     if cfg.data.test is None:
         raise ConfigError("data.test is required: the beton whose accuracy is reported")
     train, test = open_beton(cfg.data.train), open_beton(cfg.data.test)
-    for beton in (train, test):
-        if beton.label.min() < 0:
-            raise BetonError(f"{beton.path} has no labels; fine-tuning needs them")
+    check_same_classes(train, test)
     classes = int(max(train.label.max(), test.label.max())) + 1
     labels = torch.from_numpy(train.label)
     rows = choose_rows(train.label, cfg.data.per_class, cfg.training.seed)
@@ -227,7 +225,7 @@ def _finetune(cfg):
     def end_epoch(epoch, last):
         every = cfg.training.evaluate_every
         if last or (every and (epoch + 1) % every == 0):
-            return top_k(model, cfg.data.test, test_labels, machine, loader.batch_size, size, loader.num_workers)
+            return top_k(model, cfg.data.test, test_labels, machine, loader.batch_size, size, loader.num_workers, on_error=cfg.data.on_error)
         return None
 
     with memory.explained(cfg.training.batch_size, lambda: memory.largest_batch(model, machine, *_forward(model, size, machine))):
