@@ -71,21 +71,21 @@ def cell(numbers):
 
 def table(rows, columns, get, first="", best=True):
     """Markdown: rows and columns are {key: title}, get(row, column) gives {(recipe, seed): number}. best: the highest mean
-    of each column in bold, of those of the newest recipe; the others have the number of theirs behind them."""
+    of each column in bold, if all are of one recipe. Figures of older recipes than the newest have its number behind them."""
     found = {(r, c): get(r, c) for r in rows for c in columns}
-    last = max((max(numbers)[0] for numbers in found.values() if numbers), default=0)
-
-    def mean(r, c):
-        return np.mean(list(found[r, c].values())) if found[r, c] and max(found[r, c])[0] == last else None
-
-    top = {c: max((m for m in (mean(r, c) for r in rows) if m is not None), default=None) for c in columns}
+    means = {place: np.mean(list(numbers.values())) for place, numbers in found.items() if numbers}
+    recipe = {place: max(numbers)[0] for place, numbers in found.items() if numbers}
+    last = max(recipe.values(), default=0)
+    top = {}
+    for c in columns:
+        mine = [(r, c) for r in rows if (r, c) in means]
+        top[c] = max(means[p] for p in mine) if best and len(rows) > 1 and len({recipe[p] for p in mine}) == 1 else None
     lines = [f"| {first} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for r, title in rows.items():
         cells = []
         for c in columns:
-            text = cell(found[r, c]) + (f" ({max(found[r, c])[0]})" if found[r, c] and max(found[r, c])[0] != last else "")
-            bold = best and len(rows) > 1 and found[r, c] and mean(r, c) == top[c]
-            cells.append(f"**{text}**" if bold and top[c] is not None else text)
+            text = cell(found[r, c]) + (f" ({recipe[r, c]})" if recipe.get((r, c), last) != last else "")
+            cells.append(f"**{text}**" if (r, c) in means and means[r, c] == top[c] else text)
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
