@@ -19,6 +19,7 @@ from test_train import FINETUNE, losses, settings
 from idmm_fast.beton import open_beton, write_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import Split
+from idmm_fast.evaluate.judge import Probe
 from idmm_fast.methods import IDMM
 from idmm_fast.train import checkpoint, loop
 from idmm_fast.train.finetune import finetune
@@ -85,14 +86,19 @@ class Stops:
         return True
 
 
-def _probe(backbone, machine):
+class _Probe:
     """Numbers that depend on every weight."""
-    return {"knn20": sum(p.detach().double().square().sum().item() for p in backbone.parameters())}
+
+    def check(self):
+        pass
+
+    def __call__(self, backbone, machine):
+        return {"knn20": sum(p.detach().double().square().sum().item() for p in backbone.parameters())}
 
 
 def _train(kind, beton, folder, options):
     if kind == "pretrain":
-        return pretrain(settings(beton, folder, **options), _probe), None
+        return pretrain(settings(beton, folder, **options), _Probe()), None
     return folder, finetune(settings(beton, folder, FINETUNE, **options))
 
 
@@ -433,3 +439,17 @@ def test_the_same_call_on_a_folder_that_changed_begins_a_new_run_and_says_so(tre
     assert metrics(tmp_path / "run_before_1") == first
     call()  # nothing changed: it goes on, having nothing to do
     assert not (tmp_path / "run_before_3").exists()
+
+
+def test_what_a_probe_needs_is_looked_at_before_training(few, tmp_path):
+    """It had been found after probe.every epochs, and without a checkpoint."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (20, 20, 3), np.uint8) for _ in range(3)]
+    unlabelled = _beton(tmp_path / "unlabelled.beton", images, (-1,))
+    other = _beton(tmp_path / "other.beton", images, classes=("x", "y", "z"))
+    for test, error, says in ((tmp_path / "missing.beton", FileNotFoundError, "does not exist"), (unlabelled, Exception, "label"),
+                              (other, Exception, "class")):  # fmt: skip
+        cfg = settings(few, tmp_path / "run", **SMALL, data__test=str(test), probe__every=2)
+        with pytest.raises(error, match=says):
+            pretrain(cfg, Probe(cfg))
+        assert not (tmp_path / "run").exists()

@@ -106,7 +106,8 @@ def make_loader(cfg, machine):
 def pretrain(cfg, probe=None):
     """Pretrain as `cfg` (see SCHEMA) says. Returns the run folder, which holds backbone.safetensors at the end.
 
-    probe(backbone, machine) gives numbers to log, {name: percent}, every `cfg.probe.every` epochs; see evaluate.Probe.
+    probe(backbone, machine) gives numbers to log, {name: percent}, every `cfg.probe.every` epochs; probe.check() raises before training what it would
+    raise then. See evaluate.Probe.
 
     Raises ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError; Interrupted after a signal, when a checkpoint is written.
     """
@@ -160,6 +161,8 @@ def _pretrain(cfg, probe):
     torch.manual_seed(cfg.training.seed)
     model, machine, kind = _make_model(cfg, labels)
     loader = make_loader(cfg, machine)
+    if probe is not None and cfg.probe.every:
+        probe.check()
     run = Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train})
     if run.state is None and run.main:
         draw_batch(loader, run.folder / "crops.png")
