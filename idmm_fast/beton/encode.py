@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from ..resize import resized
 from .checksum import checksum
-from .format import JPG, MODES, RAW
+from .format import JPG, MODES, MOST_PIXELS, RAW
 from .jpeg import OK, Decoder, Encoder, decode_jpeg, test_jpeg
 from .scan import is_whole
 
@@ -148,20 +148,22 @@ def _finish(pixels, mode, quality):
 def plain_jpeg(data):
     """(height, width) of a baseline JPEG with one or three components and no EXIF block, from its markers; else None.
 
-    What this finds needs no look at the pixels; everything else is left to PIL.
+    What this finds needs no look at the pixels; everything else is left to PIL. `scan.is_whole` and the decoder judge the rest.
     """
     if data[:2] != b"\xff\xd8":
         return None
-    at = 2
+    size, at = None, 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        body = data[at + 4 : at + 2 + length]
+        if marker == 0xDA:  # up to here there may be EXIF, also after the frame's header
+            return size if size and 0 < size[0] * size[1] <= MOST_PIXELS * len(data) else None
         if marker == 0xE1 or marker == 0xEE or marker in range(0xC2, 0xC4) or marker in range(0xC5, 0xD0) or length < 2:
             return None  # EXIF or XMP, Adobe's colour transform, not baseline, or nonsense
         if marker in (0xC0, 0xC1):
-            if len(body) < 6 or body[0] != 8 or body[5] not in (1, 3):
+            body = data[at + 4 : at + 2 + length]
+            if size or len(body) < 6 or body[0] != 8 or body[5] not in (1, 3):
                 return None
-            return int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+            size = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
         at += 2 + length
     return None
 
@@ -177,7 +179,7 @@ def encode(source, mode, max_resolution=None, quality=90):
     if not isinstance(source, np.ndarray):
         source = _bytes(source)
         size = plain_jpeg(source)
-        if size and min(size) > 0:
+        if size:
             if mode == "jpg" and max(size) <= (max_resolution or MAX_SIDE):
                 if _decodes(source, *size):
                     return Encoded(JPG, *size, source)
@@ -196,6 +198,7 @@ def encode(source, mode, max_resolution=None, quality=90):
         and image.mode in ("RGB", "L")
         and not image.info.get("progressive")
         and image.getexif().get(0x0112, 1) == 1
+        and height * width <= MOST_PIXELS * len(data)
         and _decodes(data, height, width)
     ):
         return Encoded(JPG, height, width, data)

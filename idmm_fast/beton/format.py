@@ -30,6 +30,8 @@ SUMS_MARK = np.uint64(0x534D5553_4D4D4449)  # the bytes IDMMSUMS
 INT_FIELD, IMAGE_FIELD = 1, 2
 JPG, RAW = 0, 1
 MODES = ("jpg", "raw")
+# A byte of a JPEG makes at most so many pixels: at least a bit of it for each block of 64. What claims more is not worth its memory.
+MOST_PIXELS = 8 * 64
 MIN_PAGE = 1 << 21
 DEFAULT_PAGE = 1 << 23
 MAX_PAGE = 1 << 31

@@ -64,8 +64,8 @@ class Decoder:
     def __init__(self):
         self.handle = _open()
 
-    def __del__(self):
-        if not sys.is_finalizing():
+    def __del__(self, ended=sys.is_finalizing):  # at the end of the process there is no `sys` any more
+        if not ended():
             _close(self.handle)
 
 
@@ -116,8 +116,8 @@ class Encoder:
     def __init__(self):
         self._handle, self._space = ctypes.c_void_p(_library.tjInitCompress()), np.empty(0, np.uint8)
 
-    def __del__(self):
-        if not sys.is_finalizing():
+    def __del__(self, ended=sys.is_finalizing):  # at the end of the process there is no `sys` any more
+        if not ended():
             _library.tjDestroy(self._handle)
 
     def encode(self, pixels, quality):

@@ -1,7 +1,9 @@
 """Whether a baseline JPEG is whole: its Huffman codes read from the first to the last, without making a pixel.
 
 Several times as fast as decoding. It knows the common form only (one interleaved scan, 8 bits, tables 0 and 1, sampling factors 1 and
-2) and says no to everything else, so a "no" means: ask libjpeg-turbo. A "yes" means that libjpeg-turbo reads it without a warning.
+2) and says no to everything else, so a "no" means: ask libjpeg-turbo. A "yes" means that libjpeg-turbo reads it without a warning, since
+the loader takes a warning for damage. What it warns of in the form known here: a JFIF version other than 1 and an Adobe transform other than
+0 and 1 (jdmarker.c, jdapimin.c), bytes between segments (next_marker), codes that are none, too few or too many bytes in a scan (jdhuff.c).
 ITU-T T.81, annexes B, C and F.
 """
 
@@ -12,6 +14,9 @@ from ..jit import kernel
 _QUICK = 11  # codes up to this length are found in one look
 _SLACK = 2048  # bytes that may be read beyond the end before it is noticed: those of a unit
 _END = 192  # what an end-of-block code moves the coefficient number by: so far that it can't be mistaken for a run
+_MAX_SIDE = 65500  # pixels: libjpeg's JPEG_MAX_DIMENSION
+_MAX_BLOCKS = 1 << 20  # of a component: so many DC differences can't overflow, which libjpeg-turbo looks out for
+_JFIF, _ADOBE = tuple(b"JFIF\0"), tuple(b"Adobe")
 _NONE = 65 << 8  # the entry of what is no code, or too long: as if it moved beyond the block
 
 
@@ -35,7 +40,9 @@ def _read_tables(data, at, end, have, quick, longest, offset, symbols):
         code = count = 0
         for length in range(1, 17):
             some = int(data[at + length])
-            if count + some > 256 or at + 17 + count + some > end or code + some > 1 << length:
+            if count + some > 256 or at + 17 + count + some > end:
+                return False
+            if some and code + some >= 1 << length:  # no code may be all ones
                 return False
             offset[t, length] = count - code
             longest[t, length] = code + some - 1 if some else -1
@@ -179,6 +186,15 @@ def _read_scan(data, at, units, restart, plan, quick, longest, offset, symbols):
 
 
 @kernel
+def _is(name, data, at, end, size):
+    """Whether the segment data[at:end] begins with `name` (five bytes) and has at least `size` bytes."""
+    same = end - at >= size
+    for k in range(5):
+        same = same and data[at + k] == name[k]
+    return same
+
+
+@kernel
 def is_whole(data):
     """Whether all of `data` (uint8, 1-d) is a plain JPEG that can be read to its end."""
     quick, symbols = np.empty((8, 1 << _QUICK), np.int32), np.empty((4, 256), np.uint8)
@@ -208,6 +224,8 @@ def is_whole(data):
                 return False
             components, height, width = int(data[at + 5]), int(data[at + 1]) << 8 | int(data[at + 2]), int(data[at + 3]) << 8 | int(data[at + 4])
             if data[at] != 8 or (components != 1 and components != 3) or length != 8 + 3 * components or height * width == 0:
+                return False
+            if max(height, width) > _MAX_SIDE:
                 return False
             for c in range(components):
                 names[c], sampling[c], quantisation[c] = data[at + 6 + 3 * c], data[at + 7 + 3 * c], data[at + 8 + 3 * c]
@@ -242,9 +260,17 @@ def is_whole(data):
                 if have[6 + table]:
                     _pair(quick[2 + table], quick[6 + table])
             units = ((width + 8 * wide - 1) // (8 * wide)) * ((height + 8 * high - 1) // (8 * high))
+            if units * wide * high > _MAX_BLOCKS:
+                return False
             at = _read_scan(data, end, units, restart, plan, quick, longest, offset, symbols)
             return at >= 0 and at + 2 <= data.size and data[at] == 0xFF and data[at + 1] == 0xD9
-        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+        elif marker == 0xE0:
+            if _is(_JFIF, data, at, end, 6) and data[at + 5] != 1:
+                return False
+        elif marker == 0xEE:
+            if _is(_ADOBE, data, at, end, 12) and data[at + 11] > 1:
+                return False
+        elif not (0xE1 <= marker <= 0xEF or marker == 0xFE):
             return False
         at = end
     return False
