@@ -32,6 +32,7 @@ from .simd import (
 )
 
 BILINEAR_SUPPORT, BICUBIC_SUPPORT = 1.0, 2.0
+FIXED_TAPS = 256  # the longest filter, in whole vectors, that is applied in fixed point
 _ROWS = 4  # that the horizontal pass works on together: it reads a weight once for all of them
 
 
@@ -276,14 +277,40 @@ def _across8(columns, starts, fixed, taps, turned):
 
 
 @kernel
+def _crop_resize_floats(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes):
+    """`crop_resize` in floats, four rows at a time."""
+    high, wide = planes.shape[1:]
+    stride, n = 3 * source.shape[1], 3 * width
+    pitch, row = n + 8, 4 * (wide + 4)
+    rows, pixels = scratch[: _ROWS * pitch], scratch[_ROWS * pitch : _ROWS * (pitch + row)]
+    flat = source.reshape(-1)
+    for first in range(0, high, _ROWS):
+        y = min(first, high - _ROWS)  # the last four rows may be made twice
+        for k in range(_ROWS):
+            at = (top + y_starts[y + k]) * stride + 3 * left
+            _down(flat, at, stride, y_table, y + k, y_taps, n, rows, k * pitch)
+        _across(rows, pitch, x_starts, x_taps, x_table, pixels)
+        for k in range(_ROWS):
+            _split(pixels, k * row, planes[0, y + k], planes[1, y + k], planes[2, y + k])
+    levels = planes.reshape(-1)
+    for k in range(levels.size):
+        levels[k] = min(levels[k], np.float32(255))
+
+
+@kernel
 def crop_resize(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes):
     """Resample a crop of `source` (uint8, (H, W, 3)) to `planes` (float32, (3, S, T), levels 0..255, not rounded), S and T at least 8.
 
     For filters without negative weights. The crop starts at (top, left) and is `width` pixels wide; starts, taps and tables are those of
-    `weights`, relative to it; the tables are used up. Eight rows at a time, in fixed point of 16 bits, off by 0.1 level at most: down
-    the columns sixteen bytes a vector, transposed, then along the rows eight rows a vector. `scratch`: float32,
-    at least `scratch_size(T, W)`.
+    `weights`, relative to it; the tables are used up. Eight rows at a time, in fixed point of 16 bits: down the columns sixteen bytes a
+    vector, transposed, then along the rows eight rows a vector. A product's rounding is off by half a unit of 1/256 level, for all of a
+    filter in the same direction where levels are alike: by (y_taps + x_taps) / 512 levels at most, 0.1 for reductions up to 12 in both
+    directions, 1 for those of 128. Beyond `FIXED_TAPS` in either direction everything is done in floats, off by 0.1 level at most
+    (reductions up to 8,000). `scratch`: float32, at least `scratch_size(T, W)`.
     """
+    if max(y_taps, x_taps) > FIXED_TAPS:
+        _crop_resize_floats(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes)
+        return
     high, wide = planes.shape[1:]
     stride, n = 3 * source.shape[1], 3 * width
     shorts = scratch.view(np.uint16)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import call
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from idmm_fast.beton import BetonError, WriteError, open_beton, write_beton
 from idmm_fast.beton.encode import encode, plain_jpeg, stored_size, to_rgb
@@ -24,7 +25,7 @@ from idmm_fast.beton.jpeg import OK, Decoder, decode_jpeg
 from idmm_fast.beton.scan import is_whole
 from idmm_fast.datasets import Split, load
 from idmm_fast.loader.whole import decode_rows
-from idmm_fast.resize import resized
+from idmm_fast.resize import crop_resize_rounded, resized, scratch_size, taps, weights
 
 SCRIPT = Path(__file__).parent.parent / "write_datasets.py"
 
@@ -195,6 +196,50 @@ def test_any_size_is_shrunk_as_by_pil(photos, size):
         height, width = min(size[0], photo.shape[0]), min(size[1], photo.shape[1])
         wanted = np.asarray(Image.fromarray(photo).resize((width, height), Image.BILINEAR), int)
         assert np.abs(resized(photo, height, width) - wanted).max() <= 1
+
+
+def wide_photo(width):
+    """A photograph drawn out to 9 x `width`, black at its left end and white at its right."""
+    source = load_sample_images().images[0][100:109]
+    image = np.array(Image.fromarray(source).resize((width, 9), Image.NEAREST))
+    image[:, : width // 4], image[:, -width // 4 :] = 0, 255
+    return image
+
+
+def closed_form(image, height, width):
+    """Bilinear with antialiasing in float64: triangles as wide as the reduction, cut off at the edges."""
+
+    def matrix(length, size):
+        stretch = max(1.0, length / size)
+        distance = np.arange(length)[None] + 0.5 - (np.arange(size)[:, None] + 0.5) * length / size
+        weights = np.maximum(1 - np.abs(distance) / stretch, 0)
+        return weights / weights.sum(1, keepdims=True)
+
+    return np.einsum("yh,hwc,xw->yxc", matrix(image.shape[0], height), image, matrix(image.shape[1], width), optimize=True)
+
+
+@pytest.mark.parametrize("reduction", [10, 100, 128, 150, 1000, 8000])
+def test_large_reductions_are_those_of_pil_and_of_the_closed_form(reduction):
+    image = wide_photo(8 * reduction)
+    for source, size in ((image, (8, 8)), (np.ascontiguousarray(image.swapaxes(0, 1)), (8, 8))):
+        ours = resized(source, *size).astype(int)
+        assert np.abs(ours - closed_form(source, *size)).max() < (1.1 if reduction <= 128 else 0.7)
+        assert np.abs(ours - np.asarray(Image.fromarray(source).resize(size[::-1], Image.BILINEAR), int)).max() <= 1
+
+
+@pytest.mark.parametrize("reduction", [10, 100, 1000, 8000])
+def test_large_bicubic_reductions_are_those_of_pil(reduction):
+    image = wide_photo(8 * reduction)
+    height, width = image.shape[:2]
+    starts, tables, taken = [], [], []
+    for length in (height, width):
+        starts.append(np.empty(8, np.int64))
+        tables.append(np.empty((8, taps(True, length, 8)), np.float32))
+        taken.append(weights(True, length, 8, 0, 8, False, starts[-1], tables[-1]))
+    planes, scratch = np.empty((3, 8, 8), np.float32), np.empty(scratch_size(8, width, height), np.float32)
+    crop_resize_rounded(image, 0, 0, starts[0], taken[0], tables[0], starts[1], taken[1], tables[1], width, scratch, planes)
+    wanted = np.asarray(Image.fromarray(image).resize((8, 8), Image.BICUBIC), int)
+    assert np.abs(np.rint(planes.transpose(1, 2, 0)) - wanted).max() <= 1
 
 
 def test_transparency_is_laid_on_white():
