@@ -302,6 +302,25 @@ def test_exif_after_the_frame_header_turns_the_image_too(plain):
     assert np.abs(np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3).astype(int) - wanted).max() <= 3
 
 
+@pytest.mark.parametrize("mode", ["jpg", "raw"])
+@pytest.mark.parametrize("marker", [DHT, DQT])
+def test_a_jpeg_without_its_tables_is_not_read_with_those_of_the_one_before(sources, plain, marker, mode):
+    """A decoder keeps the tables of what it read. PIL has one for each image: without quantisation tables it reads nothing, without
+    Huffman tables it takes the standard ones."""
+    optimised = encoded(Image.open(io.BytesIO(plain)), optimize=True)
+    segments, scan = taken_apart(optimised if marker == DQT else plain)
+    data = put_together([s for s in segments if s[0] != marker], scan)
+    encode(optimised, "raw")  # leaves its tables behind
+    if marker == DQT:
+        with pytest.raises(OSError, match=r"broken data stream|decoder error|truncated"):
+            encode(data, mode)
+    else:
+        stored = encode(data, mode)
+        assert stored.data != data
+        ours = Image.open(io.BytesIO(stored.data)) if mode == "jpg" else np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3)
+        assert np.abs(np.asarray(ours, int) - pil_pixels(plain)).mean() < (8 if mode == "jpg" else 0.1)
+
+
 def test_a_size_that_so_few_bytes_can_not_hold_takes_no_memory(plain):
     """A JPEG of 65,000 x 65,000 would be 12.7 GB of pixels."""
     segments, scan = taken_apart(plain)

@@ -1,6 +1,7 @@
 """From what a dataset holds (a file, bytes, pixels) to what a beton holds: a JPEG every decoder reads, or raw RGB."""
 
 import io
+import re
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,17 +104,55 @@ def _tools():
     return _local.tools
 
 
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+
+
+def has_its_tables(data):
+    """Whether a sequential JPEG brings the tables that it needs: a decoder that has read others before goes on with theirs, silently."""
+    quantised, have, at = {}, set(), 2
+    while found := _MARKER.search(data, at):
+        marker, start = found[1][0], found.end()
+        at = start + max(2, int.from_bytes(data[start : start + 2], "big"))
+        body = data[start + 2 : at]
+        if marker == 0xDB:
+            while body:
+                have.add(("quantisation", body[0] & 15))
+                body = body[129 if body[0] >> 4 else 65 :]
+        elif marker == 0xC4:
+            while len(body) > 16:
+                have.add(body[0])  # 0..3: of DC coefficients, 16..19: of AC coefficients
+                body = body[17 + sum(body[1:17]) :]
+        elif marker in (0xC0, 0xC1):
+            quantised = dict(zip(body[6::3], body[8::3]))  # component: its table
+            if len(quantised) != len(body[8::3]):
+                return False
+        elif marker == 0xDA:
+            scan = dict(zip(body[1:-3:2], body[2:-3:2]))
+            for component, tables in scan.items():
+                if not {("quantisation", quantised.get(component)), tables >> 4, 16 + (tables & 15)} <= have:
+                    return False
+            if len(scan) == len(quantised):
+                return True
+        elif marker == 0xD9:
+            return True
+    return False
+
+
 def _decodes(data, height, width):
-    data = np.frombuffer(data, np.uint8)
-    if is_whole(data):
+    whole = np.frombuffer(data, np.uint8)
+    if is_whole(whole):
         return True
     # The loader's own decoder judges: it refuses JPEGs that others read with a warning.
+    if not has_its_tables(data):
+        return False
     pixels = _tools().space(3 * ((height + 7) // 8) * ((width + 7) // 8))
-    return test_jpeg(_tools().decoder.handle, data, height, width, pixels) == OK
+    return test_jpeg(_tools().decoder.handle, whole, height, width, pixels) == OK
 
 
 def _pixels(data, height, width):
     """uint8 (H, W, 3) of a plain JPEG, valid until the thread's next call; None if it is damaged."""
+    if not has_its_tables(data):
+        return None
     pixels = _tools().space(3 * height * width)
     if decode_jpeg(_tools().decoder.handle, np.frombuffer(data, np.uint8), height, width, pixels) != OK:
         return None
