@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from idmm_fast.beton import open_beton, write_beton
 from idmm_fast.beton.encode import encode, plain_jpeg, to_rgb
-from idmm_fast.beton.jpeg import OK, Decoder, Encoder, decode_jpeg
+from idmm_fast.beton.jpeg import NOT_A_JPEG, OK, Decoder, Encoder, decode_jpeg
 from idmm_fast.beton.scan import is_whole
 from idmm_fast.datasets import Split
 from idmm_fast.loader import Augment, MultiCropLoader, Views
@@ -300,6 +300,19 @@ def test_exif_after_the_frame_header_turns_the_image_too(plain):
     assert np.array_equal(pil_pixels(data), wanted)
     stored = encode(data, "raw")
     assert np.abs(np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3).astype(int) - wanted).max() <= 3
+
+
+def test_a_decoder_goes_on_after_a_header_that_it_could_not_read(sources, plain):
+    """libjpeg-turbo 2.1 does not by itself: one such image and its thread read nothing any more."""
+    wanted = pil_pixels(plain)
+    height, width = wanted.shape[:2]
+    decoder, ours, rng, refused = Decoder(), np.empty(wanted.size, np.uint8), random.Random(0), 0
+    for k in range(300):
+        data = np.frombuffer(mutated(rng, rng.choice(sources)), np.uint8)
+        refused += decode_jpeg(decoder.handle, data, height, width, ours) == NOT_A_JPEG
+        assert decode_jpeg(decoder.handle, np.frombuffer(plain, np.uint8), height, width, ours) == OK, k
+        assert np.abs(ours.reshape(wanted.shape).astype(int) - wanted).max() <= 3
+    assert refused > 100
 
 
 @pytest.mark.parametrize("mode", ["jpg", "raw"])

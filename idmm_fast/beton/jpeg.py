@@ -74,6 +74,9 @@ def _decode(handle, data, height, width, out_height, out_width, out):
     shape = np.empty(4, dtype=np.int32)
     at = shape.ctypes.data
     if _header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
+        # libjpeg-turbo 2.1 leaves a handle amid a header that it could not read, and the handle reads nothing any more.
+        # Decompressing sets it back when it fails, as it must with one byte.
+        _decompress(handle, data.ctypes.data, 1, out.ctypes.data, 1, 0, 1, _TJPF_RGB, 0)
         return NOT_A_JPEG
     if shape[0] != width or shape[1] != height:
         return WRONG_SIZE
