@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from .checksum import checksums, tables_sum
-from .format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, JPG, RAW, SUMS_MARK, VERSION, sums_start
+from .format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, JPG, MOST_PIXELS, RAW, SUMS_MARK, VERSION, sums_start
 from .write import sidecar_path
 
 # FFCV's other field types, whose columns are stepped over: bytes and JSON (pointer, size), arrays and tensors (pointer).
 _POINTER_AND_SIZE = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _COLUMNS = {0: np.dtype("<f8"), INT_FIELD: np.dtype("<i8"), IMAGE_FIELD: IMAGE, 3: _POINTER_AND_SIZE, 4: np.dtype("<u8"),
             5: _POINTER_AND_SIZE, 6: np.dtype("<u8")}  # fmt: skip
+
+MOST_CLASSES = 1 << 16  # of a file without a sidecar, unless it has more rows; what counts classes counts up to the largest label
 
 
 class BetonError(Exception):
@@ -50,7 +52,8 @@ class Beton:
             content = json.loads(sidecar_path(self.path).read_text())
         except (OSError, ValueError):
             return {}
-        if not isinstance(content, dict) or content.get("tables_sum", self.tables_sum) != self.tables_sum:
+        right = isinstance(content, dict) and isinstance(content.get("classes") or [], list)
+        if not right or content.get("tables_sum", self.tables_sum) != self.tables_sum:
             warnings.warn(
                 f"{sidecar_path(self.path)} is not of this {self.path.name}; class names are made up", stacklevel=2
             )
@@ -119,20 +122,22 @@ def open_beton(path):
         raise BetonError(f"{path} is not a beton of format version {VERSION} (it says {header['version']}).")
     if table == 0:
         raise BetonError(f"{path} was never finished: its allocation table is missing. {_again(path)}")
-    if table > size or (size - table) % ALLOCATION.itemsize or HEADER.itemsize + columns * FIELD.itemsize > size:
+    start = HEADER.itemsize + columns * FIELD.itemsize
+    if not start <= table <= size or (size - table) % ALLOCATION.itemsize:
         raise BetonError(f"{path} is cut short or damaged: its tables do not fit its {size} bytes. {_again(path)}")
     described = np.fromfile(path, FIELD, count=columns, offset=HEADER.itemsize)
     kinds = [IMAGE_FIELD if t == 255 else int(t) for t in described["type_id"]]
     if IMAGE_FIELD not in kinds or any(k not in _COLUMNS for k in kinds):
         raise BetonError(f"{path} has no image field that can be read (field types {kinds}).")
     sample = np.dtype([("", _COLUMNS[k]) for k in kinds], align=True)
-    start = HEADER.itemsize + columns * FIELD.itemsize
-    if count == 0 or start + count * sample.itemsize > size:
-        raise BetonError(f"{path} is cut short or damaged: {count} rows do not fit its {size} bytes. {_again(path)}")
     end = start + count * sample.itemsize
+    if count == 0 or end > table:
+        raise BetonError(f"{path} is cut short or damaged: {count} rows do not fit its {size} bytes. {_again(path)}")
+    if (size - table) // ALLOCATION.itemsize > count * columns:  # a field takes at most one piece of memory a row
+        raise BetonError(f"{path} is damaged: its allocation table is too long for {count} rows. {_again(path)}")
     metadata = np.fromfile(path, sample, count=count, offset=start)
     allocations = np.fromfile(path, ALLOCATION, offset=table)
-    sums, tables = _read_sums(path, end, count, min(table, size), allocations)
+    sums, tables = _read_sums(path, end, count, table, allocations)
     column = f"f{kinds.index(IMAGE_FIELD)}"
     image = metadata[column]
     by_ptr = np.argsort(allocations["ptr"], kind="stable")
@@ -143,13 +148,24 @@ def open_beton(path):
     length = allocations["size"][by_ptr][found].astype(np.int64)
     ptr, height, width = (image[c].astype(np.int64) for c in ("data_ptr", "height", "width"))
     mode = np.ascontiguousarray(image["mode"])
-    wrong = (ptr < start) | (length <= 0) | (ptr > size) | (ptr + length > size) | (height < 1) | (width < 1)
-    wrong |= ((mode != JPG) & (mode != RAW)) | ((mode == RAW) & (length < height * width * 3))
+    # ptr and length may be anything in int64: nothing is added to them
+    wrong = (ptr < start) | (ptr > size) | (length <= 0) | (length > size - ptr) | (height < 1) | (width < 1)
+    wrong |= (mode != JPG) & (mode != RAW)
+    wrong |= (mode == RAW) & (length < height * width * 3)
+    wrong |= (mode == JPG) & (length < height * width // MOST_PIXELS)  # else a few bytes could ask for gigabytes
     if wrong.any():
         raise BetonError(
             f"{path} is damaged: row {int(wrong.argmax())} does not describe an image inside the file. {_again(path)}"
         )
     label = metadata[f"f{kinds.index(INT_FIELD)}"].astype(np.int64) if INT_FIELD in kinds else np.full(count, -1)
-    return Beton(
+    beton = Beton(
         path, metadata, mode, height, width, ptr, length, label, sums, column, int(header["page_size"]), tables
     )
+    classes = len(beton.sidecar.get("classes") or ()) or max(count, MOST_CLASSES)
+    wrong = (label < -1) | (label >= classes)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise BetonError(
+            f"{path} is damaged: row {row} has the label {label[row]}; labels are classes, 0 to {classes - 1}, or -1 for none. {_again(path)}"
+        )
+    return beton
