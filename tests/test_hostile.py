@@ -279,6 +279,7 @@ def fuzz(folder, count, seed):
         signal.alarm(60)  # a hang ends the process
         try:
             beton = open_beton(target)
+            sums_kept &= beton.sums.size > 0  # the mark of them may be what was damaged
             wrong = 0
             for row in range(len(beton)):
                 image, code = decode_row(beton, row, decoder)
@@ -294,8 +295,8 @@ def fuzz(folder, count, seed):
         except BetonError:
             outcomes["refused"] += 1
         except LoaderError as error:
-            assert error.__cause__ is None, (seed, trial, error)  # not "the loader's thread failed"
-            assert "no row of" in str(error), (seed, trial, error)
+            if "no row of" not in str(error):  # "the loader's thread failed" is a fault of the loader's
+                raise RuntimeError(f"seed {seed}, trial {trial}") from error
             outcomes["row refused"] += 1
         signal.alarm(0)
     print(outcomes)
@@ -314,7 +315,7 @@ def _fuzzed(folder, count, seed, **environment):
 
 
 def test_mutated_betons_end_in_an_error_or_in_a_right_read(tmp_path):
-    outcomes = _fuzzed(tmp_path, 150, 0)
+    outcomes = _fuzzed(tmp_path, 100, 0)
     assert min(outcomes.values()) > 5, outcomes
 
 

@@ -10,7 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from .checksum import checksums, tables_sum
-from .format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, JPG, MOST_PIXELS, RAW, SUMS_MARK, VERSION, sums_start
+from .format import (
+    ALLOCATION,
+    FIELD,
+    HEADER,
+    IMAGE,
+    IMAGE_FIELD,
+    INT_FIELD,
+    JPG,
+    MOST_PIXELS,
+    RAW,
+    SUMS_MARK,
+    VERSION,
+    sums_start,
+)
 from .write import sidecar_path
 
 # FFCV's other field types, whose columns are stepped over: bytes and JSON (pointer, size), arrays and tensors (pointer).
