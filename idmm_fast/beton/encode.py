@@ -211,7 +211,7 @@ def encode(source, mode, max_resolution=None, quality=90):
     """Encode one image for a beton.
 
     source: a path, anything else with read_bytes(), encoded bytes, or uint8 pixels (H, W) or (H, W, 3). mode: "jpg" or "raw". A baseline JPEG that is
-    upright, RGB or gray, no larger than `max_resolution` on its longer side and free of damage is stored byte for byte;
+    upright, RGB or gray, no larger than `max_resolution` on its longer side and read by libjpeg-turbo without a warning is stored byte for byte;
     all else is converted once, to baseline 4:2:0 of the given quality. Raises OSError or ValueError for an image that
     can't be read.
     """
