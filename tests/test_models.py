@@ -1,13 +1,26 @@
 """Backbones: T2T-ViT against plain torch, sizes, features, other resolutions."""
 
+import inspect
+import json
 import math
+import os
+import stat
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 
-from idmm_fast.models import create_backbone, feature_dim, load_backbone, save_backbone
+from idmm_fast.loader import loader
+from idmm_fast.models import (
+    create_backbone,
+    feature_dim,
+    init_head,
+    load_backbone,
+    save_backbone,
+    save_classifier,
+    timm_config,
+)
 
 
 def reference(state, images, kind, heads, depth):
@@ -135,6 +148,106 @@ def test_weights_move_to_another_resolution(name, tmp_path):
             assert torch.allclose(value, torch.tensor(0.3)), key
         else:
             assert torch.equal(small.state_dict()[key], value), key
+
+
+VIT = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+FAMILIES = {  # what stands in front of the patches' positions: nothing, a class token, registers, two class tokens; or positions are of another kind
+    "vit_tiny_patch16_224": VIT, "vit_base_patch16_siglip_gap_224": VIT, "vit_medium_patch16_reg4_gap_256": VIT, "vit_dlittle_patch16_reg1_gap_256": VIT,
+    "vit_so150m_patch16_reg4_map_256": VIT, "vit_small_patch14_reg4_dinov2": VIT, "flexivit_small": VIT, "deit3_small_patch16_224": VIT,
+    "deit_tiny_distilled_patch16_224": VIT, "vit_small_patch16_rope_ape_224": VIT, "eva02_tiny_patch14_224": VIT, "vit_small_patch16_dinov3": VIT,
+    "beit_base_patch16_224": VIT, "beitv2_base_patch16_224": VIT, "cait_xxs24_224": VIT, "convit_tiny": VIT, "xcit_nano_12_p16_224": VIT,
+    "vit_relpos_small_patch16_224": VIT, "swin_tiny_patch4_window7_224": SWIN, "swin_s3_tiny_224": SWIN, "swinv2_tiny_window8_256": SWIN,
+    "pvt_v2_b0": {"depths": [1, 1, 1, 1]}, "t2t_vit_7": {"depth": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("ignore")
+def test_every_family_changes_its_resolution_as_timm_does(name, tmp_path):
+    torch.manual_seed(0)
+    models = {size: create_backbone(name, size, options=FAMILIES[name]).eval() for size in (112, 224)}
+    images = {size: torch.randn(1, 3, size, size) for size in models}
+    for small, large in ((112, 224), (224, 112)):
+        for parameter in models[small].parameters():
+            torch.nn.init.normal_(parameter, 0, 0.02)
+        save_backbone(models[small], tmp_path / "b.safetensors")
+        state = {k: v.clone() for k, v in models[small].state_dict().items()}
+        assert load_backbone(models[large], tmp_path / "b.safetensors") == len(state)
+        resample = getattr(inspect.getmodule(type(models[large])), "checkpoint_filter_fn", lambda state, model: state)
+        if name.startswith(("cait", "convit")):  # timm has no resampling of its own for these: the positions of patches alone
+            state["pos_embed"] = timm.layers.resample_abs_pos_embed(state["pos_embed"], [large // 16] * 2, num_prefix_tokens=0)
+        wanted = resample(state, models[large])
+        for key, value in models[large].state_dict().items():
+            assert torch.allclose(value, wanted[key], atol=1e-6), key
+        with torch.no_grad():
+            features = models[large](images[large])
+        assert features.shape == (1, feature_dim(models[large]))
+        assert features.isfinite().all()
+
+
+def test_what_can_not_change_its_resolution_is_told_so(tmp_path):
+    for name, wrong in (("pit_ti_224", "pos_embed"), ("levit_128s", "attention_biases")):
+        save_backbone(create_backbone(name, 112), tmp_path / "b.safetensors")
+        with pytest.raises(ValueError, match=rf"first '\S*{wrong}', of shape .* model\.image_size too where a model can't change that"):
+            load_backbone(create_backbone(name, 128), tmp_path / "b.safetensors")
+    save_backbone(create_backbone("vit_tiny_patch16_224", 112, options=VIT), tmp_path / "b.safetensors")  # 49 patches and a class token's place
+    with pytest.raises(ValueError, match=r"pos_embed', of shape \(1, 50, 32\) there and \(1, 196, 32\) here"):
+        load_backbone(create_backbone("vit_tiny_patch16_224", 224, options=VIT | {"no_embed_class": True}), tmp_path / "b.safetensors")
+
+
+def test_a_size_that_only_the_forward_pass_refuses_is_a_sentence():
+    with pytest.raises(ValueError, match="timm can't make 'crossvit_tiny_240' at 112 pixels"):
+        create_backbone("crossvit_tiny_240", 112)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "coat_lite_tiny"])
+def test_classifiers_of_every_kind_load_in_timm(name, tmp_path):
+    """Also with two classifiers (distilled), and where a model has the same tensor twice (coat)."""
+    options = VIT if name.startswith("deit") else {"embed_dims": [16, 16, 16, 16], "serial_depths": [1, 1, 1, 1]}
+    backbone = create_backbone(name, 32, options=options).eval()
+    head = init_head(feature_dim(backbone), 3)
+    save_classifier(backbone, head, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(timm_config(backbone, name, 32, 3, options)))
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(again(x), head(backbone(x)), atol=1e-6)
+
+
+def test_timm_resizes_an_image_as_our_evaluation_does(monkeypatch):
+    """By timm's own transform, made from the configuration that is written, to the number that our loader is given, at every size."""
+    monkeypatch.setattr(loader, "MultiCropLoader", lambda path, batch, workers, seed, alpha, views, *_, **__: views[0])
+    backbone = create_backbone("vit_tiny_patch16_224", 32, options=VIT)
+    for size in range(8, 1025):
+        config = timm_config(backbone, "vit_tiny_patch16_224", size, 3, {})["pretrained_cfg"]
+        data = timm.data.resolve_data_config({}, pretrained_cfg=config)
+        resize, crop = timm.data.create_transform(**data).transforms[:2]
+        view = loader.evaluation_loader("x.beton", 1, size)
+        assert resize.size == view.resize, size
+        assert tuple(crop.size) == (view.size, view.size)
+    assert timm_config(backbone, "vit_tiny_patch16_224", 224, 3, {})["pretrained_cfg"]["crop_pct"] == 0.875
+
+
+def test_weights_are_for_those_whom_the_umask_lets_read_them(tmp_path, monkeypatch):
+    """As of every file; and nothing is left where a disk was full, nor is what was there before harmed."""
+    model, path = create_backbone("vit_tiny_patch16_224", 32, options=VIT), tmp_path / "b.safetensors"
+    before = os.umask(0o027)
+    try:
+        save_backbone(model, path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    content = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_backbone(create_backbone("vit_tiny_patch16_224", 32, options=VIT), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["b.safetensors"]
+    assert path.read_bytes() == content
 
 
 def test_saved_backbone_loads_in_timm(tmp_path):

@@ -2,11 +2,13 @@
 
 import difflib
 import inspect
+import math
+import os
 from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
 
@@ -34,7 +36,7 @@ def create_backbone(name, image_size, drop_path=0.0, options=None):
 
     The feature is the class token after the last norm (DeiT, ViT, T2T-ViT) or the mean of the last stage's tokens (PVTv2, Swin).
     options: further arguments of the timm model, e.g. {"patch_size": 4, "depth": 6}. Raises ValueError for a name that
-    timm does not know, with the nearest ones, or options that do not fit.
+    timm does not know, with the nearest ones, options that do not fit, or a size that the model can't take.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 5, 0.0)
@@ -42,11 +44,16 @@ def create_backbone(name, image_size, drop_path=0.0, options=None):
     options = dict(options or {})
     options |= _size_options(name, image_size)
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path, **options)
-    except (TypeError, AssertionError, RuntimeError) as error:
+        backbone = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path, **options)
+        with torch.no_grad():  # some models are made at sizes that they can't take
+            found = tuple(backbone.eval()(torch.zeros(1, 3, image_size, image_size)).shape)
+    except Exception as error:  # timm raises many kinds
         raise ValueError(
             f"timm can't make '{name}' at {image_size} pixels with model.options {options}: {error}"
         ) from error
+    if found != (1, feature_dim(backbone)):
+        raise ValueError(f"'{name}' gives no feature vector: of an image it makes {found}, not (1, {feature_dim(backbone)}). Use another model.name.")
+    return backbone.train()
 
 
 def _size_options(name, image_size):
@@ -60,30 +67,46 @@ def feature_dim(backbone):
 
 
 def save_backbone(backbone, path):
-    """Write the weights, with timm's own keys, as safetensors."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}, str(path))
+    """Write the weights, with timm's own keys, as safetensors, whole or not at all. Raises OSError."""
+    _save(backbone.state_dict(), path)
 
 
-def classifier_name(backbone):
-    """What timm calls the last layer of this model: "head" mostly."""
-    return (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier", "head")
+def _save(weights, path):
+    weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in weights.items()}  # a copy: some models share tensors
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:  # not by save_file, whose files nobody else may read
+            file.write(save(weights))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def classifier_names(backbone):
+    """What timm calls the last layer of this model: "head" mostly; a distilled DeiT has two, whose outputs are averaged."""
+    names = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier", "head")
+    return [names] if isinstance(names, str) else list(names)
 
 
 def save_classifier(backbone, head, path):
-    """Write the weights of backbone and classifier, with the keys of timm's model, as safetensors."""
-    where = classifier_name(backbone)
-    weights = backbone.state_dict() | {f"{where}.weight": head.weight, f"{where}.bias": head.bias}
-    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(path))
+    """Write the weights of backbone and classifier, with the keys of timm's model, as safetensors, whole or not at all. Raises OSError."""
+    _save(backbone.state_dict() | {f"{name}.{k}": v for name in classifier_names(backbone) for k, v in head.state_dict().items()}, path)
 
 
 def timm_config(backbone, name, image_size, classes, options):
     """What timm's config.json holds: the architecture, its arguments, and how images must be prepared. With it and model.safetensors in one
     folder, timm.create_model("local-dir:FOLDER", pretrained=True) makes the classifier."""
+    names = classifier_names(backbone)
+    resized = round(image_size * 256 / 224)  # what evaluation_loader does before it cuts the centre out; timm: floor(image_size / crop_pct)
+    crop = image_size / resized
+    crop = crop if math.floor(image_size / crop) == resized else math.nextafter(crop, 0)
     return {
         "architecture": name, "num_classes": classes, "model_args": options | _size_options(name, image_size),
         "pretrained_cfg": {
-            "input_size": [3, image_size, image_size], "interpolation": "bicubic", "crop_pct": 224 / 256, "crop_mode": "center",
-            "mean": [0.485, 0.456, 0.406], "std": list(FINETUNE_STD), "num_classes": classes, "classifier": classifier_name(backbone),
+            "input_size": [3, image_size, image_size], "interpolation": "bicubic", "crop_pct": crop, "crop_mode": "center",
+            "mean": [0.485, 0.456, 0.406], "std": list(FINETUNE_STD), "num_classes": classes, "classifier": names if len(names) > 1 else names[0],
         },
     }  # fmt: skip
 
@@ -111,30 +134,33 @@ def read_weights(path):
 def load_backbone(backbone, path, head=None):
     """Load weights from a run folder, a checkpoint or a `.safetensors` file into `backbone`; returns how many tensors came.
 
-    The position embedding, and Swin's table of relative ones, is resampled (bicubic) where the resolution differs; everything else must agree by name and
-    shape. timm's own files of pretrained weights will do too. Nothing is unpickled but plain tensors. head: the linear layer that gets the
-    classifier of the file, which must be there and for as many classes; None: it is left out. Raises ValueError.
+    Position embeddings, and the tables of relative ones of Swin and BEiT, are resampled (bicubic, as timm does) where the resolution differs;
+    everything else must agree by name and shape. timm's own files of pretrained weights will do too. Nothing is unpickled but plain tensors.
+    head: the linear layer that gets the classifier of the file, which must be there and for as many classes; None: it is left out. Raises ValueError.
     """
     weights = read_weights(path)
     own = backbone.state_dict()
-    if "pos_embed" in own and "pos_embed" in weights and own["pos_embed"].shape != weights["pos_embed"].shape:
-        weights["pos_embed"] = resample_abs_pos_embed(
-            weights["pos_embed"],
-            new_size=list(backbone.patch_embed.grid_size),
-            num_prefix_tokens=backbone.num_prefix_tokens,
-        )
-    for key in (k for k in own if k.endswith("relative_position_bias_table") and k in weights and own[k].shape != weights[k].shape):
-        attention = backbone.get_submodule(key.removesuffix(".relative_position_bias_table"))  # Swin: a window over a smaller map
-        weights[key] = resize_rel_pos_bias_table(weights[key], attention.window_size, own[key].shape)
+    for key in (k for k in own if k in weights and own[k].shape != weights[k].shape):
+        found, wanted = weights[key], own[key].shape
+        grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+        if key == "pos_embed" and grid and found.ndim == len(wanted) == 3:
+            prefix = wanted[1] - math.prod(grid)  # places for class token and registers; not all models have them
+            if prefix >= 0 and math.isqrt(max(0, found.shape[1] - prefix)) ** 2 == found.shape[1] - prefix > 0:
+                weights[key] = resample_abs_pos_embed(found, new_size=list(grid), num_prefix_tokens=prefix)
+        elif key.endswith("relative_position_bias_table") and found.ndim == len(wanted) == 2 and found.shape[1] == wanted[1]:
+            attention = backbone.get_submodule(key.removesuffix(".relative_position_bias_table"))  # Swin: a window over a smaller map
+            weights[key] = resize_rel_pos_bias_table(found, attention.window_size, wanted)
     wrong = sorted(k for k in own if k not in weights or own[k].shape != weights[k].shape)
     if wrong:
+        key = wrong[0]
+        has = f"of shape {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here" if key in weights else "not there"
         raise ValueError(
-            f"{path} does not fit this model: {len(wrong)} of {len(own)} tensors are missing or of another shape, first '{wrong[0]}'. "
-            f"Use the model.name and model.options that it was trained with."
+            f"{path} does not fit this model: {len(wrong)} of {len(own)} tensors are missing or of another shape, first '{key}', {has}. "
+            f"Use the model.name and model.options that it was trained with, and its model.image_size too where a model can't change that."
         )
     backbone.load_state_dict({k: weights[k] for k in own})
     for key, mine in head.state_dict().items() if head is not None else ():
-        found = weights.get(f"{classifier_name(backbone)}.{key}", weights.get(f"head.{key}"))
+        found = weights.get(f"{classifier_names(backbone)[0]}.{key}", weights.get(f"head.{key}"))
         if found is None or found.shape != mine.shape:
             has = "no classifier" if found is None else f"a classifier for {found.shape[0]} classes"
             raise ValueError(f"{path} has {has}, and {mine.shape[0]} classes are wanted; leave out model.keep_head")
