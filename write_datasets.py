@@ -17,6 +17,7 @@ from pathlib import Path
 
 from idmm_fast import datasets
 from idmm_fast.beton import BetonError, WriteError, write_beton
+from idmm_fast.lock import Locked
 
 
 def parse(argv):
@@ -115,7 +116,8 @@ def convert(args, stopped):
         )  # fmt: skip
         if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
             chosen = written.path.with_suffix(".txt")
-            chosen.write_text("".join(f"{content.name(i)}\n" for i in range(len(content))))
+            names = "".join(f"{content.name(i)}\n" for i in range(len(content)))
+            chosen.write_text(names, encoding="utf-8", errors="surrogateescape")
             print(f"{chosen}: the {len(content)} images that were chosen")
         size = written.path.stat().st_size / 1e6
         print(f"{written.path}: {written.count} images, {len(content.classes)} classes, {written.mode}, {size:.1f} MB")
@@ -148,7 +150,7 @@ def main(argv=None):
             from idmm_fast.report.contact_sheet import draw_contact_sheet
 
             print(draw_contact_sheet(args.show))
-    except (datasets.DatasetError, WriteError, BetonError, FileNotFoundError) as error:
+    except (datasets.DatasetError, WriteError, Locked, BetonError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; nothing was left under the final name")

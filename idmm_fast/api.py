@@ -10,14 +10,21 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 
-def _cache():
-    return Path(os.environ.get("IDMM_FAST_CACHE", Path.home() / ".cache" / "idmm_fast"))
+def _bytes(text):
+    """Text with names of files in it, to the names' own bytes in any locale."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _printable(text):
+    """The same, so that any terminal takes it."""
+    return _bytes(text).decode("utf-8", "replace").encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8")
 
 
 def convert(data):
@@ -25,29 +32,40 @@ def convert(data):
 
     data: a beton, or a folder of images: FOLDER/CLASS/*, FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or images without classes. A
     folder is converted once, and again when its files change; the betons are kept under ~/.cache/idmm_fast, or where the environment
-    variable IDMM_FAST_CACHE says, and beside each is a .txt with the file of every row. Raises DatasetError, WriteError.
+    variable IDMM_FAST_CACHE says (without either, in a temporary folder), and beside each is a .txt with the file of every row. While another process
+    converts the same folder, this one waits for it. Raises DatasetError, WriteError.
     """
     from .beton import write_beton
     from .datasets import folder
+    from .limits import cache_folder
+    from .lock import Lock
 
     data = Path(data)
     if data.suffix == ".beton":
         return {"train": data}
     splits = folder.load(data)
-    seen = hashlib.sha256(str(data.resolve()).encode())
+    seen = hashlib.sha256(_bytes(str(data.resolve())))
     for split in splits.values():
         for path in split.images:
             state = path.stat()
-            seen.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
-    target = _cache() / f"{data.resolve().name}-{seen.hexdigest()[:12]}"
-    betons = {}
-    for name, split in splits.items():
-        betons[name], files = target / f"{name}.beton", target / f"{name}.txt"
-        if not (betons[name].exists() and files.exists()):
-            written = write_beton(betons[name], split, dataset="folder", name=name)
-            files.write_text("".join(f"{split.images[place]}\n" for place in written.places))
-            skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
-            print(f"{betons[name]}: {written.count} images of {data}{skipped}")
+            seen.update(_bytes(f"{path} {state.st_size} {state.st_mtime_ns}\n"))
+    target = cache_folder() / f"{data.resolve().name}-{seen.hexdigest()[:12]}"
+    betons = {name: target / f"{name}.beton" for name in splits}
+
+    def missing():
+        return [name for name, beton in betons.items() if not (beton.exists() and beton.with_suffix(".txt").exists())]
+
+    if missing():
+        target.mkdir(parents=True, exist_ok=True)
+        with Lock(target / ".lock", str(target), wait=True):
+            for name in missing():  # perhaps none, after waiting for another process
+                split = splits[name]
+                written = write_beton(betons[name], split, dataset="folder", name=name)
+                draft = betons[name].with_suffix(".txt.tmp")
+                draft.write_bytes(_bytes("".join(f"{split.images[place]}\n" for place in written.places)))
+                draft.replace(betons[name].with_suffix(".txt"))
+                skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
+                print(_printable(f"{betons[name]}: {written.count} images of {data}{skipped}"))
     return betons
 
 
@@ -65,7 +83,7 @@ def _model_of(run):
     from .train.run import config_of
 
     found = config_of(run)
-    return yaml.safe_load(found.read_text())["model"] if found else {}
+    return yaml.safe_load(found.read_text(encoding="utf-8"))["model"] if found else {}
 
 
 def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):
@@ -156,11 +174,11 @@ def embed(data, checkpoint, out=None, image_size=None, batch_size=256):
     machine = choose(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
     features = extract(machine.place(backbone), beton.path, size, machine, batch_size)[0].numpy()
     listed = Path(beton.path).with_suffix(".txt")
-    files = listed.read_text().splitlines() if Path(data).suffix != ".beton" and listed.exists() else []
+    files = os.fsdecode(listed.read_bytes()).split("\n")[:-1] if Path(data).suffix != ".beton" and listed.exists() else []
     if out and out.suffix == ".npz":
         np.savez(out, features=features, labels=beton.label, files=np.array(files))
     elif out:
-        with open(out, "w") as file:
+        with open(out, "w", encoding="utf-8", errors="surrogateescape") as file:
             for row, vector in enumerate(features):
                 name = files[row] if files else str(row)
                 file.write(",".join(['"' + name.replace('"', '""') + '"', str(beton.label[row]), *(f"{x:.7g}" for x in vector)]) + "\n")
@@ -186,7 +204,7 @@ def export(checkpoint, out):
     backbone, size = _network(checkpoint)
     tuned = config_of(checkpoint).with_name("config.json")
     if tuned.is_file():  # a fine-tuning, with its classifier
-        head = init_head(feature_dim(backbone), json.loads(tuned.read_text())["num_classes"])
+        head = init_head(feature_dim(backbone), json.loads(tuned.read_text(encoding="utf-8"))["num_classes"])
         load_backbone(backbone, checkpoint, head)
         network, name = Classifier(backbone, head), "logits"
     else:

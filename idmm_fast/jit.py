@@ -4,11 +4,19 @@ numba's cache notices a change in the file that holds a function, not one in the
 and would go on running the old machine code after an update. So here the sources of all kernels together are the stamp.
 """
 
+import contextlib
 import hashlib
+import os
 from pathlib import Path
 
 import numba
 from numba.core.caching import IndexDataCacheFile
+
+from .limits import cache_folder
+
+if not (numba.config.CACHE_DIR or os.access(Path(__file__).parent, os.W_OK)):  # installed where this user can't write, who may have no home either
+    with contextlib.suppress(OSError):
+        numba.config.CACHE_DIR = str(cache_folder() / "kernels")
 
 # No reassociation of sums: the same image gives the same bytes on every machine of one architecture and library version.
 _FAST = {"contract", "nsz", "arcp"}

@@ -335,7 +335,7 @@ def test_killed_conversion_leaves_no_file_under_the_final_name(many, tmp_path, n
     assert process.returncode != 0
     left = {p.name for p in (tmp_path / "out").iterdir()}
     if number == signal.SIGKILL:
-        assert left <= {"folder_train.beton.tmp"}
+        assert left <= {"folder_train.beton.tmp", "folder_train.beton.lock"}
     else:
         assert left == set()
         assert "nothing was left" in message
@@ -381,7 +381,7 @@ def test_kill_at_twenty_random_moments_leaves_the_old_file_or_the_new_one(tmp_pa
         os.kill(child, signal.SIGKILL)
         assert parent.stdout.readline() == "gone\n"
         if path.parent.exists():
-            assert {p.name for p in path.parent.iterdir()} <= {"a.beton", "a.json", "a.beton.tmp", "a.json.tmp"}
+            assert {p.name for p in path.parent.iterdir()} <= {"a.beton", "a.json", "a.beton.tmp", "a.json.tmp", "a.beton.lock"}
         if path.exists():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -5,10 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from conftest import call
 
+from idmm_fast.api import convert
+from idmm_fast.beton import write_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.lock import Lock, Locked
 
@@ -52,3 +56,41 @@ def test_where_the_file_system_has_no_locks_there_is_none(tmp_path, monkeypatch)
     monkeypatch.setattr("fcntl.flock", unsupported)
     with Lock(tmp_path / ".lock", "it"), Lock(tmp_path / ".lock", "it"):
         pass
+
+
+def test_a_second_conversion_of_a_beton_is_refused(tmp_path, tree):
+    args = ("write_datasets.py", "--ds", "folder", "--root", tree, "--out", tmp_path, "--name", "x")
+    with Lock(tmp_path / "x_train.beton.lock", "x"):
+        (tmp_path / "x_train.beton.tmp").write_bytes(b"what the first one has written so far")
+        second = call(*args)
+        assert second.returncode == 1
+        assert f"error: {tmp_path}/x_train.beton is in use by process {os.getpid()}" in second.stderr
+        assert (tmp_path / "x_train.beton.tmp").exists()
+    assert call(*args).returncode == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"x_train.beton", "x_train.json"}
+
+
+def test_a_second_job_waits_for_the_cache_and_finds_it_done(tmp_path, tree, monkeypatch, capsys):
+    monkeypatch.setenv("IDMM_FAST_CACHE", str(tmp_path))
+    second, made, seen = [], [], []
+
+    def slow(path, *args, **kwargs):
+        made.append(path)
+        if not second:
+            second.append(threading.Thread(target=lambda: seen.append(convert(tree))))
+            second[0].start()
+            time.sleep(0.3)
+        return write_beton(path, *args, **kwargs)
+
+    monkeypatch.setattr("idmm_fast.beton.write_beton", slow)
+    first = convert(tree)
+    second[0].join()
+    assert seen == [first]
+    assert made == [first["train"]]
+    assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_where_nothing_can_be_written_conversion_says_so(tmp_path, tree):
+    (tmp_path / "file").touch()
+    refused = call("write_datasets.py", "--ds", "folder", "--root", tree, "--out", tmp_path / "file")
+    assert (refused.returncode, refused.stderr.splitlines()) == (1, [f"error: {tmp_path}/file can't be written: File exists"])

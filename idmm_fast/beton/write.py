@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..limits import cores, memory_bytes
+from ..lock import Lock
 from .checksum import tables_sum
 from .encode import describe, encode, stored_size
 from .format import ALLOCATION, DEFAULT_PAGE, HEADER, MAX_PAGE, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
@@ -54,15 +56,14 @@ def sidecar_path(path):
 
 
 def _choose_mode(images, max_resolution):
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    total = 0
+    most, total = RAW_SHARE * memory_bytes(), 0
     for source in images:
         try:
             height, width = stored_size(source, max_resolution)
         except (OSError, ValueError, SyntaxError):
             continue  # a bad image is reported when it is converted
         total += height * width * 3
-        if total > RAW_SHARE * memory:
+        if total > most:
             return "jpg"
     return "raw"
 
@@ -193,7 +194,8 @@ def write_beton(
     quiet=False,
     stopped=lambda: False,
 ):
-    """Convert `split` (datasets.Split) to the FFCV file `path` and its sidecar. Returns Written; raises WriteError.
+    """Convert `split` (datasets.Split) to the FFCV file `path` and its sidecar. Returns Written; raises WriteError, and Locked while another process
+    writes it.
 
     mode: "jpg", "raw" or "auto" (raw when all pixels fit an eighth of the machine's memory). max_resolution: longer
     side in pixels, larger images are shrunk. quality: of JPEGs that have to be encoded. workers: threads, 0 for one a
@@ -203,12 +205,16 @@ def write_beton(
     path = Path(path)
     if len(split) == 0:
         raise WriteError(f"the {name} split is empty; nothing to convert")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores()
     order = np.random.default_rng(seed).permutation(len(split))
     if mode == "auto":
         mode = _choose_mode(split.images, max_resolution)
     temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(path.with_name(path.name + ".lock"), str(path))
+    except OSError as error:
+        raise WriteError(f"{path.parent} can't be written: {error.strerror or error}") from error
     if temporary.exists():
         tqdm.write(f"{temporary}: left by a conversion that was interrupted; beginning anew", file=sys.stderr)
     page_size = DEFAULT_PAGE
@@ -253,7 +259,7 @@ def write_beton(
         }
         sidecar = sidecar_path(path)
         draft = sidecar.with_name(sidecar.name + ".tmp")
-        draft.write_text(json.dumps(content, indent=1) + "\n")
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
         os.replace(
             draft, sidecar
@@ -266,4 +272,5 @@ def write_beton(
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+        lock.close()
     return Written(path, sidecar, len(places), mode, skipped, places)

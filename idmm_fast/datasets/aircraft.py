@@ -14,12 +14,12 @@ SOURCE = Source(
 
 def read(folder):
     data = folder / "data"
-    classes = [line.strip() for line in (data / "variants.txt").read_text().splitlines() if line.strip()]
+    classes = [line.strip() for line in (data / "variants.txt").read_text(encoding="utf-8").splitlines() if line.strip()]
     result = {}
     for split, name in (("train", "trainval"), ("test", "test")):
         rows = [
             line.strip().split(" ", 1)
-            for line in (data / f"images_variant_{name}.txt").read_text().splitlines()
+            for line in (data / f"images_variant_{name}.txt").read_text(encoding="utf-8").splitlines()
             if line.strip()
         ]
         result[split] = listed(

@@ -14,7 +14,7 @@ SOURCE = Source(
 
 def read(folder):
     def table(name):
-        return dict(line.split(maxsplit=1) for line in (folder / name).read_text().splitlines() if line.strip())
+        return dict(line.split(maxsplit=1) for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip())
 
     paths, labels, training, classes = map(
         table, ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")

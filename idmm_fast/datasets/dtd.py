@@ -17,7 +17,7 @@ def read(folder):
         split: [
             line.strip()
             for name in names
-            for line in (folder / "labels" / f"{name}1.txt").read_text().splitlines()
+            for line in (folder / "labels" / f"{name}1.txt").read_text(encoding="utf-8").splitlines()
             if line.strip()
         ]
         for split, names in (("train", ("train", "val")), ("test", ("test",)))

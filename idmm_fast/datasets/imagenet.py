@@ -64,7 +64,7 @@ def read(folder):
         )
     synsets = loadmat(kit / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
-    labels = [classes.index(wnid[int(line)]) for line in truth.read_text().split()]
+    labels = [classes.index(wnid[int(line)]) for line in truth.read_text(encoding="utf-8").split()]
     images = _images(folder / "val")
     if len(images) != len(labels):
         raise DatasetError(f"{folder / 'val'} holds {len(images)} images, and {truth.name} names {len(labels)}.")

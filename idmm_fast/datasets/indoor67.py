@@ -16,7 +16,7 @@ SOURCE = Source(
 
 def read(folder):
     parts = {
-        split: [line.strip() for line in (folder / name).read_text().splitlines() if line.strip()]
+        split: [line.strip() for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip()]
         for split, name in (("train", "TrainImages.txt"), ("test", "TestImages.txt"))
     }
     classes = sorted({name.split("/")[0] for part in parts.values() for name in part})

@@ -18,7 +18,7 @@ def read(folder):
     rows = {
         split: [
             line.split()
-            for line in (folder / "annotations" / f"{name}.txt").read_text().splitlines()
+            for line in (folder / "annotations" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
             if line.strip() and line[0] != "#"
         ]
         for split, name in (("train", "trainval"), ("test", "test"))

@@ -1,12 +1,12 @@
 """MultiCropLoader: FFCV's Loader with the multi-crop and CutMix decoder inside."""
 
-import os
 import warnings
 import weakref
 from dataclasses import replace
 
 import numpy as np
 
+from .. import limits
 from ..beton import open_beton
 from .draws import Augment
 from .epoch import Buffers, SafeEpochIterator
@@ -80,7 +80,7 @@ class MultiCropLoader(Loader):
             raise ValueError("views is empty: name at least one group, e.g. [Views(2, 112)]")
         if on_error == "skip" and (mixing.alpha or any(v.count > 1 for v in self.views)):
             raise ValueError(_SKIP)
-        cores = len(os.sched_getaffinity(0))
+        cores = limits.cores()
         self.num_workers = min(num_workers, cores) if num_workers > 0 else cores
         if num_workers > cores:
             warnings.warn(

@@ -11,7 +11,6 @@ of a conversion of ten times the images is measured beside.
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..limits import cores
 from .benchmark_loader import machine, made_photographs
 
 SYSTEMS = ("ours, as they are", "ours, encoded", "ffcv", "ffcv, jpg", "ffcv, encoded")
@@ -90,7 +90,7 @@ def _run(system, paths, folder, workers, limit):
 
 def run(args):
     """Measure and print; see `benchmark.py writer --help`."""
-    workers = args.workers or len(os.sched_getaffinity(0))
+    workers = args.workers or cores()
     with tempfile.TemporaryDirectory() as folder:
         if args.images:
             found = sorted(p for p in Path(args.images).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))

@@ -26,6 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from ..config import ConfigError, as_dict, build, flatten, read
+from ..limits import cores
 
 RANDOM = "random"  # no pretraining
 KINDS = ("model", "pretrain", "finetune", "methods", "warmup", "min_scale")
@@ -62,7 +63,7 @@ class Setup:
         self.path = Path(path)
         if not self.path.exists():
             raise ConfigError(f"{path} does not exist; rn_configs/compare.yaml is one to begin from")
-        self.tree = yaml.safe_load(self.path.read_text()) or {}
+        self.tree = yaml.safe_load(self.path.read_text(encoding="utf-8")) or {}
         for key in self.tree:
             if key not in KINDS:
                 raise ConfigError(f"{path}: there is no key '{key}'; there are {', '.join(KINDS)}")
@@ -427,7 +428,7 @@ def compare(cells, setup, data, out, jobs=1):
 
 
 def _compare(cells, setup, betons, out, jobs):
-    runner = Runner(setup, betons, out, max(1, len(os.sched_getaffinity(0)) // jobs))
+    runner = Runner(setup, betons, out, max(1, cores() // jobs))
     results = Results(out)
     done = results.done()
     settings, groups = {}, {}

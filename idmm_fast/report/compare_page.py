@@ -111,7 +111,7 @@ class Page:
         self.say(f"![{name.replace('_', ' ')}]({file.name})")
 
     def write(self):
-        self.path.write_text("\n\n".join(part.strip("\n") for part in self.text) + "\n")
+        self.path.write_text("\n\n".join(part.strip("\n") for part in self.text) + "\n", encoding="utf-8")
 
 
 def bars(axis, groups, series, get, ylabel):

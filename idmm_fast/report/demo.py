@@ -93,7 +93,7 @@ def run_demo(pretrain_config, finetune_config, folder, seeds, overrides=()):
         "minutes": round((time.time() - began) / 60, 1),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "report.md").write_text(_page(report))
+    (folder / "report.md").write_text(_page(report), encoding="utf-8")
     _picture(report, folder)
     return report
 

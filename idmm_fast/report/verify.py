@@ -1,6 +1,5 @@
 """Checking a beton to the last byte: what `write_datasets.py --verify` says."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +8,7 @@ from tqdm import tqdm
 from ..beton import BetonError, open_beton
 from ..beton.jpeg import MESSAGES, OK, Decoder
 from ..beton.write import sha256
+from ..limits import cores
 from ..loader.whole import decode_row
 
 
@@ -24,7 +24,7 @@ def verify(path, workers=0):
         raise BetonError(
             f"{path} is damaged: row {crossing[0]} crosses the end of a page; stock FFCV could not read it"
         )
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores()
 
     def check(rows):
         decoder, wrong = Decoder(), []

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from .. import limits
+
 
 def world():
     """How many processes there are."""
@@ -30,7 +32,7 @@ def local_world():
 
 def cores():
     """How many cores this process has, if those of the machine are shared among its processes."""
-    return max(1, len(os.sched_getaffinity(0)) // local_world())
+    return max(1, limits.cores() // local_world())
 
 
 def restarted():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from .. import limits
 from . import distributed
 
 SHARE = 0.8  # of what is free; the rest is for what backward needs for a moment, and for fragmentation
@@ -16,10 +17,7 @@ def free_bytes(device):
     """Bytes that this process may still take: on a GPU those of the device, else the least of what the system, its cgroup and ulimit allow."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    status = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    found = [int(status["MemAvailable"].split()[0]) << 10]
-    with contextlib.suppress(OSError, ValueError):
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    found = [limits.free_memory()]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         found.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())

@@ -18,6 +18,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from .. import limits
 from ..beton.format import RAW
 from ..config import ConfigError, as_dict
 from . import checkpoint, distributed
@@ -358,7 +359,7 @@ PATIENCE = 10.0  # seconds an epoch takes at least to say something about waitin
 
 def advice(loader):
     """What makes this loader faster, as sentences."""
-    cores = len(os.sched_getaffinity(0))
+    cores = limits.cores()
     turns = []
     if loader.num_workers * distributed.local_world() < cores:
         turns.append(f"give the loader more of the {cores} cores (--data.num_workers, now {loader.num_workers})")
