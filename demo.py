@@ -42,7 +42,8 @@ def main(argv=None):
         ValueError,
     ) as error:
         sys.exit(f"error: {error}")
-    print("\n" + table(report))
+    encoding = sys.stdout.encoding or "utf-8"
+    print("\n" + table(report).encode(encoding, "replace").decode(encoding))
     print(f"report: {args.out}/report.md and report.png ({report['minutes']} minutes)")
 
 

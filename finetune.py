@@ -15,8 +15,9 @@ import sys
 
 def main(argv=None):
     from idmm_fast.beton import BetonError
-    from idmm_fast.config import ConfigError, parse
+    from idmm_fast.config import ConfigError, keys, parse
     from idmm_fast.loader import LoaderError
+    from idmm_fast.train import pretrain
     from idmm_fast.train.distributed import talks
     from idmm_fast.train.finetune import SCHEMA, finetune, ladder
     from idmm_fast.train.run import Interrupted
@@ -24,7 +25,8 @@ def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     stages = "--stages" in argv
     try:
-        cfg = parse(SCHEMA, [a for a in argv if a != "--stages"], __doc__, aliases={"init": "model.init"})
+        rest = [a for a in argv if a != "--stages"]
+        cfg = parse(SCHEMA, rest, __doc__, aliases={"init": "model.init"}, others={"train_idmm.py": keys(pretrain.SCHEMA)})
         results = ladder(cfg) if stages else [finetune(cfg)]
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -38,7 +40,7 @@ def main(argv=None):
         if result:
             print(f"{folder}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {result['test_images']} test images")
         else:
-            print(f"{folder}: stopped after {cfg.training.max_steps} steps, as training.max_steps says")
+            print(f"{folder}: a trial of at most {cfg.training.max_steps} steps, as training.max_steps says; no weights were written")
 
 
 if __name__ == "__main__":

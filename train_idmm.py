@@ -11,23 +11,28 @@ import sys
 
 def main(argv=None):
     from idmm_fast.beton import BetonError
-    from idmm_fast.config import ConfigError, parse
+    from idmm_fast.config import ConfigError, keys, parse
     from idmm_fast.evaluate.judge import Probe
     from idmm_fast.loader import LoaderError
+    from idmm_fast.train import finetune
     from idmm_fast.train.distributed import talks
     from idmm_fast.train.pretrain import SCHEMA, pretrain
     from idmm_fast.train.run import Interrupted
 
     try:
-        cfg = parse(SCHEMA, sys.argv[1:] if argv is None else argv, __doc__)
+        cfg = parse(SCHEMA, sys.argv[1:] if argv is None else argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)})
         folder = pretrain(cfg, Probe(cfg))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
     except (ConfigError, BetonError, LoaderError, FloatingPointError, MemoryError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    if talks():
-        print(f"done: {folder} (backbone.safetensors, metrics.jsonl, crops.png, curves.png)")
+    if not talks():
+        return
+    if cfg.training.max_steps:
+        print(f"{folder}: a trial of at most {cfg.training.max_steps} steps, as training.max_steps says; no weights were written")
+    else:
+        print(f"done: {folder} ({', '.join(n for n in ('backbone.safetensors', 'metrics.jsonl', 'crops.png', 'curves.png') if (folder / n).exists())})")
 
 
 if __name__ == "__main__":

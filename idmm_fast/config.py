@@ -148,14 +148,25 @@ def _flatten(tree, known, where, prefix=""):
             flat[path] = value
         else:
             flat |= _flatten(value, known, where, f"{path}.")
-    for path in flat:
-        if path not in known:
-            near = difflib.get_close_matches(path, known, 1, 0.0)
-            raise ConfigError(f"{where}: there is no key '{path}'. Did you mean '{near[0]}'? (--help lists all keys)")
+    for path, value in list(flat.items()):
+        if value is None and any(key.startswith(f"{path}.") for key in known):  # a section with nothing in it
+            del flat[path]
+        elif path not in known:
+            raise ConfigError(f"{where}: there is no key '{path}'. {_nearest(path, known)}(--help lists all keys)")
     return flat
 
 
-def _read(path, known, ignored=(), included_by=()):
+def _nearest(path, known):
+    """Did you mean ...?, if there is a key whose own name is alike, of whatever section."""
+
+    def alike(key):
+        return tuple(difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((path.rpartition(".")[2], key.rpartition(".")[2]), (path, key)))
+
+    near = max(known, key=alike)
+    return f"Did you mean '{near}'? " if alike(near)[0] >= 0.7 else ""
+
+
+def _read(path, known, ignored=(), others=None, included_by=()):
     """{"section.key": value} of a file, over those of the file that its key `include` names, from its own folder."""
     if not Path(path).exists():
         by = f" (included by {included_by[-1]})" if included_by else ""
@@ -163,14 +174,18 @@ def _read(path, known, ignored=(), included_by=()):
     if str(path) in included_by:
         raise ConfigError(f"{path} includes itself, by way of {included_by[-1]}")
     try:
-        tree = yaml.safe_load(Path(path).read_text()) or {}
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold sections of keys, like `training: {{epochs: 10}}`")
     base = tree.pop("include", None)
-    flat = _flatten(tree, [*known, *ignored], str(path))
-    below = _read(Path(path).parent / str(base), known, ignored, (*included_by, str(path))) if base else {}
+    others = others or {}
+    flat = _flatten(tree, [*known, *ignored, *(key for theirs in others.values() for key in theirs)], str(path))
+    for script, theirs in others.items():
+        if strange := [key for key in flat if key in theirs and key not in known and key not in ignored]:
+            raise ConfigError(f"{[*included_by, path][0]} is a configuration of {script}, which has the key {strange[0]}; this script has not")
+    below = _read(Path(path).parent / str(base), known, ignored, others, (*included_by, str(path))) if base else {}
     return below | {key: value for key, value in flat.items() if key in known}
 
 
@@ -203,9 +218,10 @@ def keys(schema):
     return [f"{section}.{key}" for section, (_, params) in schema.items() for key in params]
 
 
-def read(schema, path):
-    """{"section.key": value} of a YAML file over those it includes, unchecked but for the names. Raises ConfigError."""
-    return _read(path, keys(schema))
+def read(schema, path, ignored=()):
+    """{"section.key": value} of a YAML file over those it includes, unchecked but for the names. ignored: keys of other scripts, which it may hold. Raises
+    ConfigError."""
+    return _read(path, keys(schema), ignored)
 
 
 def flatten(schema, tree, where):
@@ -213,21 +229,14 @@ def flatten(schema, tree, where):
     return _flatten(tree or {}, keys(schema), where)
 
 
-def parse(schema, argv, doc, aliases=None, ignored=()):
-    """Read a configuration from the command line `argv`: --config FILE and --section.key=value.
-
-    schema: {section: (description, {key: fastargs.Param})}. aliases: {short name: "section.key"}. ignored: keys of other
-    scripts, which a file may hold. Returns nested namespaces, cfg.section.key. Prints help and exits on --help; raises
-    ConfigError.
-    """
-    known, aliases = keys(schema), aliases or {}
-    files, overrides = {}, {}
+def _arguments(argv):
+    """(name, value) of every `--name=value` and `--name value`, as text; ("help", None) for -h and --help. Raises ConfigError."""
     args = list(argv)
     while args:
         arg = args.pop(0)
         if arg in ("-h", "--help"):
-            print(_help(schema, doc))
-            sys.exit(0)
+            yield "help", None
+            continue
         if not arg.startswith("-"):
             raise ConfigError(f"'{arg}' is not understood; keys are given as --section.key=value")
         name, eq, value = arg.lstrip("-").partition("=")
@@ -235,11 +244,35 @@ def parse(schema, argv, doc, aliases=None, ignored=()):
             if not args:
                 raise ConfigError(f"--{name} needs a value")
             value = args.pop(0)
+        yield name, value
+
+
+def overrides(known, argv):
+    """{"section.key": value} of the arguments --section.key=value, of which `known` are the keys. Raises ConfigError."""
+    found = {}
+    for name, value in _arguments(argv):
+        found |= _flatten({name: _parse_value(value)}, known, "command line")
+    return found
+
+
+def parse(schema, argv, doc, aliases=None, ignored=(), others=None):
+    """Read a configuration from the command line `argv`: --config FILE and --section.key=value.
+
+    schema: {section: (description, {key: fastargs.Param})}. aliases: {short name: "section.key"}. ignored: keys of other
+    scripts, which a file may hold. others: {script: its keys}, whose files are refused by the script's name. Returns nested namespaces,
+    cfg.section.key. Prints help and exits on --help; raises ConfigError.
+    """
+    known, aliases = keys(schema), aliases or {}
+    files, given = {}, []
+    for name, value in _arguments(argv):
+        if name == "help" and value is None:
+            print(_help(schema, doc))
+            sys.exit(0)
         if name in ("config", "config-file", "C"):
-            files |= _read(value, known, ignored)
+            files |= _read(value, known, ignored, others)
         else:
-            overrides |= _flatten({aliases.get(name, name): _parse_value(value)}, known, "command line")
-    return build(schema, files | overrides)
+            given.append(f"--{aliases.get(name, name)}={value}")
+    return build(schema, files | overrides(known, given))
 
 
 def build(schema, values):
@@ -250,7 +283,15 @@ def build(schema, values):
     unknown = set(values) - {".".join(path) for path in config.entries}
     if unknown:
         _flatten(values, [".".join(path) for path in config.entries], "configuration")
-    config.content = {tuple(path.split(".")): value for path, value in values.items() if value is not None}
+    optional = [key for key, param in config.entries.items() if param.default is None and not param.required]
+    config.content = {}
+    for path, value in values.items():
+        key = tuple(path.split("."))
+        if value is None or (key in optional and isinstance(value, str) and value.lower() in ("none", "null")):
+            if key not in optional and not config.entries[key].required:
+                raise ConfigError(f"{path}: none is not {config.entries[key].checker.help()} ({config.entries[key].desc})")
+        else:
+            config.content[key] = value
     errors = config.validate(mode="errordict")
     for path in errors:
         key, param = ".".join(path), config.entries[path]
@@ -290,6 +331,7 @@ __all__ = [
     "changed",
     "flatten",
     "keys",
+    "overrides",
     "parse",
     "read",
 ]

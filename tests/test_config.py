@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import call
 
 from idmm_fast.config import ConfigError, as_dict, build, parse
 from idmm_fast.train import finetune, pretrain
@@ -41,6 +42,58 @@ def test_every_config_loads(path):
     schema = finetune.SCHEMA if path.stem.endswith("finetune") else pretrain.SCHEMA
     cfg = parse(schema, ["--config", str(path)], "doc")
     assert build(schema, {f"{s}.{k}": v for s, keys in as_dict(cfg).items() for k, v in keys.items()}) == cfg
+
+
+OPTIONAL = ["training.weight_decay_end", "data.test"]
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_none_is_what_the_help_calls_none(tmp_path, key, capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    assert "(default none)" in capsys.readouterr().out.split(f"--{key}=")[1].split("\n")[1]
+    section, name = key.split(".")
+    path = tmp_path / "c.yaml"
+    for word in ("none", "None", "NONE", "null", "~", ""):
+        path.write_text(f"{section}:\n  {name}: {word}\n")
+        for args in ((f"--{key}=0.5", f"--{key}={word}"), ("--config", str(path))):
+            assert getattr(getattr(read(*args), section), name) is None, args
+
+
+@pytest.mark.parametrize("value", ["none", "null"])
+def test_none_is_no_value_for_what_has_another_default(value):
+    with pytest.raises(ConfigError, match=r"training\.lr: (none|'none') is not a number of at least 0"):
+        read(f"--training.lr={value}")
+    assert read("--logging.run_dir=none").logging.run_dir == "none"  # a required text is taken as it is
+
+
+def test_a_name_is_suggested_only_where_one_is_near():
+    for typed, meant in {"training.epoch": "training.epochs", "lr": "training.lr", "model.batch_size": "training.batch_size", "trainig.sed": "training.seed",
+                         "batchsize": "training.batch_size", "wieght_decay": "training.weight_decay"}.items():  # fmt: skip
+        with pytest.raises(ConfigError, match=rf"Did you mean '{meant}'\?"):
+            read(f"--{typed}=1")
+    for typed in ("training.colour", "frobnicate", "model.xyzzy"):
+        with pytest.raises(ConfigError, match=rf"there is no key '{typed}'\. \(--help lists all keys\)"):
+            read(f"--{typed}=1")
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "rn_configs"], ids=lambda p: p.stem)
+def test_a_configuration_of_the_other_script_is_called_that(path):
+    script, other = ("finetune.py", "train_idmm.py") if path.stem.endswith("finetune") else ("train_idmm.py", "finetune.py")
+    refused = call(other, "--config", path)
+    assert refused.returncode == 1
+    assert f"error: {path} is a configuration of {script}" in refused.stderr
+
+
+def test_a_file_that_is_no_utf8_is_told_so(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"logging:\n  run_dir: \xfcber\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml is not YAML: .*utf-8"):
+        read("--config", str(tmp_path / "c.yaml"))
+
+
+def test_a_section_with_nothing_in_it_is_none(tmp_path):
+    (tmp_path / "c.yaml").write_text("training:\nmodel:\n  image_size: 64\n")
+    assert read("--config", str(tmp_path / "c.yaml")).model.image_size == 64
 
 
 @pytest.mark.parametrize("form", ["--config", "--config-file", "-C"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from idmm_fast.config import ConfigError
 from idmm_fast.report.demo import run_demo, table
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +54,32 @@ def test_what_is_done_is_not_done_again(report):
     assert again()["results"] == content["results"]
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
     assert json.loads((folder / "report.json").read_text())["results"] == content["results"]
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    (["--training.epoch=2"], r"'training\.epoch'\. Did you mean 'training\.epochs'"),
+    (["--config", "rn_configs/pets.yaml"], "there is no key 'config'"),
+    (["--training={epochz: 2}"], r"'training\.epochz'"),
+    (["--training.epochs"], "needs a value"),
+])  # fmt: skip
+def test_options_that_no_part_knows_are_errors(tmp_path, args, says):
+    with pytest.raises(ConfigError, match=says):
+        run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "demo_finetune.yaml", tmp_path, 2, args)
+
+
+def test_options_reach_the_parts_that_have_them(tmp_path, monkeypatch, tiny_beton):
+    """In either form, and as a section; a key that one of the parts has is no error for the other."""
+    seen = {}
+
+    def stop(cfg):
+        seen["cfg"] = cfg
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("idmm_fast.train.pretrain.pretrain", stop)
+    args = [f"--data.train={tiny_beton}", f"--data.test={tiny_beton}", "--training.epochs", "7", "--training={lr: 0.25}", "--data.per_class=3"]
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "demo_finetune.yaml", tmp_path, 2, args)
+    assert (seen["cfg"].training.epochs, seen["cfg"].training.lr, seen["cfg"].training.seed) == (7, 0.25, 0)
 
 
 def test_one_seed_is_refused():

@@ -15,7 +15,8 @@ from idmm_fast.models import create_backbone
 from idmm_fast.train import distributed, memory
 from idmm_fast.train.device import Machine
 from idmm_fast.train.finetune import finetune
-from idmm_fast.train.pretrain import _forward, pretrain
+from idmm_fast.train.pretrain import SCHEMA, _forward, pretrain
+from idmm_fast.train.settings import fix_batch_size
 
 OPTIONS = {"embed_dim": 192, "depth": 4, "num_heads": 3}
 
@@ -66,6 +67,26 @@ def test_auto_takes_what_fits_and_keeps_it_on_resume(tiny_beton, tmp_path, monke
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(MemoryError, match="not even the 32 images"):
         pretrain(settings(tiny_beton, tmp_path / "none", training__batch_size="auto", cutmix__chunk=32))
+
+
+def test_auto_asks_the_run_folder_itself_and_no_other(tmp_path, monkeypatch):
+    """Not a run that the new one's folder lies in; but the run that a checkpoint named by its path belongs to."""
+
+    def size(**values):
+        cfg = settings("x.beton", tmp_path / "old" / "stages" / "new", training__batch_size="auto", **values)
+        return fix_batch_size(SCHEMA, cfg, lambda: ()).training.batch_size
+
+    monkeypatch.setattr(memory, "largest_batch", lambda *_: 24)
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump({"training": {"batch_size": 8}}))
+    assert size(training__resume="auto") == 24
+    assert size(training__resume="no") == 24
+    assert size(training__resume=str(tmp_path / "old" / "checkpoints" / "epoch_00000_step_00000004.pt")) == 8
+    (tmp_path / "old" / "stages" / "new").mkdir(parents=True)
+    (tmp_path / "old" / "stages" / "new" / "config.yaml").write_text(yaml.safe_dump({"training": {"batch_size": 12}}))
+    assert size(training__resume="auto") == 12
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun begins again, and the run goes on
+    assert size(training__resume="no") == 12
 
 
 @pytest.mark.slow

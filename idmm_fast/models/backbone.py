@@ -39,8 +39,8 @@ def create_backbone(name, image_size, drop_path=0.0, options=None):
     timm does not know, with the nearest ones, options that do not fit, or a size that the model can't take.
     """
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), 5, 0.0)
-        raise ValueError(f"timm has no model '{name}'. Names that come near: {', '.join(near)}.")
+        near = difflib.get_close_matches(name, timm.list_models(), 5)
+        raise ValueError(f"timm has no model '{name}'. " + (f"Names that come near: {', '.join(near)}." if near else "timm.list_models() lists all names."))
     options = dict(options or {})
     options |= _size_options(name, image_size)
     try:

@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from .. import datasets
+from .. import config, datasets
 from ..beton import open_beton, write_beton
-from ..config import keys, parse
+from ..config import build, keys, read
 from ..evaluate import judge as judging
 from ..train import finetune as finetuning
 from ..train import pretrain as pretraining
@@ -30,17 +30,18 @@ MEASURES = {
 def run_demo(pretrain_config, finetune_config, folder, seeds, overrides=()):
     """Do everything that is not done yet under `folder`, then write report.md, report.png and report.json there.
 
-    The configs are YAML files; `overrides` are further --section.key=value arguments for both. Returns the report's
-    content: {"results": {arm: {measure: [a number a seed]}}, ...}.
+    The configs are YAML files; `overrides` are further --section.key=value arguments, each for whichever of the two has that key. Returns the report's
+    content: {"results": {arm: {measure: [a number a seed]}}, ...}. Raises ConfigError, and what the parts raise.
     """
     folder = Path(folder)
     began = time.time()
 
-    def settings(module, file, *args):
-        known = keys(module.SCHEMA)
-        fitting = [a for a in overrides if a.lstrip("-").partition("=")[0] in known]
-        ignored = [*keys(pretraining.SCHEMA), *keys(finetuning.SCHEMA)]
-        return parse(module.SCHEMA, ["--config", str(file), *fitting, *args], __doc__, ignored=ignored)
+    everything = [key for module in (pretraining, finetuning, judging) for key in keys(module.SCHEMA)]
+    given = config.overrides(everything, overrides)
+
+    def settings(module, file, changes=None):
+        fitting = {key: value for key, value in given.items() if key in keys(module.SCHEMA)}
+        return build(module.SCHEMA, read(module.SCHEMA, file, everything) | fitting | (changes or {}))
 
     shared = settings(finetuning, finetune_config)
     data = Path(shared.data.train).parent
@@ -51,28 +52,17 @@ def run_demo(pretrain_config, finetune_config, folder, seeds, overrides=()):
     results = {arm: {m: [] for m in MEASURES} for arm in ARMS}
     for seed in range(seeds):
         pretrained = folder / f"pretrain_{seed}"
-        cfg = settings(
-            pretraining,
-            pretrain_config,
-            f"--training.seed={seed}",
-            f"--logging.run_dir={pretrained}",
-            "--training.resume=auto",
-        )
+        own = {"training.seed": seed, "training.resume": "auto"}
+        cfg = settings(pretraining, pretrain_config, {**own, "logging.run_dir": str(pretrained)})
         if not (pretrained / "backbone.safetensors").exists():
             pretraining.pretrain(cfg)
         for arm in ARMS:
             place = folder / f"{arm}_{seed}"
-            init = [f"--model.init={pretrained}"] if arm == "idmm" else []
-            cfg = settings(
-                finetuning,
-                finetune_config,
-                f"--training.seed={seed}",
-                f"--logging.run_dir={place}",
-                "--training.resume=auto",
-                *init,
-            )
+            own |= {"logging.run_dir": str(place), "model.init": str(pretrained) if arm == "idmm" else None}
+            cfg = settings(finetuning, finetune_config, own)
             tuned = once(place / "result.json", lambda cfg=cfg: finetuning.finetune(cfg))
-            cfg = settings(judging, finetune_config, f"--training.seed={seed}", f"--logging.run_dir={place}", "--linear.probe=false", *init)
+            fitting = {key: value for key, value in own.items() if key in keys(judging.SCHEMA)}
+            cfg = settings(judging, finetune_config, fitting | {"linear.probe": False})
             judged = once(place / "judged.json", lambda cfg=cfg: judging.judge(cfg))
             for measure in MEASURES:
                 results[arm][measure].append({**tuned, **judged}[measure])

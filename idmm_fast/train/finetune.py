@@ -166,6 +166,7 @@ def finetune(cfg):
 
 
 def _finetune(cfg):
+    settings.check_warmup(cfg)
     torch.manual_seed(cfg.training.seed)
     if cfg.data.test is None:
         raise ConfigError("data.test is required: the beton whose accuracy is reported")

@@ -158,6 +158,7 @@ def _pretrain(cfg, probe):
         return model, machine, *_forward(model, cfg, machine)
 
     cfg = settings.fix_batch_size(SCHEMA, cfg, trial, cfg.cutmix.chunk or 1)
+    settings.check_warmup(cfg)
     torch.manual_seed(cfg.training.seed)
     model, machine, kind = _make_model(cfg, labels)
     loader = make_loader(cfg, machine)

@@ -1,5 +1,8 @@
 """The sections of a configuration, shared by pretraining and fine-tuning."""
 
+import sys
+from pathlib import Path
+
 import yaml
 
 from ..config import ConfigError, Flag, Groups, Mapping, Number, OneOf, Pair, Param, Text, Whole, changed
@@ -91,9 +94,13 @@ def fix_batch_size(schema, cfg, make_model, chunk=1):
     """
     if cfg.training.batch_size != "auto":
         return cfg
-    begun = config_of(cfg.logging.run_dir) if cfg.training.resume != "no" else None
-    if begun:
-        size = yaml.safe_load(begun.read_text())["training"]["batch_size"]
+    resume, begun = cfg.training.resume, Path(cfg.logging.run_dir) / "config.yaml"
+    if resume not in ("no", "auto"):
+        begun = config_of(resume)
+    elif resume == "no" and not distributed.restarted():
+        begun = None
+    if begun and begun.is_file():
+        size = yaml.safe_load(begun.read_text(encoding="utf-8"))["training"]["batch_size"]
     else:
         fits = min(memory.USUAL // distributed.world(), *distributed.of_all(memory.largest_batch(*make_model()))) // chunk * chunk
         if fits < 1:
@@ -102,6 +109,13 @@ def fix_batch_size(schema, cfg, make_model, chunk=1):
         if distributed.rank() == 0:
             print(f"training.batch_size=auto: {size}")
     return changed(schema, cfg, {"training.batch_size": size})
+
+
+def check_warmup(cfg):
+    """Say so where the warm-up is as long as the training, which then ends at its highest rate, or below."""
+    epochs, warmup = cfg.training.epochs, cfg.training.warmup_epochs
+    if warmup >= epochs and not cfg.training.max_steps and distributed.rank() == 0:
+        print(f"training.warmup_epochs {warmup:g} is not below training.epochs {epochs}: the learning rate will only rise", file=sys.stderr)
 
 
 def share_of_process(cfg):

@@ -1,0 +1,36 @@
+"""What the scripts say at the end, and at the beginning, of a run."""
+
+import pytest
+from conftest import call
+from test_train import FINETUNE, settings
+
+from idmm_fast.train.finetune import finetune
+from idmm_fast.train.pretrain import pretrain
+
+TINY = ["--model.name=vit_tiny_patch16_224", "--model.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}", "--model.image_size=16",
+        "--training.compile=false", "--training.device=cpu", "--training.batch_size=32", "--training.epochs=3"]  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["train_idmm.py", "finetune.py"])
+def test_only_files_that_were_written_are_announced(script, tiny_beton, tmp_path):
+    args = (f"--data.train={tiny_beton}", f"--data.test={tiny_beton}", f"--logging.run_dir={tmp_path / 'run'}", *TINY)
+    trial = call(script, *args, "--training.max_steps=1")
+    assert trial.returncode == 0, trial.stderr
+    assert trial.stdout.splitlines()[-1] == f"{tmp_path / 'run'}: a trial of at most 1 steps, as training.max_steps says; no weights were written"
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+    if script == "train_idmm.py":
+        (tmp_path / "run" / "crops.png").unlink()
+        done = call(script, *args, "--training.resume=auto").stdout.splitlines()[-1]
+        assert done.startswith(f"done: {tmp_path / 'run'} (")
+        announced = done.partition("(")[2].rstrip(")").split(", ")
+        assert set(announced) == {p.name for p in (tmp_path / "run").iterdir() if p.is_file()} - {"config.yaml"}
+
+
+def test_a_warm_up_as_long_as_the_training_is_remarked_on(tiny_beton, tmp_path, capfd):
+    said = "training.warmup_epochs 2 is not below training.epochs 2: the learning rate will only rise"
+    pretrain(settings(tiny_beton, tmp_path / "p", training__epochs=2, training__warmup_epochs=2))
+    assert capfd.readouterr().err.count(said) == 1
+    finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, training__epochs=2, training__warmup_epochs=2))
+    assert capfd.readouterr().err.count(said) == 1
+    pretrain(settings(tiny_beton, tmp_path / "q", training__epochs=2, training__warmup_epochs=1.5))
+    assert "will only rise" not in capfd.readouterr().err
