@@ -38,7 +38,7 @@ def main(argv=None):
     try:
         cfg = parse(SCHEMA, rest, __doc__)
         result = updates(cfg, args.out, args.images, args.epochs, args.batch)
-    except (BetonError, ConfigError, LoaderError, FileNotFoundError, ValueError) as error:
+    except (BetonError, ConfigError, LoaderError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(summary(result))
     print(f"picture: {args.out}/updates.png")

@@ -107,7 +107,7 @@ def main(argv=None):
 
     try:
         import_module(f"idmm_fast.report.benchmark_{args.command}").run(args)
-    except (BetonError, DatasetError, FileNotFoundError, ValueError) as error:
+    except (BetonError, DatasetError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -37,7 +37,7 @@ def main(argv=None):
         DatasetError,
         LoaderError,
         WriteError,
-        FileNotFoundError,
+        OSError,
         FloatingPointError,
         ValueError,
     ) as error:

@@ -150,7 +150,7 @@ def main(argv=None):
             from idmm_fast.report.contact_sheet import draw_contact_sheet
 
             print(draw_contact_sheet(args.show))
-    except (datasets.DatasetError, WriteError, Locked, BetonError, FileNotFoundError) as error:
+    except (datasets.DatasetError, WriteError, Locked, BetonError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; nothing was left under the final name")

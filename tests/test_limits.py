@@ -100,6 +100,16 @@ def test_the_cache_is_in_the_home_or_else_among_temporary_files(tmp_path, monkey
     (tmp_path / f"idmm_fast-{os.getuid()}").symlink_to("/")
     with pytest.raises(OSError, match=r"belongs to somebody else.*IDMM_FAST_CACHE"):
         limits.cache_folder()
+    monkeypatch.undo()
+    monkeypatch.delenv("IDMM_FAST_CACHE", raising=False)
+    monkeypatch.setenv("HOME", "/proc/nobody")
+
+    def full():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", full)
+    with pytest.raises(OSError, match=r"there is no folder for caches: .*No usable temporary directory.*; name one in IDMM_FAST_CACHE"):
+        limits.cache_folder()
     monkeypatch.setenv("IDMM_FAST_CACHE", str(tmp_path / "there"))
     assert limits.cache_folder() == tmp_path / "there"
 
