@@ -8,7 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +15,7 @@ from conftest import photographs
 from PIL import Image
 
 from idmm_fast import limits
+from idmm_fast.api import convert
 from idmm_fast.models import create_backbone, save_backbone
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +134,7 @@ def run(code, *args, env, **options):
     return done.stdout
 
 
-def test_without_locale_and_home(tmp_path):
+def test_without_locale_and_home(tmp_path, monkeypatch, capsys):
     """Conversion and features of images whose names are not ASCII, with Python's own ASCII locale; the files are named as they are, byte for byte."""
     folder, trained = images(tmp_path), tmp_path / "run"
     trained.mkdir()
@@ -143,8 +143,9 @@ def test_without_locale_and_home(tmp_path):
     save_backbone(create_backbone("vit_tiny_patch16_224", 32, options=options), trained / "backbone.safetensors")
     (trained / "config.yaml").write_text(yaml.safe_dump({"model": {"name": "vit_tiny_patch16_224", "image_size": 32, "options": options}}))
     shown = run(
-        "idmm_fast.embed(sys.argv[1], sys.argv[2], 'f.npz')\nfeatures, files = idmm_fast.embed(sys.argv[1], sys.argv[2], 'f.csv')\n"
-        "assert all(Path(f).exists() for f in files)\nsys.stdout.flush()\nsys.stdout.buffer.write(b'\\n'.join(map(os.fsencode, files)))",
+        "features, files = idmm_fast.embed(sys.argv[1], sys.argv[2], 'f.csv')\n"
+        "assert features.shape == (6, 32) and all(Path(f).exists() for f in files)\nsys.stdout.flush()\n"
+        "sys.stdout.buffer.write(b'\\n'.join(map(os.fsencode, files)))",
         folder, trained, cwd=tmp_path, env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HOME": "/proc/nobody", "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     first, *files = shown.split(b"\n")
@@ -156,9 +157,9 @@ def test_without_locale_and_home(tmp_path):
     assert (cache / "train.txt").read_bytes().splitlines() == files
     assert [line[1 : 1 + len(name)] for line, name in zip((tmp_path / "f.csv").read_bytes().splitlines(), files)] == files
     assert json.loads((cache / "train.json").read_text())["skipped"][0]["reason"] == "it is not an image that PIL can read"
-    assert np.load(tmp_path / "f.npz")["features"].shape == (6, 32)
-    # With another locale it is the same folder of the cache, and nothing is converted again.
-    assert run("convert(sys.argv[1])", folder, env={"LC_ALL": "C.UTF-8", "HOME": "/proc/nobody", "TMPDIR": str(tmp_path)}) == b""
+    monkeypatch.setenv("IDMM_FAST_CACHE", str(cache.parent))
+    assert convert(folder)["train"] == cache / "train.beton"  # in the locale of the tests too, and nothing is converted again
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
