@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -453,3 +454,15 @@ def test_what_a_probe_needs_is_looked_at_before_training(few, tmp_path):
         with pytest.raises(error, match=says):
             pretrain(cfg, Probe(cfg))
         assert not (tmp_path / "run").exists()
+
+
+def test_two_jobs_in_one_run_folder_do_not_mix(few, tmp_path, monkeypatch):
+    """The second one is told who is there, whatever it was asked; when the first one has ended, it may go on."""
+    _run_without_pictures(monkeypatch)
+    cfg = settings(few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto")
+    run = Run(tmp_path / "run", cfg, "auto", {"train": open_beton(few)})
+    with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on "):
+        pretrain(cfg)
+    run.close()
+    assert len(metrics(pretrain(cfg))) == 2
+    assert not (tmp_path / "run" / ".lock").exists()

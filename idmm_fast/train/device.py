@@ -4,12 +4,12 @@ import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError
+from ..limits import cache_folder
 from . import distributed
 
 
@@ -48,7 +48,7 @@ class Machine:
             module = DistributedDataParallel(module, [self.device] if self.device.type == "cuda" else None, gradient_as_bucket_view=True)
         if not self.compile:
             return module
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "idmm_fast" / "compiled"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         return torch.compile(module, dynamic=False)
 
     def __str__(self):

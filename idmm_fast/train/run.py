@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .. import limits
 from ..beton.format import RAW
 from ..config import ConfigError, as_dict
+from ..lock import Lock
 from . import checkpoint, distributed
 
 
@@ -129,7 +130,19 @@ class Run:
         self._events = SummaryWriter(str(self.folder / "events"), purge_step=self.state["step"] if self.state else None)
 
     def _begin(self, config, resume, betons):
-        """Make the folder; set `state`, and return the path that it was read from."""
+        """Make the folder and lock it; set `state`, and return the path that it was read from."""
+        new = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self.folder / ".lock", f"the run folder {self.folder}")
+        try:
+            return self._read(config, resume, betons)
+        except BaseException:
+            self._lock.close()
+            if new:
+                self.folder.rmdir()
+            raise
+
+    def _read(self, config, resume, betons):
         path, self.state = None, None
         if resume == "auto" or (resume == "no" and distributed.restarted()):
             path, self.state = checkpoint.newest(self.checkpoints)
@@ -149,7 +162,6 @@ class Run:
         self.data = {split: beton.fingerprint for split, beton in betons.items()}
         if self.state is not None:
             self._compare(config, betons)
-        self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.checkpoints.glob("*.tmp"):  # by a process that was killed while it wrote
             left.unlink()
         if self.state is not None:
@@ -284,7 +296,11 @@ class Run:
         if self.main:
             self._metrics.close()
             self._events.close()
-        self.written()
+        try:
+            self.written()
+        finally:
+            if self.main:
+                self._lock.close()
 
 
 class Interrupt:
