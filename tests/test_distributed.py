@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -155,6 +157,98 @@ with distributed.processes("cpu"):
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr[-3000:]
     assert shown.stdout.count("met 2.0") == 2
+
+
+def meeting(tmp_path, body):
+    """Two processes, without torchrun, which would end the other one, run `body` inside distributed.processes.
+
+    Of each: (exit code, what it printed, seconds it lived). The backend's timeout is 2 seconds instead of half an hour.
+    """
+    (tmp_path / "meet.py").write_text(f"""
+import datetime, os, signal, sys, time
+import torch
+import torch.distributed as dist
+from idmm_fast.train import distributed
+rank, start = int(os.environ["RANK"]), dist.init_process_group
+dist.init_process_group = lambda *args, **named: start(*args, timeout=datetime.timedelta(seconds=2), **named)
+distributed.BEAT, distributed.SILENCE, distributed.GRACE = 0.2, 4.0, 1.0
+try:
+    with distributed.processes("cpu"):
+{textwrap.indent(textwrap.dedent(body), " " * 8)}
+except OSError as error:
+    sys.exit(f"error: {{error}}")
+""")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([sys.executable, tmp_path / "meet.py"], env=job | {"RANK": str(k)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for k in range(2)
+    ]
+    began, ended = time.monotonic(), {}
+    try:
+        while len(ended) < 2 and time.monotonic() - began < min([60, *(end + 10 for end in ended.values())]):
+            ended |= {k: time.monotonic() - began for k, process in enumerate(both) if k not in ended and process.poll() is not None}
+            time.sleep(0.02)
+    finally:
+        for process in both:
+            process.kill()
+    return [(process.returncode, process.communicate()[0], ended.get(k, 60.0)) for k, process in enumerate(both)]
+
+
+def test_an_evaluation_may_take_longer_than_the_backend_waits(tmp_path):
+    for code, said, _ in meeting(tmp_path, """
+        found = distributed.from_main(lambda: (time.sleep(3), {"top1": 50.0})[1])
+        every = distributed.of_all((time.sleep(2.5 * rank), rank)[1])
+        print(found, every, distributed.total(torch.ones(1)).item())
+        time.sleep(2.5 * rank)  # the end is waited for too
+    """):  # fmt: skip
+        assert code == 0, said
+        assert "{'top1': 50.0} [0, 1] 2.0" in said
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_who_dies_in_an_evaluation_ends_the_others(tmp_path, dead):
+    """Process 0 evaluates; the other one waits for it. Whichever of them is killed, the other one notices at once and says so."""
+    ended = meeting(tmp_path, f"""
+        pid = distributed.of_all(os.getpid())[{dead}]
+        distributed.from_main(lambda: (time.sleep(1), os.kill(pid, signal.SIGKILL), time.sleep(50)))
+    """)  # fmt: skip
+    assert ended[dead][0] == -signal.SIGKILL
+    code, said, seconds = ended[1 - dead]
+    assert code == 1, said
+    assert f"error: process {1 - dead} stopped, since another one has ended; the message of that one says why" in said
+    assert seconds - ended[dead][2] < 5
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_one_that_evaluates(tmp_path):
+    ended = meeting(tmp_path, """
+        if rank:
+            raise OSError("no space left")
+        distributed.from_main(lambda: time.sleep(50))
+    """)  # fmt: skip
+    assert ended[1][:2] == (1, "error: no space left\n")
+    assert ended[0][0] == 1
+    assert ended[0][1] == "error: process 0 stopped, since another one has ended; the message of that one says why\n"
+    assert ended[0][2] < 30
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_answer_counts_as_lost(tmp_path):
+    """One that is stopped keeps its connections, as one behind a broken network does; the other one waits SILENCE, not for ever."""
+    ended = meeting(tmp_path, """
+        other = distributed.of_all(os.getpid())[1]
+        def evaluate():
+            os.kill(other, signal.SIGSTOP)
+            time.sleep(50)
+        distributed.from_main(evaluate)
+    """)  # fmt: skip
+    code, said, seconds = ended[0]
+    assert code == 1, said
+    assert "error: process 0 stopped, since another one does not answer" in said
+    assert seconds < 30
 
 
 @pytest.mark.slow

@@ -2,12 +2,22 @@
 nothing here does anything."""
 
 import os
+import sys
+import threading
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from .. import limits
+
+BEAT = 2.0  # seconds between two signs of life
+SILENCE = 120.0  # seconds without one until a process counts as lost
+GRACE = 20.0  # seconds that the main thread has to end by itself when another process is lost
+PATIENCE = timedelta(days=30)  # for waits that a long evaluation makes long; whether the others live is watched apart
+
+_patient = None  # the process group (gloo) of these waits
 
 
 def world():
@@ -44,8 +54,9 @@ def restarted():
 def processes(device):
     """Join the other processes for the time of the block, if torchrun started some; `device` is "auto", "cpu" or "cuda".
 
-    gloo on the CPU, nccl on GPUs, a GPU each. Raises ConnectionError where another process has ended.
+    gloo on the CPU, nccl on GPUs, a GPU each. Raises ConnectionError where another process has ended or can't be reached; see _Watch.
     """
+    global _patient
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -58,14 +69,76 @@ def processes(device):
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank_, world_size=world_)
     if not cuda:  # torchrun gives each process one thread
         torch.set_num_threads(cores())
+    watch = _Watch()
     try:
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistBackendError) or "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
-            raise ConnectionError(f"process {rank()} stopped, since another one has ended; the message of that one says why") from error
+    except BaseException as error:
+        why = _lost(error)
+        watch.leave(failed=True)  # no barrier: the others may wait for this one, and learn from this that they wait in vain
+        if not cuda and not watch.silent:  # left as they are, gloo's threads now and then abort the process at its end
+            dist.destroy_process_group()
+        if why:
+            raise ConnectionError(why) from error
         raise
-    dist.barrier()  # after an error there is none: the others may wait for this one, whose end makes torchrun end them
+    watch.leave()
     dist.destroy_process_group()
+
+
+def _lost(error):
+    """What to say, if this error of a collective means that another process is gone; else None."""
+    if not isinstance(error, RuntimeError):
+        return None
+    text, backend = str(error), isinstance(error, dist.DistBackendError)
+    if "Timed out waiting" in text or (backend and "timeout" in text.lower()):
+        return f"process {rank()} stopped, since another one does not answer: it hangs, or its machine or the network between them is down"
+    if backend or any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")):
+        return f"process {rank()} stopped, since another one has ended; the message of that one says why"
+    return None
+
+
+class _Watch:
+    """A thread in which all processes show each other every BEAT seconds that they live, whatever their main threads wait for or do.
+
+    One that has ended is noticed at once, since its connections are closed, and one whose machine or network is down after SILENCE
+    seconds. The main thread mostly learns it from its own connections. Where it doesn't within GRACE seconds (it evaluates, or waits for
+    an answer that a dead network does not bring), the process is ended.
+    """
+
+    def __init__(self):
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=SILENCE))
+        self._mine, self._why, self.silent = 0, None, False  # 0: at work, 1: done, -1: failed
+        self._leaving, self._left = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="signs of life", daemon=True)
+        self._thread.start()
+
+    def leave(self, failed=False):
+        """End the thread: when all others leave too, or, after an error, as soon as they know. Raises ConnectionError if one is lost before."""
+        self._mine = -1 if failed else 1
+        self._leaving.set()
+        if failed:
+            self._left.set()
+        self._thread.join()
+        if not failed and self._why:
+            raise ConnectionError(self._why)
+
+    def _beat(self):
+        lowest = 0
+        while lowest == 0:
+            self._leaving.wait(BEAT)
+            sign = torch.tensor([self._mine])
+            try:
+                dist.all_reduce(sign, dist.ReduceOp.MIN, group=self._group)
+                lowest = sign.item()
+            except RuntimeError as error:
+                self._why, self.silent = _lost(error) or str(error), "Timed out" in str(error)
+                break
+        if lowest > 0:
+            return
+        self._why = self._why or f"process {rank()} stopped, since another one has ended; the message of that one says why"
+        if self._mine == 0 and not self._left.wait(GRACE):
+            print(f"error: {self._why}", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def from_main(make):
@@ -78,7 +151,7 @@ def from_main(make):
             answer[0] = make()
         except Exception as error:
             answer[1] = error
-    dist.broadcast_object_list(answer)
+    dist.broadcast_object_list(answer, group=_patient)
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
@@ -89,7 +162,7 @@ def of_all(thing):
     if world() == 1:
         return [thing]
     things = [None] * world()
-    dist.all_gather_object(things, thing)
+    dist.all_gather_object(things, thing, group=_patient)
     return things
 
 

@@ -142,7 +142,7 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                     if stop:
                         flush()
                         save(epoch)
-                        run.written()
+                        distributed.from_main(run.written)  # nobody leaves before: the end of one ends the others
                         raise Interrupted(int(stop), run.checkpoints)
                     if step == training.max_steps:
                         flush()
