@@ -16,12 +16,14 @@ import torch
 from test_train import FINETUNE, TINY, losses, settings
 
 from idmm_fast.beton import open_beton
+from idmm_fast.config import ConfigError
 from idmm_fast.models import create_backbone, init_head
-from idmm_fast.train import checkpoint
+from idmm_fast.train import checkpoint, distributed
 from idmm_fast.train.accuracy import top_k
 from idmm_fast.train.device import choose
 from idmm_fast.train.finetune import Classifier
 from idmm_fast.train.pretrain import pretrain
+from idmm_fast.train.state import State
 
 ROOT = Path(__file__).parent.parent
 # 64 images: a step of 36, then one of 28, which two processes share as 15 and 13, four as 9, 9, 9 and 1
@@ -249,6 +251,33 @@ def test_a_process_that_does_not_answer_counts_as_lost(tmp_path):
     assert code == 1, said
     assert "error: process 0 stopped, since another one does not answer" in said
     assert seconds < 30
+
+
+@pytest.mark.parametrize(("there", "said"), [(1, "2 processes and 1 GPU; use --nproc-per-node 1 or"), (3, "4 processes and 3 GPUs; use --nproc-per-node 3 or")])
+def test_more_processes_than_gpus_is_said(monkeypatch, there, said):
+    for name, value in {"RANK": 0, "WORLD_SIZE": there + 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": there + 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    with pytest.raises(ConfigError, match=f"^{said} --training.device=cpu$"), distributed.processes("auto"):
+        pass
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_run_goes_on_in_another_precision(before, after):
+    """An enabled scaler begins with torch's own 2 ** 16 after one that was disabled; a disabled one ignores what another was at."""
+    def state(enabled, scale):
+        model = torch.nn.Module()
+        model.head = torch.nn.Linear(2, 2)
+        return State(model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=enabled, init_scale=scale))
+
+    old, new = state(before, 8.0), state(after, 2.0**16)
+    old.scaler.scale(torch.ones(1))  # its scale is made by its first use
+    new.restore(old.take())
+    assert new.scaler.is_enabled() is after
+    assert new.scaler.get_scale() == ((8.0 if before else 2.0**16) if after else 1.0)
 
 
 @pytest.mark.slow

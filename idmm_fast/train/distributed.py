@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from .. import limits
+from ..config import ConfigError
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 120.0  # seconds without one until a process counts as lost
@@ -54,7 +55,8 @@ def restarted():
 def processes(device):
     """Join the other processes for the time of the block, if torchrun started some; `device` is "auto", "cpu" or "cuda".
 
-    gloo on the CPU, nccl on GPUs, a GPU each. Raises ConnectionError where another process has ended or can't be reached; see _Watch.
+    gloo on the CPU, nccl on GPUs, a GPU each. Raises ConnectionError where another process has ended or can't be reached; see _Watch. ConfigError
+    where there are fewer GPUs than processes.
     """
     global _patient
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -62,7 +64,11 @@ def processes(device):
         return
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+        if here > gpus:
+            raise ConfigError(f"{here} processes and {gpus} GPU{'s' if gpus > 1 else ''}; use --nproc-per-node {gpus} or --training.device=cpu")
+        torch.cuda.set_device(local)
     store, rank_, world_ = next(dist.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:  # torchrun's own store outlives a restart, and with it the addresses of the dead
         store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # several machines may count apart: docs/nodes.md

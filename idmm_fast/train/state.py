@@ -42,7 +42,8 @@ class State:
         """Make everything as it was when the tree was taken."""
         self.model.load_state_dict(self._with_head(tree["model"], "own"))
         self.optimizer.load_state_dict(self._with_moments(tree["optimizer"], "own"))
-        self.scaler.load_state_dict(tree["scaler"])
+        if tree["scaler"]:  # of a part in fp32 or bf16 it is empty: fp16 begins anew with its scale
+            self.scaler.load_state_dict(tree["scaler"])
         if len(tree["random"]) == distributed.world():
             _set_random_state(tree["random"][distributed.rank()])
         else:  # another number of processes: what the model draws itself (drop path) can't be what it was
