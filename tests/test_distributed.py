@@ -185,9 +185,12 @@ except OSError as error:
         port = probe.getsockname()[1]
     job = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     both = [
-        subprocess.Popen([sys.executable, tmp_path / "meet.py"], env=job | {"RANK": str(k)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            [sys.executable, tmp_path / "meet.py"], env=job | {"RANK": str(k), "TORCHELASTIC_RESTART_COUNT": str(k)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
         for k in range(2)
-    ]
+    ]  # fmt: skip
     began, ended = time.monotonic(), {}
     try:
         while len(ended) < 2 and time.monotonic() - began < min([60, *(end + 10 for end in ended.values())]):
@@ -203,11 +206,11 @@ def test_an_evaluation_may_take_longer_than_the_backend_waits(tmp_path):
     for code, said, _ in meeting(tmp_path, """
         found = distributed.from_main(lambda: (time.sleep(3), {"top1": 50.0})[1])
         every = distributed.of_all((time.sleep(2.5 * rank), rank)[1])
-        print(found, every, distributed.total(torch.ones(1)).item())
+        print(found, every, distributed.total(torch.ones(1)).item(), distributed.restarted())
         time.sleep(2.5 * rank)  # the end is waited for too
     """):  # fmt: skip
         assert code == 0, said
-        assert "{'top1': 50.0} [0, 1] 2.0" in said
+        assert "{'top1': 50.0} [0, 1] 2.0 True" in said  # torchrun of the second one started it again; the first must know
 
 
 @pytest.mark.parametrize("dead", [0, 1])
@@ -261,6 +264,15 @@ def test_more_processes_than_gpus_is_said(monkeypatch, there, said):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     with pytest.raises(ConfigError, match=f"^{said} --training.device=cpu$"), distributed.processes("auto"):
+        pass
+
+
+def test_restarts_on_several_machines_need_a_store_of_their_own(monkeypatch):
+    job = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_MAX_RESTARTS": 3}
+    for name, value in job.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
+    with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"), distributed.processes("cpu"):
         pass
 
 

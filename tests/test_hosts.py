@@ -65,14 +65,12 @@ class Hosts:
         return Path(f"{self.said}{k}").read_text()
 
     def kill(self, k):
-        """End every process of host k; its kernel closes their connections, then its cable is out."""
+        """End every process of host k; its kernel closes their connections."""
         while pids := ip("netns", "pids", self.names[k]).split():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
             time.sleep(0.1)
-        time.sleep(3)  # threads of theirs may still hold the connections
-        self.cut(k)
 
     def cut(self, k):
         """Take the cable out: nothing arrives any more, and nobody is told."""
@@ -134,6 +132,7 @@ def test_what_is_left_goes_on_by_itself(hosts, tiny_beton, tmp_path, alone, how)
     one, _ = begun(hosts, tiny_beton, tmp_path / "run")
     getattr(hosts, how)(2)
     noticed = until(lambda: "error: process 0 stopped" in hosts.output(1), hosts, "to notice")
+    hosts.cut(2)
     print(f"{how}: noticed after {noticed:.1f} s")
     again = until(lambda: "going on at step" in hosts.output(1), hosts, "to begin again")
     until(lambda: one.poll() is not None, hosts, "to end")
@@ -151,6 +150,8 @@ def test_after_the_loss_of_the_meeting_place_torchrun_is_started_again(hosts, ti
     """Host 1, where they meet, is lost: torchrun on host 2 ends with an error by itself; started again, it goes on."""
     _, two = begun(hosts, tiny_beton, tmp_path / "run")
     hosts.kill(1)
+    until(lambda: "error: process 1 stopped" in hosts.output(2), hosts, "to notice")
+    hosts.cut(1)
     took = until(lambda: two.poll() is not None, hosts, "to end")
     print(f"torchrun ended after {took:.1f} s")
     assert two.returncode

@@ -19,6 +19,7 @@ GRACE = 20.0  # seconds that the main thread has to end by itself when another p
 PATIENCE = timedelta(days=30)  # for waits that a long evaluation makes long; whether the others live is watched apart
 
 _patient = None  # the process group (gloo) of these waits
+_restarted = False  # what restarted() says among several
 
 
 def world():
@@ -48,17 +49,17 @@ def cores():
 
 def restarted():
     """Whether torchrun's elastic agent has started this job again after a process died (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return _restarted if dist.is_initialized() else int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 @contextmanager
 def processes(device):
     """Join the other processes for the time of the block, if torchrun started some; `device` is "auto", "cpu" or "cuda".
 
-    gloo on the CPU, nccl on GPUs, a GPU each. Raises ConnectionError where another process has ended or can't be reached; see _Watch. ConfigError
-    where there are fewer GPUs than processes.
+    gloo on the CPU, nccl on GPUs, a GPU each. Raises ConnectionError where another process has ended or can't be reached, see _Watch;
+    ConfigError where there are fewer GPUs than processes, or torchrun was not set for restarts on several machines.
     """
-    global _patient
+    global _patient, _restarted
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -69,15 +70,31 @@ def processes(device):
         if here > gpus:
             raise ConfigError(f"{here} processes and {gpus} GPU{'s' if gpus > 1 else ''}; use --nproc-per-node {gpus} or --training.device=cpu")
         torch.cuda.set_device(local)
+    several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1"
+    if several and shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        raise ConfigError(
+            "torchrun with --max-restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it on each of them, "
+            "else those that start again find the addresses of the dead (docs/nodes.md)"
+        )
     store, rank_, world_ = next(dist.rendezvous("env://"))
-    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:  # torchrun's own store outlives a restart, and with it the addresses of the dead
-        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # several machines may count apart: docs/nodes.md
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank_, world_size=world_)
+    if not several:  # torchrun's own store outlives a restart, and with it the addresses of the dead
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank_, world_size=world_)
+        watch = _Watch()
+    except RuntimeError as error:
+        if "connectFullMesh" not in str(error):
+            raise
+        raise ConnectionError(
+            f"process {rank_} can't reach another one: it has ended, or gloo uses the wrong network (a host's name often stands for 127.0.1.1); "
+            f"set GLOO_SOCKET_IFNAME to the interface that leads to the other machines, as `ip addr` names it"
+        ) from error
     if not cuda:  # torchrun gives each process one thread
         torch.set_num_threads(cores())
-    watch = _Watch()
     try:
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _restarted = any(of_all(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))  # only the agent of the dead process counts it
         yield
     except BaseException as error:
         why = _lost(error)
