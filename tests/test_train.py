@@ -368,6 +368,9 @@ def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp
     assert call(*script).returncode == 0
     assert json.loads((tmp_path / "l" / "result.json").read_text()) == results
     assert (one / "metrics.jsonl").read_bytes() == before
+    trial = call(*script, "--training.max_steps=2")  # it had written result.json and then missed the weights of stage 1
+    assert trial.returncode == 1
+    assert "does not go with --stages" in trial.stderr
     wrong = call(*script, "--ladder.stages=[{model.img_size: 64}]")
     assert wrong.returncode == 1
     assert "model.image_size" in wrong.stderr

@@ -79,6 +79,8 @@ def choose(training, steps):
         torch.set_float32_matmul_precision("high")
         if device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
+    elif torch.get_num_threads() > distributed.cores():  # torch does not know a container's quota
+        torch.set_num_threads(distributed.cores())
     amp = training.amp
     if amp == "auto":
         if cuda:

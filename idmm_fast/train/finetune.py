@@ -138,6 +138,8 @@ def ladder(cfg):
     """
     if not cfg.ladder.stages:
         raise ConfigError("ladder.stages is empty: the configurations *_finetune.yaml in rn_configs/ have some, to begin from")
+    if cfg.training.max_steps:
+        raise ConfigError("training.max_steps does not go with --stages: a trial leaves no weights for the next stage to begin with")
     folder, results = Path(cfg.logging.run_dir), []
     stages = [
         changed(SCHEMA, cfg, {
