@@ -29,7 +29,7 @@ def main(argv=None):
         result = judge(cfg)
     except (ConfigError, BetonError, LoaderError, FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print("  ".join(f"{name} {value:.2f} %" if name != "skipped" else f"({value} images skipped)" for name, value in result.items()))
+    print("  ".join(f"{name} {value:.2f} %" if name != "images_skipped" else f"({value} images skipped)" for name, value in result.items()))
     if cfg.logging.run_dir:
         print(f"picture: {Path(cfg.logging.run_dir) / 'neighbours.png'}")
 

@@ -198,7 +198,7 @@ def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys
         judged(path, "raise")
     with pytest.warns(UserWarning, match="left out"):
         found = judged(path, "replace")
-    assert found.pop("skipped") == 3
+    assert found.pop("images_skipped") == 3
     assert found == pytest.approx(judged(tmp_path / "whole.beton", "raise"))
     machine = choose(SimpleNamespace(device="cpu", amp="fp32", channels_last=False, compile=False), 0)
     weights = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
@@ -212,7 +212,7 @@ def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys
 
     with pytest.warns(UserWarning, match="left out"):
         found = top(path, open_beton(tiny_beton).label, "replace")
-    assert found.pop("skipped") == 3
+    assert found.pop("images_skipped") == 3
     assert found == pytest.approx(top(tmp_path / "whole.beton", open_beton(tmp_path / "whole.beton").label))
     assert f"{path}: 3 of 64 images can't be decoded" in capsys.readouterr().out
     some = corrupt(write_subset(tiny_beton, [3], tmp_path / "some.beton").path, tmp_path / "none.beton", 0, "half")

@@ -21,6 +21,7 @@ from idmm_fast.models import (
     save_classifier,
     timm_config,
 )
+from idmm_fast.train.device import Machine, choose_attention
 
 
 def reference(state, images, kind, heads, depth):
@@ -262,3 +263,27 @@ def test_saved_backbone_loads_in_timm(tmp_path):
 def test_t2t_vit_refuses_sizes_that_do_not_split():
     with pytest.raises(ValueError, match="multiple of 16"):
         create_backbone("t2t_vit_7", 100)
+
+
+@pytest.mark.parametrize(("size", "patch", "amp", "plain"), [
+    (32, 8, None, True), (64, 8, None, False), (64, 8, torch.bfloat16, True), (136, 8, torch.bfloat16, False),
+])  # fmt: skip
+def test_attention_of_short_sequences_is_multiplied_out_on_a_cpu(size, patch, amp, plain):
+    """To the same features and gradients as torch's fused attention; on a GPU it is left as it is."""
+    torch.manual_seed(0)
+    model = create_backbone("vit_tiny_patch16_224", size, options={"patch_size": patch, "depth": 2, "embed_dim": 64, "num_heads": 2})
+    images = torch.randn(2, 3, size, size)
+
+    def computed():
+        model.zero_grad()
+        features = model(images)
+        features.square().sum().backward()
+        return [features.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    wanted = computed()
+    choose_attention(model, Machine(torch.device("cuda"), amp, True, False))
+    assert all(block.attn.fused_attn for block in model.blocks)
+    choose_attention(model, Machine(torch.device("cpu"), amp, True, False))
+    assert all(block.attn.fused_attn != plain for block in model.blocks)
+    for mine, its in zip(computed(), wanted):
+        assert torch.allclose(mine, its, atol=1e-4 * max(1.0, its.abs().max().item()))

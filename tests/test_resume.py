@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from hypothesis import settings as examples
 from safetensors.torch import load_file
 from test_train import FINETUNE, losses, settings
 
-from idmm_fast.beton import open_beton, write_beton
+from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import Split
 from idmm_fast.evaluate.judge import Probe
 from idmm_fast.methods import IDMM
-from idmm_fast.train import checkpoint, loop
+from idmm_fast.train import checkpoint, distributed, loop
+from idmm_fast.train.device import Machine
 from idmm_fast.train.finetune import finetune
 from idmm_fast.train.pretrain import pretrain
 from idmm_fast.train.run import Interrupt, Interrupted, OtherImages, Run
@@ -292,6 +294,63 @@ def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite(
     assert all(torch.isfinite(v).all() for v in load_file(folder / "backbone.safetensors").values())
 
 
+def test_fp16_stops_too_where_every_gradient_is_not_finite(few, tmp_path, monkeypatch):
+    """The scaler skipped such steps for ever, its scale gone to 0; here on the CPU, whose fused AdamW knows scalers too."""
+    forward = IDMM.forward
+    monkeypatch.setattr(IDMM, "forward", lambda self, *args: forward(self, *args) + 0 * sum(p.mul(0).sum() for p in self.parameters()).sqrt())
+    monkeypatch.setattr(Machine, "scaler", lambda self: torch.amp.GradScaler("cpu", enabled=True))
+    _run_without_pictures(monkeypatch)
+    with pytest.raises(FloatingPointError, match=r"gradients of a finite loss .* 4 times in a row"):
+        pretrain(settings(few, tmp_path / "run", **SMALL, training__batch_size=1, training__epochs=2, training__max_skipped=4))
+
+
+def test_a_signal_in_the_last_evaluation_is_obeyed(few, tmp_path, monkeypatch):
+    """It had been dropped: what follows the training (the next stage) began all the same."""
+    _run_without_pictures(monkeypatch)
+    stops = Stops(monkeypatch)
+
+    class Stopping(_Probe):
+        def __call__(self, backbone, machine):
+            stops.interrupt.signal = 15
+            return super().__call__(backbone, machine)
+
+    options = {**SMALL, "training__batch_size": 6, "training__epochs": 2, "probe__every": 2}
+    with pytest.raises(Interrupted):
+        pretrain(settings(few, tmp_path / "run", **options), Stopping())
+    lines = metrics(tmp_path / "run")
+    assert "knn20" in lines[-1]
+    pretrain(settings(few, tmp_path / "run", **options, training__resume="auto"), _Probe())
+    assert metrics(tmp_path / "run") == lines
+    assert (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+def test_a_job_that_is_started_again_goes_on_from_its_newest_checkpoint_and_with_no_other_run(kept, few, monkeypatch):
+    """By torchrun --max-restarts; the same command had gone back to the checkpoint it names, and into a run that it had been refused."""
+    options, folder = kept
+    older = checkpoint.listing(folder / "checkpoints")[0]
+    monkeypatch.setattr(distributed, "restarted", lambda: True)
+    pretrain(settings(few, folder, training__resume=str(older), **options))
+    assert not (folder / "checkpoints" / "aside_1").exists()
+    starts = folder / "starts.jsonl"
+    assert json.loads(starts.read_text().splitlines()[-1])["step"] == 8
+    starts.write_text(re.sub(r'"started": "\d+', '"started": "2000', starts.read_text()))  # begun before this job
+    with pytest.raises(ConfigError, match="holds a run already"):
+        pretrain(settings(few, folder, **options))
+
+
+def test_what_fails_before_the_first_step_lets_go_of_the_run_folder(few, tmp_path, monkeypatch):
+    from idmm_fast.train import pretrain as training
+
+    cfg = settings(few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto")
+    _run_without_pictures(monkeypatch)
+    monkeypatch.setattr(training, "choose_attention", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as kept_alive:
+        pretrain(cfg)
+    monkeypatch.undo()
+    assert len(metrics(pretrain(cfg))) == 2
+    assert kept_alive.value is not None
+
+
 def test_weights_that_are_not_finite_are_never_saved(kept, few, monkeypatch):
     """As by a fault in memory: the step looked right, the weights are not."""
     options, folder = kept
@@ -448,8 +507,8 @@ def test_what_a_probe_needs_is_looked_at_before_training(few, tmp_path):
     images = [rng.integers(0, 256, (20, 20, 3), np.uint8) for _ in range(3)]
     unlabelled = _beton(tmp_path / "unlabelled.beton", images, (-1,))
     other = _beton(tmp_path / "other.beton", images, classes=("x", "y", "z"))
-    for test, error, says in ((tmp_path / "missing.beton", FileNotFoundError, "does not exist"), (unlabelled, Exception, "label"),
-                              (other, Exception, "class")):  # fmt: skip
+    for test, error, says in ((tmp_path / "missing.beton", FileNotFoundError, "does not exist"), (unlabelled, BetonError, "label"),
+                              (other, (BetonError, ConfigError), "class")):  # fmt: skip
         cfg = settings(few, tmp_path / "run", **SMALL, data__test=str(test), probe__every=2)
         with pytest.raises(error, match=says):
             pretrain(cfg, Probe(cfg))

@@ -61,7 +61,7 @@ def run_config(argv):
         name, eq, value = arg.partition("=")
         if name in ("--checkpoint", "--model.init"):
             value = value if eq else argv[k + 1] if k + 1 < len(argv) else ""
-            if value not in ("", "null", "~") and not Path(value).exists():
+            if value.lower() not in ("", "none", "null", "~") and not Path(value).exists():
                 raise ConfigError(f"{value} does not exist; {name} is a run folder, a checkpoint in it or a .safetensors file")
             found = config_of(value)
             if found:
@@ -130,7 +130,7 @@ def score(features, labels, linear, temperature=0.07, strength=1.0, minutes=MINU
 def judge(cfg):
     """{"knn10", "knn20", "linear"}, percent on data.test, of the frozen features of `cfg.model` (see SCHEMA).
 
-    No "linear" without linear.probe, or where that takes too long. "skipped", a number of images, where some can't be decoded
+    No "linear" without linear.probe, or where that takes too long. "images_skipped", a number, where some can't be decoded
     and data.on_error is replace.
 
     Raises ConfigError, BetonError, FileNotFoundError, LoaderError, ValueError.
@@ -150,7 +150,7 @@ def judge(cfg):
     results = score(features, labels, cfg.linear.probe, cfg.knn.temperature, cfg.linear.strength, cfg.linear.max_minutes)
     skipped = len(train) + len(test) - sum(map(len, rows))
     if skipped:
-        results["skipped"] = skipped
+        results["images_skipped"] = skipped
     if cfg.logging.run_dir is not None:
         folder = Path(cfg.logging.run_dir)
         folder.mkdir(parents=True, exist_ok=True)

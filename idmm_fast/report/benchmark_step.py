@@ -4,7 +4,8 @@ machine can multiply.
   published     eager float32, a forward pass for each group of views (2 B and 4 B crops), targets of B x N made for the step
   + index loss  the loss from idx_a, idx_b, lam
   + one pass    the 6 B crops together
-  + channels-last, + compile, + bf16 (fp16 on a GPU without it; not on a CPU without it, which only pretends to have it), each on top of those before it
+  + channels-last, + bf16 (fp16 on a GPU without it; not on a CPU without it, which only pretends to have it), + plain attention (on a CPU, where the
+    sequence is short enough for it: train/device.py), + compile, each on top of those before it
 
 Batches are synthetic and already on the device: loading is not what is measured here (`benchmark.py end_to_end` does). The systems take turns
 in each round. FLOP are counted by torch on the step of the published form, so they are the model's, whoever computes them; the machine's rate is that of the
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from ..methods import IDMM
 from ..models import create_backbone
 from ..models.backbone import PRETRAIN_STD
-from ..train.device import Machine, cpu_has_bf16
+from ..train.device import Machine, choose_attention, cpu_has_bf16
 from .benchmark_loader import machine as describe
 
 
@@ -71,18 +72,22 @@ def systems(name, size, instances, device, low, options=None):
     last = Machine(device, None, True, False)
     found = {}
 
-    def add(what, machine, wrap=None):
+    def add(what, machine, wrap=None, plain_attention=False):
         torch.manual_seed(0)
         model = machine.place(IDMM(create_backbone(name, size, 0.1, options), instances, 0.1)).train()
+        if plain_attention:
+            choose_attention(model, machine)
         found[what] = (machine.prepare(wrap(model).to(device) if wrap else model), model, machine)
 
     add("published", plain, lambda m: Published(m, instances))
     add("+ index loss", plain, lambda m: Published(m, instances, index=True))
     add("+ one pass", plain)
     add("+ channels-last", last)
-    add("+ compile", Machine(device, None, True, True))
     if low is not None:
-        add(f"+ {'bf16' if low == torch.bfloat16 else 'fp16'}", Machine(device, low, True, True))
+        add(f"+ {'bf16' if low == torch.bfloat16 else 'fp16'}", Machine(device, low, True, False))
+    if device.type == "cpu":
+        add("+ plain attention", Machine(device, low, True, False), plain_attention=True)
+    add("+ compile", Machine(device, low, True, True), plain_attention=True)
     return found
 
 
@@ -136,8 +141,8 @@ def measure(name, size, batch, instances, repeats, steps, device, low, options=N
     """{"crops_per_s": {system: {median, min, max}}, "ratios": {system: median of the rounds' ratios to "published"}, ...}."""
     groups = batch_of(batch, instances, size, device)
     crops = sum(x.shape[0] for x in groups[0])
-    running = {}
-    for what, (module, model, machine) in systems(name, size, instances, device, low, options).items():
+    running, compared = {}, systems(name, size, instances, device, low, options)
+    for what, (module, model, machine) in compared.items():
         running[what] = functools.partial(stepper(module, model, machine, what != "published"), groups)
     with FlopCounterMode(display=False) as counter:
         running["published"]()
@@ -163,10 +168,11 @@ def measure(name, size, batch, instances, repeats, steps, device, low, options=N
             rates[p].append(multiply_rate(device, dtype))
     speed = {what: [crops / t for t in ts] for what, ts in times.items()}
     peak = {p: statistics.median(r) for p, r in rates.items()}
+    precision_of = {what: "float32" if machine.amp is None else str(machine.amp).removeprefix("torch.") for what, (_, _, machine) in compared.items()}
     result = {what: {"median": statistics.median(s), "min": min(s), "max": max(s)} for what, s in speed.items()}
     for what, found in result.items():
         found["tflop_per_s"] = found["median"] * flop / crops / 1e12
-        found["share"] = found["median"] * flop / crops / peak[next(reversed(peak)) if what in ("+ bf16", "+ fp16") else "float32"]
+        found["share"] = found["median"] * flop / crops / peak[precision_of[what]]
     return {
         "model": name, "image_size": size, "batch": batch, "instances": instances, "crops": crops, "gflop_per_crop": flop / crops / 1e9,
         "crops_per_s": result, "ratios": {w: statistics.median(a / b for a, b in zip(s, speed["published"])) for w, s in speed.items()},

@@ -54,7 +54,7 @@ def say_skipped(path, skipped, images):
 @torch.no_grad()
 def top_k(model, path, labels, machine, batch_size, size, num_workers=0, ks=(1, 5), on_error="raise"):
     """{"top1": ..., "top5": ...}, percent, of `model` (uint8 images -> logits) over the beton `path`, see `judged`; where
-    images were left out of it, their number too, "skipped".
+    images were left out of it, their number too, "images_skipped".
 
     labels: int64 by dataset row. Several processes take their parts of the rows, and all get the result. Raises LoaderError.
     """
@@ -74,4 +74,4 @@ def top_k(model, path, labels, machine, batch_size, size, num_workers=0, ks=(1, 
     skipped = labels.numel() - seen
     if distributed.rank() == 0 or not seen:
         say_skipped(path, skipped, labels.numel())
-    return {f"top{k}": 100.0 * n / seen for k, n in zip(ks, right)} | ({"skipped": skipped} if skipped else {})
+    return {f"top{k}": 100.0 * n / seen for k, n in zip(ks, right)} | ({"images_skipped": skipped} if skipped else {})

@@ -1,5 +1,6 @@
 """What the machine can do: device, precision, memory format, compilation, and getting batches there."""
 
+import math
 import os
 import shutil
 from contextlib import nullcontext
@@ -60,6 +61,27 @@ class Machine:
         name += f", {distributed.world()} processes" if distributed.world() > 1 else ""
         precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.amp]
         return f"{name}; {precision}{', channels-last' if self.channels_last else ''}{', compiled' if self.compile else ''}"
+
+
+# Tokens up to which, on a CPU, attention is faster multiplied out than by torch's fused kernel, whose backward pass is slow there: measured
+# on a Xeon with AMX (benchmark.py step; docs/benchmarks.md).
+_PLAIN_TOKENS = {None: 64, torch.bfloat16: 256}
+
+
+def choose_attention(module, machine):
+    """On a CPU, switch the ViTs in `module` with few tokens from torch's fused attention to plain products; the same to rounding.
+
+    timm's attention layers look at their `fused_attn`. Networks with windows or stages (Swin, PVT) are left as they are.
+    """
+    if machine.device.type != "cpu":
+        return
+    for network in module.modules():
+        if not hasattr(network, "blocks") or not hasattr(network, "patch_embed"):
+            continue
+        tokens = getattr(network.patch_embed, "num_patches", math.inf) + getattr(network, "num_prefix_tokens", 0)
+        for layer in network.blocks.modules() if tokens <= _PLAIN_TOKENS[machine.amp] else ():
+            if hasattr(layer, "fused_attn"):
+                layer.fused_attn = False
 
 
 def cpu_has_bf16():

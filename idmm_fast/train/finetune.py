@@ -1,5 +1,6 @@
 """Fine-tuning with labels, at one resolution: mixup in even epochs, CutMix in odd ones."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from . import distributed, memory, settings
 from .accuracy import check_same_classes, top_k
 from .crops import draw_batch
 from .curves import draw_curves
-from .device import choose
+from .device import choose, choose_attention
 from .loop import fit
 from .run import Run, write_json
 
@@ -163,11 +164,11 @@ def finetune(cfg):
 
     Raises ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError; Interrupted after a signal, when a checkpoint is written.
     """
-    with distributed.processes(cfg.training.device):
-        return _finetune(cfg)
+    with distributed.processes(cfg.training.device), contextlib.ExitStack() as stack:
+        return _finetune(cfg, stack)
 
 
-def _finetune(cfg):
+def _finetune(cfg, stack):
     settings.check_warmup(cfg)
     torch.manual_seed(cfg.training.seed)
     if cfg.data.test is None:
@@ -195,7 +196,7 @@ def _finetune(cfg):
         load_backbone(backbone, cfg.model.init, head if cfg.model.keep_head else None)
     elif cfg.model.keep_head:
         raise ConfigError("model.keep_head needs model.init, the fine-tuning whose classifier is kept")
-    run = Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train, "test": test})
+    run = stack.enter_context(contextlib.closing(Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train, "test": test})))
     machine = choose(cfg.training, cfg.training.epochs * len(loader))
     model = machine.place(Classifier(backbone, head)).train()
     labels = labels.to(machine.device)
@@ -206,6 +207,7 @@ def _finetune(cfg):
         f"{cfg.training.epochs} epochs of {len(loader)} steps; {machine}"
     )
     distributed.seed_apart(cfg.training.seed)
+    choose_attention(model, machine)
     prepared = machine.prepare(model)
     alpha, seed = cfg.mixing.alpha, cfg.training.seed
 
@@ -239,7 +241,8 @@ def _finetune(cfg):
     last, best = tested[-1], max(tested, key=lambda line: line["top1"])
     result = {key: last[key] for key in ("top1", "top5")}
     result |= {"best_top1": best["top1"], "best_epoch": best["epoch"]}  # chosen on data.test itself, so flattering; top1 is the last epoch's
-    result = {**result, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
+    skipped = {"images_skipped": last["images_skipped"]} if "images_skipped" in last else {}
+    result = {**result, **skipped, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
     if run.main:
         save_classifier(model.backbone, model.head, run.folder / "model.safetensors")
         write_json(run.folder / "config.json", timm_config(model.backbone, cfg.model.name, size, classes, cfg.model.options))

@@ -122,8 +122,8 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                         scaler.unscale_(optimizer)
                         for p in trained:
                             torch.nn.utils.clip_grad_norm_([p], training.clip)
-                    loss_and_bad = _looked_at(loss, trained if not scaler.is_enabled() else [])
-                    if not scaler.is_enabled():  # the scaler looks at the gradients itself; else the fused step skips by this, unlooked at
+                    loss_and_bad = _looked_at(loss, trained)
+                    if not scaler.is_enabled():  # it looks at the gradients itself; without it the fused step skips by this, unlooked at
                         optimizer.found_inf = loss_and_bad[1]
                     scaler.step(optimizer)
                     scaler.update()
@@ -155,6 +155,10 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                 if (epoch + 1) % training.checkpoint_every == 0 or step == steps or late:
                     save(epoch)  # before the evaluation, which may take long, and fail
                 evaluate(epoch)
+            stop = max(distributed.of_all(interrupt.signal))
+            if stop:  # it came in the last evaluation: what follows this training is not to begin
+                run.written()
+                raise Interrupted(stop, run.checkpoints)
         finally:
             meter.bar.close()
             loader.close()

@@ -1,5 +1,6 @@
 """Pretraining, by IDMM or another method."""
 
+import contextlib
 import functools
 
 import torch
@@ -12,7 +13,7 @@ from ..models import create_backbone, save_backbone
 from . import distributed, memory, settings
 from .crops import draw_batch
 from .curves import draw_curves
-from .device import choose
+from .device import choose, choose_attention
 from .loop import fit
 from .run import Run
 
@@ -111,8 +112,8 @@ def pretrain(cfg, probe=None):
 
     Raises ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError; Interrupted after a signal, when a checkpoint is written.
     """
-    with distributed.processes(cfg.training.device):
-        return _pretrain(cfg, probe)
+    with distributed.processes(cfg.training.device), contextlib.ExitStack() as stack:
+        return _pretrain(cfg, probe, stack)
 
 
 def _make_model(cfg, labels):
@@ -149,7 +150,7 @@ def _forward(model, cfg, machine):
     return forward, sum(3 * count * size * size for count, size in groups)
 
 
-def _pretrain(cfg, probe):
+def _pretrain(cfg, probe, stack):
     train = open_beton(cfg.data.train)
     labels = torch.from_numpy(train.label)
 
@@ -163,8 +164,8 @@ def _pretrain(cfg, probe):
     model, machine, kind = _make_model(cfg, labels)
     loader = make_loader(cfg, machine)
     if probe is not None and cfg.probe.every:
-        probe.check()
-    run = Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train})
+        distributed.from_main(probe.check)  # the only one that will look
+    run = stack.enter_context(contextlib.closing(Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train})))
     if run.state is None and run.main:
         draw_batch(loader, run.folder / "crops.png")
     run.announce(
@@ -172,6 +173,7 @@ def _pretrain(cfg, probe):
         f"{cfg.training.epochs} epochs of {len(loader)} steps; {kind}; {machine}"
     )
     distributed.seed_apart(cfg.training.seed)
+    choose_attention(model, machine)
     prepared = machine.prepare(model)
 
     def loss_of(groups, epoch, step):

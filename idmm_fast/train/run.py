@@ -28,7 +28,8 @@ from . import checkpoint, distributed
 def config_of(path):
     """The config.yaml of the run that `path`, a run folder or a file in it, belongs to; None if there is none."""
     path = Path(path)
-    return next((f / "config.yaml" for f in (path, path.parent, path.parent.parent) if (f / "config.yaml").is_file()), None)
+    folders = (path, path.parent, path.parent.parent, path.parent.parent.parent)  # the last for RUN/checkpoints/aside_1/*.pt
+    return next((f / "config.yaml" for f in folders if (f / "config.yaml").is_file()), None)
 
 
 def write_json(path, content):
@@ -81,6 +82,20 @@ def record(path, step):
         file.write(json.dumps(line) + "\n")
 
 
+def _launched():
+    """When the process that started this one (torchrun) began, in seconds since 1970."""
+    ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _begun_since(path, when):
+    """Whether the last start that the starts.jsonl `path` tells was after `when`, to its two seconds."""
+    with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
+        last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["started"]
+        return datetime.fromisoformat(last).timestamp() > when - 2
+    return False
+
+
 def _version(name):
     try:
         return version(name)
@@ -99,6 +114,13 @@ _FREE = {
     "ladder": ("stages",),
 }  # fmt: skip
 _ABSENT = "nothing (there was no such key)"
+
+
+def _write(descriptor, data, at):
+    """Write all of `data` at byte `at`; a disk that is nearly full takes a part of it, and refuses the rest."""
+    while data:
+        count = os.pwrite(descriptor, data, at)
+        data, at = data[count:], at + count
 
 
 class OtherImages(ConfigError):
@@ -120,31 +142,40 @@ class Run:
         self.keep = cfg.training.keep_checkpoints
         self.main = distributed.rank() == 0
         self._writer = checkpoint.Writer()
-        path = distributed.from_main(lambda: self._begin(as_dict(cfg), resume, betons))
+        # If torchrun started a job again whose processes had begun this run, it goes on from the newest checkpoint, whatever was asked at first.
+        launched = min(distributed.of_all(_launched())) if distributed.restarted() else None
+        path = distributed.from_main(lambda: self._begin(as_dict(cfg), resume, betons, launched))
         if not self.main:
             self.state = checkpoint.load(path) if path else None
             return
-        self._reopen()
-        from torch.utils.tensorboard import SummaryWriter
+        try:
+            self._reopen()
+            from torch.utils.tensorboard import SummaryWriter
 
-        self._events = SummaryWriter(str(self.folder / "events"), purge_step=self.state["step"] if self.state else None)
+            self._events = SummaryWriter(str(self.folder / "events"), purge_step=self.state["step"] if self.state else None)
+        except BaseException:
+            self._lock.close()
+            raise
 
-    def _begin(self, config, resume, betons):
+    def _begin(self, config, resume, betons, launched):
         """Make the folder and lock it; set `state`, and return the path that it was read from."""
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.folder / ".lock", f"the run folder {self.folder}")
         try:
-            return self._read(config, resume, betons)
+            return self._read(config, resume, betons, launched)
         except BaseException:
             self._lock.close()
             if new:
-                self.folder.rmdir()
+                with contextlib.suppress(OSError):  # something was written: that error is the one to hear of
+                    self.folder.rmdir()
             raise
 
-    def _read(self, config, resume, betons):
+    def _read(self, config, resume, betons, launched):
         path, self.state = None, None
-        if resume == "auto" or (resume == "no" and distributed.restarted()):
+        if launched is not None and _begun_since(self.folder / "starts.jsonl", launched):
+            resume = "auto"
+        if resume == "auto":
             path, self.state = checkpoint.newest(self.checkpoints)
         elif resume != "no":
             path = Path(resume)
@@ -206,11 +237,9 @@ class Run:
         step = self.state["step"] if self.state else 0
         if step and path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
-                try:
+                with contextlib.suppress(ValueError, KeyError):  # a line that was cut short
                     if json.loads(line)["step"] < step:
                         kept.append(line)
-                except (ValueError, KeyError):
-                    break  # a last line that was cut short
         self._line = json.loads(kept[-1]) if kept else {}
         if step and self._line.get("step") != step - 1 and "line" in self.state:  # it is lost, or this is another folder
             self._line = self.state["line"]
@@ -235,14 +264,14 @@ class Run:
         """One line of metrics.jsonl, of one step, and the same numbers for TensorBoard."""
         if self.main:
             self._line, self._start = values, self._metrics.seek(0, os.SEEK_END)
-            self._metrics.write((json.dumps(values) + "\n").encode())
+            _write(self._metrics.fileno(), (json.dumps(values) + "\n").encode(), self._start)
             self._show(values)
 
     def add(self, **results):
         """Add the results of an evaluation to the last line."""
         if self.main:
             self._line = self._line | results
-            os.pwrite(self._metrics.fileno(), (json.dumps(self._line) + "\n").encode(), self._start)  # over its shorter self
+            _write(self._metrics.fileno(), (json.dumps(self._line) + "\n").encode(), self._start)  # over its shorter self
             self._show(results)
 
     def _show(self, values):
@@ -293,11 +322,12 @@ class Run:
         return distributed.from_main(self.evaluations)
 
     def close(self):
-        if self.main:
-            self._metrics.close()
-            self._events.close()
+        """End the run: its files are closed, its checkpoints written, its lock let go of. A second call does nothing."""
         try:
             self.written()
+            if self.main:
+                self._metrics.close()
+                self._events.close()
         finally:
             if self.main:
                 self._lock.close()
