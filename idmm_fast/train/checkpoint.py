@@ -101,19 +101,14 @@ class Writer:
             raise error
 
 
-def not_finite(weights):
-    """The name of the first tensor of {name: tensor} that holds an infinity or NaN; None if there is none."""
-    floats = (name for name, tensor in weights.items() if tensor.is_floating_point())
-    return next((name for name in floats if not torch.isfinite(weights[name]).all()), None)
-
-
 def check_finite(state, step):
     """Raise FloatingPointError where the weights of `state` are not finite."""
-    if name := not_finite(state["model"]):
-        raise FloatingPointError(
-            f"after step {step} the weights '{name}' are not finite, so no checkpoint was written; the ones before it are kept. "
-            f"Go on from the last one with a smaller training.lr, or training.amp=fp32."
-        )
+    for name, tensor in state["model"].items():
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(
+                f"after step {step} the weights '{name}' are not finite, so no checkpoint was written; the ones before it are kept. "
+                f"Go on from the last one with a smaller training.lr, or training.amp=fp32."
+            )
 
 
 def set_aside(folder, step):

@@ -196,11 +196,6 @@ def total(tensor):
     return tensor
 
 
-def mean(tensor):
-    """The mean of every process's `tensor`, written into it."""
-    return total(tensor).div_(world()) if world() > 1 else tensor
-
-
 def seed_apart(seed):
     """From here on torch's generators give every process something else (drop path); the first one goes on as it was."""
     if rank():

@@ -312,14 +312,10 @@ class Run:
         """Wait until the checkpoints are written. Raises OSError if they could not be, FloatingPointError if they hold no numbers."""
         self._writer.wait()
 
-    def evaluations(self):
-        """The lines of metrics.jsonl that hold an accuracy, so far; in process 0."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [line for line in map(json.loads, lines) if "top1" in line]
-
     def tested(self):
-        """The same in every process."""
-        return distributed.from_main(self.evaluations)
+        """The lines of metrics.jsonl that hold an accuracy, so far."""
+        lines = distributed.from_main(lambda: (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return [line for line in map(json.loads, lines) if "top1" in line]
 
     def close(self):
         """End the run: its files are closed, its checkpoints written, its lock let go of. A second call does nothing."""
