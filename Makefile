@@ -25,7 +25,8 @@ test: $(READY)  ## run the tests
 test-slow: $(READY)  ## run the tests that take minutes
 	$(PY) -m pytest -m slow
 
-lint: $(READY)  ## check style and common mistakes with ruff
+lint: $(READY)  ## check format, style and common mistakes with ruff
+	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 
 bench: $(READY)  ## measure the loader against its peers on this machine (installs them into .bench-venv)

@@ -33,19 +33,37 @@ def parse(argv):
         source = added.add_mutually_exclusive_group()
         source.add_argument("--beton", type=Path, metavar="FILE", help="a beton of JPEGs")
         source.add_argument(
-            "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: photographs made from scikit-learn's two)"
+            "--images",
+            type=Path,
+            metavar="DIR",
+            help="a tree of JPEGs (default: photographs made from scikit-learn's two)",
         )
 
     def network(added):
-        added.add_argument("--model", default="deit_tiny_patch16_224", metavar="NAME", help="timm's name (default: deit_tiny_patch16_224)")
-        added.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="further arguments of the model, e.g. '{\"depth\": 6}'")
+        added.add_argument(
+            "--model",
+            default="deit_tiny_patch16_224",
+            metavar="NAME",
+            help="timm's name (default: deit_tiny_patch16_224)",
+        )
+        added.add_argument(
+            "--options",
+            type=json.loads,
+            default={},
+            metavar="JSON",
+            help="further arguments of the model, e.g. '{\"depth\": 6}'",
+        )
         added.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
 
     loader = command("loader", "images/s of the six-view pipeline, against peers, in one run, alternating")
     images(loader)
     loader.add_argument("--workers", type=int, default=1, metavar="N", help="threads of each system (default: 1)")
-    loader.add_argument("--peers", default="official", metavar="LIST",
-                        help="comma-separated: official (default), ffcv, albumentations, dali; `make bench` installs and runs all")  # fmt: skip
+    loader.add_argument(
+        "--peers",
+        default="official",
+        metavar="LIST",
+        help="comma-separated: official (default), ffcv, albumentations, dali; `make bench` installs and runs all",
+    )
     loader.add_argument("--limit", type=int, default=256, metavar="N", help="images a run (default: 256)")
     loader.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of them here")
 
@@ -75,7 +93,12 @@ def parse(argv):
     end = command("end_to_end", "training on real images against training on batches that are there already")
     images(end)
     end.add_argument("--mode", choices=("jpg", "raw"), default="jpg", help="how the beton stores them (default: jpg)")
-    end.add_argument("--views-on", choices=("cpu", "device"), default="cpu", help="where views are made, see train_idmm.py --help (default: cpu)")
+    end.add_argument(
+        "--views-on",
+        choices=("cpu", "device"),
+        default="cpu",
+        help="where views are made, see train_idmm.py --help (default: cpu)",
+    )
     end.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
     end.add_argument("--workers", type=int, default=0, metavar="N", help="loader threads (default: one a core)")
     network(end)
@@ -87,14 +110,22 @@ def parse(argv):
     step.add_argument("--batch", type=int, default=8, metavar="B", help="images a step, six crops each (default: 8)")
     step.add_argument("--instances", type=int, default=2040, metavar="N", help="classes of the head (default: 2040)")
     step.add_argument("--steps", type=int, default=4, metavar="N", help="steps of a system in a round (default: 4)")
-    step.add_argument("--low", choices=("auto", "bf16", "none"), default="auto",
-                      help="lower precision too, where the hardware has it (auto, the default), always, or never")
+    step.add_argument(
+        "--low",
+        choices=("auto", "bf16", "none"),
+        default="auto",
+        help="lower precision too, where the hardware has it (auto, the default), always, or never",
+    )
     step.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)")
 
     gpu = command("gpu", "step, end_to_end and the projected pretraining on a GPU, in under 8 minutes")
     images(gpu)
     gpu.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
-    gpu.add_argument("--small", action="store_true", help="a trial of the benchmark itself, on whatever there is; its figures mean nothing")
+    gpu.add_argument(
+        "--small",
+        action="store_true",
+        help="a trial of the benchmark itself, on whatever there is; its figures mean nothing",
+    )
     return parser.parse_args(argv)
 
 

@@ -19,20 +19,73 @@ def parse(argv):
     """The arguments, of a comparison or of its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--out", default="runs/compare", metavar="DIR", help="folder of results.jsonl, the runs and the report (default: runs/compare)")
+    add(
+        "--out",
+        default="runs/compare",
+        metavar="DIR",
+        help="folder of results.jsonl, the runs and the report (default: runs/compare)",
+    )
     if argv[:1] == ["report"]:
         parser.add_argument("report")
         add("--page", metavar="FILE", help="the Markdown page; pictures go beside it (default: DIR/report.md)")
         return parser.parse_args(argv)
-    add("--config", default="rn_configs/compare.yaml", metavar="FILE", help="model, sizes, what all trainings share (default: rn_configs/compare.yaml)")
+    add(
+        "--config",
+        default="rn_configs/compare.yaml",
+        metavar="FILE",
+        help="model, sizes, what all trainings share (default: rn_configs/compare.yaml)",
+    )
     add("--datasets", nargs="+", required=True, metavar="NAME", help="what is pretrained on")
-    add("--methods", nargs="+", required=True, metavar="NAME", help="random, idmm, instance, simclr, supcon, moco_v2, moco_v3, dino, or a variant")
-    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="each a pretraining and a fine-tuning (default: 0)")
-    add("--budget", default="400000", metavar="CROPS", help="crops seen in each pretraining; 4800x: so many of each image (default: 400000)")
-    add("--finetune-budget", nargs="+", default=["100000"], metavar="CROPS", help="crops seen in each fine-tuning (default: 100000)")
-    add("--images", nargs="+", type=int, default=[0], metavar="N", help="so many images of a dataset, drawn by the seed; 0: all (default)")
-    add("--sampling", nargs="+", choices=("balanced", "random"), default=["balanced"], help="how these are drawn (default: balanced)")
-    add("--targets", nargs="+", default=["same"], metavar="NAME", help="what is fine-tuned on and judged; same: the images of the pretraining (default)")
+    add(
+        "--methods",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="random, idmm, instance, simclr, supcon, moco_v2, moco_v3, dino, or a variant",
+    )
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="N",
+        help="each a pretraining and a fine-tuning (default: 0)",
+    )
+    add(
+        "--budget",
+        default="400000",
+        metavar="CROPS",
+        help="crops seen in each pretraining; 4800x: so many of each image (default: 400000)",
+    )
+    add(
+        "--finetune-budget",
+        nargs="+",
+        default=["100000"],
+        metavar="CROPS",
+        help="crops seen in each fine-tuning (default: 100000)",
+    )
+    add(
+        "--images",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="N",
+        help="so many images of a dataset, drawn by the seed; 0: all (default)",
+    )
+    add(
+        "--sampling",
+        nargs="+",
+        choices=("balanced", "random"),
+        default=["balanced"],
+        help="how these are drawn (default: balanced)",
+    )
+    add(
+        "--targets",
+        nargs="+",
+        default=["same"],
+        metavar="NAME",
+        help="what is fine-tuned on and judged; same: the images of the pretraining (default)",
+    )
     add("--data", default="data", metavar="DIR", help="folder of the betons (default: data)")
     add("--jobs", type=int, default=1, metavar="N", help="pretrainings at a time, which share the cores (default: 1)")
     return parser.parse_args(argv)
@@ -53,7 +106,17 @@ def main(argv=None):
             sys.exit(f"error: {error}")
         return
     try:
-        cells = make_cells(args.datasets, args.images, args.sampling, args.methods, args.seeds, args.targets, args.budget, args.finetune_budget, args.data)
+        cells = make_cells(
+            args.datasets,
+            args.images,
+            args.sampling,
+            args.methods,
+            args.seeds,
+            args.targets,
+            args.budget,
+            args.finetune_budget,
+            args.data,
+        )
         lines, failed = compare(cells, Setup(args.config), args.data, args.out, args.jobs)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -23,13 +23,21 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     try:
         cfg = parse(
-            SCHEMA, [*run_config(argv), *argv], __doc__, aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test"},
+            SCHEMA,
+            [*run_config(argv), *argv],
+            __doc__,
+            aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test"},
             ignored=[*keys(pretrain.SCHEMA), *keys(finetune.SCHEMA)],
-        )  # fmt: skip
+        )
         result = judge(cfg)
     except (ConfigError, BetonError, LoaderError, FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print("  ".join(f"{name} {value:.2f} %" if name != "images_skipped" else f"({value} images skipped)" for name, value in result.items()))
+    print(
+        "  ".join(
+            f"{name} {value:.2f} %" if name != "images_skipped" else f"({value} images skipped)"
+            for name, value in result.items()
+        )
+    )
     if cfg.logging.run_dir:
         print(f"picture: {Path(cfg.logging.run_dir) / 'neighbours.png'}")
 

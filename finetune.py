@@ -26,7 +26,9 @@ def main(argv=None):
     stages = "--stages" in argv
     try:
         rest = [a for a in argv if a != "--stages"]
-        cfg = parse(SCHEMA, rest, __doc__, aliases={"init": "model.init"}, others={"train_idmm.py": keys(pretrain.SCHEMA)})
+        cfg = parse(
+            SCHEMA, rest, __doc__, aliases={"init": "model.init"}, others={"train_idmm.py": keys(pretrain.SCHEMA)}
+        )
         results = ladder(cfg) if stages else [finetune(cfg)]
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -38,9 +40,13 @@ def main(argv=None):
     for k, result in enumerate(results, 1):
         folder = f"{cfg.logging.run_dir}/stage_{k}" if stages else cfg.logging.run_dir
         if result:
-            print(f"{folder}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {result['test_images']} test images")
+            print(
+                f"{folder}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {result['test_images']} test images"
+            )
         else:
-            print(f"{folder}: a trial of at most {cfg.training.max_steps} steps, as training.max_steps says; no weights were written")
+            print(
+                f"{folder}: a trial of at most {cfg.training.max_steps} steps, as training.max_steps says; no weights were written"
+            )
 
 
 if __name__ == "__main__":

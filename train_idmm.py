@@ -20,7 +20,9 @@ def main(argv=None):
     from idmm_fast.train.run import Interrupted
 
     try:
-        cfg = parse(SCHEMA, sys.argv[1:] if argv is None else argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)})
+        cfg = parse(
+            SCHEMA, sys.argv[1:] if argv is None else argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)}
+        )
         folder = pretrain(cfg, Probe(cfg))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -30,9 +32,13 @@ def main(argv=None):
     if not talks():
         return
     if cfg.training.max_steps:
-        print(f"{folder}: a trial of at most {cfg.training.max_steps} steps, as training.max_steps says; no weights were written")
+        print(
+            f"{folder}: a trial of at most {cfg.training.max_steps} steps, as training.max_steps says; no weights were written"
+        )
     else:
-        print(f"done: {folder} ({', '.join(n for n in ('backbone.safetensors', 'metrics.jsonl', 'crops.png', 'curves.png') if (folder / n).exists())})")
+        print(
+            f"done: {folder} ({', '.join(n for n in ('backbone.safetensors', 'metrics.jsonl', 'crops.png', 'curves.png') if (folder / n).exists())})"
+        )
 
 
 if __name__ == "__main__":

@@ -67,9 +67,13 @@ def parse(argv):
         metavar="NAME",
         help="first part of the files' names (default: the dataset's name); hf: the repository or folder to load",
     )
-    target.add_argument("--mode", choices=("jpg", "raw", "auto"), default="auto",
-                        help="store JPEGs, or pixels (twice as fast to read, about 10 times as large); "
-                             "auto takes pixels when they fit an eighth of memory (default)")  # fmt: skip
+    target.add_argument(
+        "--mode",
+        choices=("jpg", "raw", "auto"),
+        default="auto",
+        help="store JPEGs, or pixels (twice as fast to read, about 10 times as large); "
+        "auto takes pixels when they fit an eighth of memory (default)",
+    )
     target.add_argument(
         "--max-resolution", type=int, metavar="N", help="shrink images whose longer side exceeds N pixels"
     )
@@ -85,9 +89,14 @@ def parse(argv):
     )
     args = parser.parse_args(argv)
     for name, low, high in (
-        ("max_resolution", 8, 65535), ("quality", 1, 100), ("workers", 0, 1024), ("seed", 0, 2**63 - 1), ("subset", 0, 2**31),
-        ("per_class", 0, 2**31), ("total", 0, 2**31),
-    ):  # fmt: skip
+        ("max_resolution", 8, 65535),
+        ("quality", 1, 100),
+        ("workers", 0, 1024),
+        ("seed", 0, 2**63 - 1),
+        ("subset", 0, 2**31),
+        ("per_class", 0, 2**31),
+        ("total", 0, 2**31),
+    ):
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name.replace('_', '-')} {value} is not in {low}..{high}")
@@ -104,16 +113,32 @@ def list_datasets():
 def convert(args, stopped):
     root = args.root or datasets.raw_folder(args.ds)
     splits = datasets.load(
-        args.ds, root, partial=args.partial, seed=args.seed, subset=args.subset, per_class=args.per_class, total=args.total,
-        shards=args.shards, name=args.name,
-    )  # fmt: skip
+        args.ds,
+        root,
+        partial=args.partial,
+        seed=args.seed,
+        subset=args.subset,
+        per_class=args.per_class,
+        total=args.total,
+        shards=args.shards,
+        name=args.name,
+    )
     stem = (args.name or args.ds).rstrip("/").rsplit("/", 1)[-1]
     skipped = 0
     for split, content in splits.items():
         written = write_beton(
-            args.out / f"{stem}_{split}.beton", content, dataset=args.ds, name=split, mode=args.mode, max_resolution=args.max_resolution,
-            quality=args.quality, workers=args.workers, seed=args.seed, on_error=args.on_error, stopped=stopped,
-        )  # fmt: skip
+            args.out / f"{stem}_{split}.beton",
+            content,
+            dataset=args.ds,
+            name=split,
+            mode=args.mode,
+            max_resolution=args.max_resolution,
+            quality=args.quality,
+            workers=args.workers,
+            seed=args.seed,
+            on_error=args.on_error,
+            stopped=stopped,
+        )
         if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
             chosen = written.path.with_suffix(".txt")
             names = "".join(f"{content.name(i)}\n" for i in range(len(content)))

@@ -1,9 +1,9 @@
 """The same work from Python: images in; a pretrained network, its features, or a classifier out.
 
-    import idmm_fast
-    run = idmm_fast.pretrain("my_images/", out="runs/mine")
-    features, files = idmm_fast.embed("my_images/", checkpoint=run, out="features.npz")
-    result = idmm_fast.finetune("my_images/", out="runs/mine_tuned", init=run)
+import idmm_fast
+run = idmm_fast.pretrain("my_images/", out="runs/mine")
+features, files = idmm_fast.embed("my_images/", checkpoint=run, out="features.npz")
+result = idmm_fast.finetune("my_images/", out="runs/mine_tuned", init=run)
 """
 
 import hashlib
@@ -24,7 +24,12 @@ def _bytes(text):
 
 def _printable(text):
     """The same, so that any terminal takes it."""
-    return _bytes(text).decode("utf-8", "replace").encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8")
+    return (
+        _bytes(text)
+        .decode("utf-8", "replace")
+        .encode(sys.stdout.encoding or "utf-8", "replace")
+        .decode(sys.stdout.encoding or "utf-8")
+    )
 
 
 def convert(data):
@@ -100,8 +105,13 @@ def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):
 
     betons = convert(data)
     test = betons.get("test")
-    values = {"data.train": str(betons["train"]), "data.test": test and str(test), "training.epochs": epochs, "training.resume": "auto",
-              "logging.run_dir": str(out)}  # fmt: skip
+    values = {
+        "data.train": str(betons["train"]),
+        "data.test": test and str(test),
+        "training.epochs": epochs,
+        "training.resume": "auto",
+        "logging.run_dir": str(out),
+    }
     cfg = build(training.SCHEMA, values | _model(model) | _values(sections))
     return _begun_anew_for_other_images(out, lambda: training.pretrain(cfg, Probe(cfg)))
 
@@ -117,9 +127,19 @@ def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections
 
     betons = convert(data)
     test = test or betons.get("test")
-    known = {k: v for k, v in _model_of(init).items() if k in ("name", "options")} if init else {"name": "deit_tiny_patch16_224"}
-    values = {"data.train": str(betons["train"]), "data.test": test and str(test), "training.epochs": epochs, "training.resume": "auto",
-              "logging.run_dir": str(out), "model.init": init and str(init)}  # fmt: skip
+    known = (
+        {k: v for k, v in _model_of(init).items() if k in ("name", "options")}
+        if init
+        else {"name": "deit_tiny_patch16_224"}
+    )
+    values = {
+        "data.train": str(betons["train"]),
+        "data.test": test and str(test),
+        "training.epochs": epochs,
+        "training.resume": "auto",
+        "logging.run_dir": str(out),
+        "model.init": init and str(init),
+    }
     cfg = build(training.SCHEMA, values | _model(known) | _model(model or {}) | _values(sections))
     return _begun_anew_for_other_images(out, lambda: training.finetune(cfg))
 
@@ -147,7 +167,9 @@ def _network(checkpoint, image_size=None):
 
     model = _model_of(checkpoint)
     if not model:
-        raise ConfigError(f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is")
+        raise ConfigError(
+            f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is"
+        )
     size = image_size or model["image_size"]
     return create_backbone(model["name"], size, 0.0, model["options"]), size
 
@@ -174,14 +196,21 @@ def embed(data, checkpoint, out=None, image_size=None, batch_size=256):
     machine = choose(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
     features = extract(machine.place(backbone), beton.path, size, machine, batch_size)[0].numpy()
     listed = Path(beton.path).with_suffix(".txt")
-    files = os.fsdecode(listed.read_bytes()).split("\n")[:-1] if Path(data).suffix != ".beton" and listed.exists() else []
+    files = (
+        os.fsdecode(listed.read_bytes()).split("\n")[:-1] if Path(data).suffix != ".beton" and listed.exists() else []
+    )
     if out and out.suffix == ".npz":
         np.savez(out, features=features, labels=beton.label, files=np.array(files))
     elif out:
         with open(out, "w", encoding="utf-8", errors="surrogateescape") as file:
             for row, vector in enumerate(features):
                 name = files[row] if files else str(row)
-                file.write(",".join(['"' + name.replace('"', '""') + '"', str(beton.label[row]), *(f"{x:.7g}" for x in vector)]) + "\n")
+                file.write(
+                    ",".join(
+                        ['"' + name.replace('"', '""') + '"', str(beton.label[row]), *(f"{x:.7g}" for x in vector)]
+                    )
+                    + "\n"
+                )
     return features, files
 
 
@@ -212,7 +241,14 @@ def export(checkpoint, out):
         network, name = torch.nn.Sequential(Normalize(std=PRETRAIN_STD), backbone), "features"
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     torch.onnx.export(
-        network.eval(), (example,), str(out), input_names=["images"], output_names=[name], dynamo=True, external_data=False,
-        dynamic_shapes=({0: torch.export.Dim("n", min=1)},), verbose=False,
-    )  # fmt: skip
+        network.eval(),
+        (example,),
+        str(out),
+        input_names=["images"],
+        output_names=[name],
+        dynamo=True,
+        external_data=False,
+        dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
+        verbose=False,
+    )
     return Path(out)

@@ -111,7 +111,9 @@ class Stages(Checker):
     """Changes to a configuration, one set after another: [{training.epochs: 800}, {model.image_size: 448, ...}]."""
 
     def check(self, value):
-        if not isinstance(value, list) or not all(isinstance(stage, dict) and all("." in str(key) for key in stage) for stage in value):
+        if not isinstance(value, list) or not all(
+            isinstance(stage, dict) and all("." in str(key) for key in stage) for stage in value
+        ):
             raise ValueError
         return value
 
@@ -160,7 +162,10 @@ def _nearest(path, known):
     """Did you mean ...?, if there is a key whose own name is alike, of whatever section."""
 
     def alike(key):
-        return tuple(difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((path.rpartition(".")[2], key.rpartition(".")[2]), (path, key)))
+        return tuple(
+            difflib.SequenceMatcher(None, a, b).ratio()
+            for a, b in ((path.rpartition(".")[2], key.rpartition(".")[2]), (path, key))
+        )
 
     near = max(known, key=alike)
     return f"Did you mean '{near}'? " if alike(near)[0] >= 0.7 else ""
@@ -184,7 +189,9 @@ def _read(path, known, ignored=(), others=None, included_by=()):
     flat = _flatten(tree, [*known, *ignored, *(key for theirs in others.values() for key in theirs)], str(path))
     for script, theirs in others.items():
         if strange := [key for key in flat if key in theirs and key not in known and key not in ignored]:
-            raise ConfigError(f"{[*included_by, path][0]} is a configuration of {script}, which has the key {strange[0]}; this script has not")
+            raise ConfigError(
+                f"{[*included_by, path][0]} is a configuration of {script}, which has the key {strange[0]}; this script has not"
+            )
     below = _read(Path(path).parent / str(base), known, ignored, others, (*included_by, str(path))) if base else {}
     return below | {key: value for key, value in flat.items() if key in known}
 
@@ -289,7 +296,9 @@ def build(schema, values):
         key = tuple(path.split("."))
         if value is None or (key in optional and isinstance(value, str) and value.lower() in ("none", "null")):
             if key not in optional and not config.entries[key].required:
-                raise ConfigError(f"{path}: none is not {config.entries[key].checker.help()} ({config.entries[key].desc})")
+                raise ConfigError(
+                    f"{path}: none is not {config.entries[key].checker.help()} ({config.entries[key].desc})"
+                )
         else:
             config.content[key] = value
     errors = config.validate(mode="errordict")
@@ -298,9 +307,12 @@ def build(schema, values):
         if path not in config.content:
             raise ConfigError(f"{key} is required: {param.desc}")
         raise ConfigError(f"{key}: {config.content[path]!r} is not {param.checker.help()} ({param.desc})")
-    return SimpleNamespace(**{
-        section: SimpleNamespace(**{key: config[(section, key)] for key in params}) for section, (_, params) in schema.items()
-    })  # fmt: skip
+    return SimpleNamespace(
+        **{
+            section: SimpleNamespace(**{key: config[(section, key)] for key in params})
+            for section, (_, params) in schema.items()
+        }
+    )
 
 
 def changed(schema, cfg, changes):

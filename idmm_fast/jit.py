@@ -14,7 +14,9 @@ from numba.core.caching import IndexDataCacheFile
 
 from .limits import cache_folder
 
-if not (numba.config.CACHE_DIR or os.access(Path(__file__).parent, os.W_OK)):  # installed where this user can't write, who may have no home either
+if not (
+    numba.config.CACHE_DIR or os.access(Path(__file__).parent, os.W_OK)
+):  # installed where this user can't write, who may have no home either
     with contextlib.suppress(OSError):
         numba.config.CACHE_DIR = str(cache_folder() / "kernels")
 

@@ -37,7 +37,10 @@ def cores(root="/"):
     """How many threads can run at once: the cores this process may be scheduled on, or fewer by its control groups' quota, rounded up."""
     found = [len(os.sched_getaffinity(0))]
     for group in _groups("cpu", root):
-        for quota in (_numbers(group / "cpu.max"), _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us")):
+        for quota in (
+            _numbers(group / "cpu.max"),
+            _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us"),
+        ):
             if len(quota) == 2 and quota[0] < math.inf:
                 found.append(math.ceil(quota[0] / quota[1]))
     return max(1, min(found))
@@ -57,7 +60,10 @@ def free_memory(root="/"):
     found = [int(status["MemAvailable"].split()[0]) << 10]
     for group in _groups("memory", root):
         cached = dict(line.split() for line in _text(group / "memory.stat").splitlines())
-        for most, used, key in (("memory.max", "memory.current", "inactive_file"), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")):
+        for most, used, key in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
             limit, usage = _numbers(group / most), _numbers(group / used)
             if limit and usage and limit[0] < math.inf:
                 found.append(limit[0] - usage[0] + int(cached.get(key, 0)))
@@ -79,8 +85,12 @@ def cache_folder():
     try:
         folder = Path(tempfile.gettempdir()) / f"idmm_fast-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # somebody else's: compiled code is run from here
+        if (
+            folder.is_symlink() or folder.stat().st_uid != os.getuid()
+        ):  # somebody else's: compiled code is run from here
             raise PermissionError(f"{folder} belongs to somebody else")
     except OSError as error:
-        raise OSError(f"there is no folder for caches: no home, and no temporary folder ({error}); name one in IDMM_FAST_CACHE") from error
+        raise OSError(
+            f"there is no folder for caches: no home, and no temporary folder ({error}); name one in IDMM_FAST_CACHE"
+        ) from error
     return folder

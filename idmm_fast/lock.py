@@ -58,7 +58,9 @@ class Lock:
     def close(self):
         """Let go of it. A second call does nothing."""
         if not self._file.closed:
-            self.path.unlink(missing_ok=True)  # before it is let go of, so that nobody takes a file that is about to vanish
+            self.path.unlink(
+                missing_ok=True
+            )  # before it is let go of, so that nobody takes a file that is about to vanish
             self._file.close()
 
     def __enter__(self):

@@ -277,7 +277,9 @@ def _across8(columns, starts, fixed, taps, turned):
 
 
 @kernel
-def _crop_resize_floats(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes):
+def _crop_resize_floats(
+    source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes
+):
     """`crop_resize` in floats, four rows at a time."""
     high, wide = planes.shape[1:]
     stride, n = 3 * source.shape[1], 3 * width
@@ -309,7 +311,9 @@ def crop_resize(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, 
     (reductions up to 8,000). `scratch`: float32, at least `scratch_size(T, W)`.
     """
     if max(y_taps, x_taps) > FIXED_TAPS:
-        _crop_resize_floats(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes)
+        _crop_resize_floats(
+            source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes
+        )
         return
     high, wide = planes.shape[1:]
     stride, n = 3 * source.shape[1], 3 * width

@@ -159,8 +159,10 @@ def turn4(typing, a, b, c, d):
         low, high = _shuffle(builder, a, b, [0, 4, 1, 5]), _shuffle(builder, c, d, [0, 4, 1, 5])
         last = [_shuffle(builder, p, q, [2, 6, 2, 6]) for p, q in ((a, b), (c, d))]
         columns = [
-            _shuffle(builder, low, high, [0, 1, 4, 5]), _shuffle(builder, low, high, [2, 3, 6, 7]), _shuffle(builder, *last, [0, 1, 4, 5]),
-        ]  # fmt: skip
+            _shuffle(builder, low, high, [0, 1, 4, 5]),
+            _shuffle(builder, low, high, [2, 3, 6, 7]),
+            _shuffle(builder, *last, [0, 1, 4, 5]),
+        ]
         return context.make_tuple(builder, signature.return_type, columns)
 
     return types.UniTuple(F4, 3)(F4, F4, F4, F4), code

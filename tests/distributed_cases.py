@@ -40,7 +40,13 @@ def gradients(low, high, total, eps, memory, sample_rate=1.0):
     mine = z[low:high].clone().requires_grad_()
     loss = head.loss(mine, a[low:high], b[low:high], lam[low:high], eps)
     loss.backward()
-    return head, {"loss": loss.detach(), "z": mine.grad, "weight": head.weight.grad, "bias": head.bias.grad, "first": head.first}
+    return head, {
+        "loss": loss.detach(),
+        "z": mine.grad,
+        "weight": head.weight.grad,
+        "bias": head.bias.grad,
+        "first": head.first,
+    }
 
 
 def main(rank, world, rendezvous, folder):

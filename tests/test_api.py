@@ -20,7 +20,11 @@ from idmm_fast.train import checkpoint
 from idmm_fast.train.finetune import Classifier
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
-TINY = {"name": "vit_tiny_patch16_224", "image_size": 32, "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}}
+TINY = {
+    "name": "vit_tiny_patch16_224",
+    "image_size": 32,
+    "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+}
 
 
 @pytest.fixture
@@ -52,7 +56,9 @@ def test_the_page_is_run(folder):
 
 def test_features_are_those_of_the_files_they_are_listed_with(folder):
     views = {"groups": [{"count": 2, "scale": [0.5, 1.0]}]}
-    run = idmm_fast.pretrain("my_images", "run", TINY, epochs=1, training={"batch_size": 7, "compile": False}, views=views)
+    run = idmm_fast.pretrain(
+        "my_images", "run", TINY, epochs=1, training={"batch_size": 7, "compile": False}, views=views
+    )
     features, files = idmm_fast.embed("my_images", run, "f.csv")
     assert sorted(files) == sorted(str(p) for p in Path("my_images/train").rglob("*.jpg"))
     one = folder / "one"
@@ -100,13 +106,21 @@ def test_mistakes_are_sentences(folder):
         idmm_fast.pretrain("nowhere", "run")
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pvt_v2_b0", "t2t_vit_7", "t2t_vit_t_14"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("pvt_v2_b0", "t2t_vit_7", "t2t_vit_t_14")),
+    ],
+)
 def test_exported_networks_give_the_same_elsewhere(folder, name):
     """In onnxruntime, for another number of images than it was traced with: features as embed's, and the classifier's logits."""
     onnxruntime = pytest.importorskip("onnxruntime")
     model = TINY if name.startswith("vit") else {"name": name, "image_size": 32}
     run = idmm_fast.pretrain("my_images", "run", model, epochs=1, training={"batch_size": 7, "compile": False})
-    idmm_fast.finetune("my_images", "tuned", run, epochs=1, model={"image_size": 32}, training={"batch_size": 7, "compile": False})
+    idmm_fast.finetune(
+        "my_images", "tuned", run, epochs=1, model={"image_size": 32}, training={"batch_size": 7, "compile": False}
+    )
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     backbone = create_backbone(model["name"], 32, options=model.get("options"))
     load_backbone(backbone, run)
@@ -116,7 +130,9 @@ def test_exported_networks_give_the_same_elsewhere(folder, name):
         classifier.load_state_dict(checkpoint.newest("tuned/checkpoints")[1]["model"])
         wanted["tuned"] = classifier.eval()(images)
     for which in ("run", "tuned"):
-        made = onnxruntime.InferenceSession(str(idmm_fast.export(which, f"{which}.onnx")), providers=["CPUExecutionProvider"])
+        made = onnxruntime.InferenceSession(
+            str(idmm_fast.export(which, f"{which}.onnx")), providers=["CPUExecutionProvider"]
+        )
         (found,) = made.run(None, {"images": images.numpy()})
         assert made.get_outputs()[0].name == {"run": "features", "tuned": "logits"}[which]
         assert np.allclose(found, wanted[which], atol=1e-4)

@@ -159,9 +159,14 @@ def affine(image, matrix, resample):
 
 
 GRID = {  # the strengths of the released code, for the levels 0..9
-    "factor": np.linspace(0, 0.9, 10), "shear": np.linspace(0, 0.3, 10), "translate": np.linspace(0, 150 / 331, 10), "rotate": np.linspace(0, 30, 10),
-    "posterize": np.round(np.linspace(8, 4, 10)).astype(int), "solarize": np.linspace(256, 0, 10), "cutout": np.round(np.linspace(0, 20, 10)).astype(int),
-}  # fmt: skip
+    "factor": np.linspace(0, 0.9, 10),
+    "shear": np.linspace(0, 0.3, 10),
+    "translate": np.linspace(0, 150 / 331, 10),
+    "rotate": np.linspace(0, 30, 10),
+    "posterize": np.round(np.linspace(8, 4, 10)).astype(int),
+    "solarize": np.linspace(256, 0, 10),
+    "cutout": np.round(np.linspace(0, 20, 10)).astype(int),
+}
 AUTHORS = {  # image, level, sign, centre of the cutout: what the released code does with PIL
     "Invert": lambda i, k, s, at: ImageOps.invert(i),
     "Cutout": lambda i, k, s, at: cut_out(i, GRID["cutout"][k], *at),
@@ -193,7 +198,13 @@ def test_randaugment_operations_are_the_authors(patches, name):
     """PIL's pixels at every level, exactly; within one level where PIL truncates what we round, and, in one of 1,000 values, where it truncates what
     was multiplied and added with one more rounding than ours."""
     which = randaugment.OPERATIONS.index(name)
-    share = 1 if name in ("Sharpness", "Contrast", "Color", "Brightness") else 1e-3 if name in ("AutoContrast", "ShearX", "ShearY") else 0
+    share = (
+        1
+        if name in ("Sharpness", "Contrast", "Color", "Brightness")
+        else 1e-3
+        if name in ("AutoContrast", "ShearX", "ShearY")
+        else 0
+    )
     centres = [(0, 0), (50, 60), (111, 3)] if name == "Cutout" else [(50, 60)]
     for image, level, sign, at in itertools.product(patches[::2], range(1, 10), (1.0, -1.0), centres):
         wanted = np.asarray(AUTHORS[name](Image.fromarray(image), level, sign, at)).astype(int)
@@ -211,7 +222,10 @@ def test_fine_tuning_hands_out_no_black_image(jpg_beton):
     """None of 4,000 views is of one colour but where the crop was. (Two operations that both darken or flatten by nine tenths may make one, less
     than once in 100,000.)"""
     views = [Views(10, 32, (0.5, 1.0), interpolation="bicubic")]
-    loaders = [MultiCropLoader(jpg_beton, 40, 2, 3, 0, views, a, shuffle=False) for a in (AUGMENT, replace(AUGMENT, operations=0))]
+    loaders = [
+        MultiCropLoader(jpg_beton, 40, 2, 3, 0, views, a, shuffle=False)
+        for a in (AUGMENT, replace(AUGMENT, operations=0))
+    ]
     spreads = []
     for loader in loaders:
         groups = [group.images.flatten(1) for _ in range(10) for (group,) in loader]

@@ -68,10 +68,15 @@ def test_loader_benchmark_reports_everything(jpg_beton, tmp_path, peers):
     assert np.asarray(Image.open(plot)).std() > 10
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    (("--peers", "nobody"), "unknown peers"), (("--beton", "/nowhere.beton"), "does not exist"), (("--images", "/nowhere"), "not a folder"),
-    (("--workers", "4096"), "cores"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--peers", "nobody"), "unknown peers"),
+        (("--beton", "/nowhere.beton"), "does not exist"),
+        (("--images", "/nowhere"), "not a folder"),
+        (("--workers", "4096"), "cores"),
+    ],
+)
 def test_bad_arguments_are_a_sentence(args, says):
     shown = call("benchmark.py", "loader", *args)
     assert shown.returncode == 1
@@ -113,9 +118,24 @@ def test_training_with_many_instances_shows_its_memory(tmp_path):
 def test_step_benchmark_reports_everything(tmp_path):
     out = tmp_path / "out.json"
     shown = bench(
-        "step", "--model", "vit_tiny_patch16_224", "--options", '{"depth": 2}', "--size", 32, "--batch", 2, "--instances", 50, "--steps", 1,
-        "--repeats", 2, "--json", out,
-    )  # fmt: skip
+        "step",
+        "--model",
+        "vit_tiny_patch16_224",
+        "--options",
+        '{"depth": 2}',
+        "--size",
+        32,
+        "--batch",
+        2,
+        "--instances",
+        50,
+        "--steps",
+        1,
+        "--repeats",
+        2,
+        "--json",
+        out,
+    )
     assert shown.returncode == 0, shown.stderr
     result = json.loads(out.read_text())
     rows = [row for row in result["crops_per_s"] if row not in ("+ bf16", "+ fp16")]
@@ -148,9 +168,24 @@ def test_every_system_of_the_step_benchmark_computes_the_same_loss():
 def test_end_to_end_benchmark_reports_everything(jpg_beton, tmp_path):
     out = tmp_path / "out.json"
     shown = bench(
-        "end_to_end", "--beton", jpg_beton, "--model", "vit_tiny_patch16_224", "--options", '{"depth": 1}', "--size", 32, "--batch", 4, "--steps", 2,
-        "--repeats", 2, "--json", out,
-    )  # fmt: skip
+        "end_to_end",
+        "--beton",
+        jpg_beton,
+        "--model",
+        "vit_tiny_patch16_224",
+        "--options",
+        '{"depth": 1}',
+        "--size",
+        32,
+        "--batch",
+        4,
+        "--steps",
+        2,
+        "--repeats",
+        2,
+        "--json",
+        out,
+    )
     assert shown.returncode == 0, shown.stderr
     result = json.loads(out.read_text())
     rates = result["images_per_s"]

@@ -140,7 +140,12 @@ def test_good_jpegs_are_stored_byte_for_byte_and_others_converted(mixed):
 def jpegs(photo):
     """A photograph as every kind of JPEG that is stored as it is."""
     options = [{"quality": q, "subsampling": s} for q in (30, 90, 100) for s in ("4:4:4", "4:2:2", "4:2:0")]
-    options += [{"optimize": True}, {"restart_marker_blocks": 5}, {"restart_marker_rows": 1, "subsampling": "4:2:0"}, {"qtables": "web_low"}]
+    options += [
+        {"optimize": True},
+        {"restart_marker_blocks": 5},
+        {"restart_marker_rows": 1, "subsampling": "4:2:0"},
+        {"qtables": "web_low"},
+    ]
     for image in (Image.fromarray(photo), Image.fromarray(photo).convert("L")):
         for option in options:
             buffer = io.BytesIO()
@@ -187,7 +192,9 @@ def test_max_resolution_shrinks_the_longer_side(photos):
     stored = encode(photos[0], "raw", max_resolution=50)
     assert max(stored.height, stored.width) == 50
     wanted = Image.fromarray(photos[0]).resize((stored.width, stored.height), Image.BILINEAR)  # antialiased, in PIL
-    assert np.abs(np.frombuffer(stored.data, np.uint8).reshape(*wanted.size[::-1], 3) - np.asarray(wanted, int)).max() <= 1
+    assert (
+        np.abs(np.frombuffer(stored.data, np.uint8).reshape(*wanted.size[::-1], 3) - np.asarray(wanted, int)).max() <= 1
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 101), (64, 8), (127, 130)])
@@ -215,7 +222,9 @@ def closed_form(image, height, width):
         weights = np.maximum(1 - np.abs(distance) / stretch, 0)
         return weights / weights.sum(1, keepdims=True)
 
-    return np.einsum("yh,hwc,xw->yxc", matrix(image.shape[0], height), image, matrix(image.shape[1], width), optimize=True)
+    return np.einsum(
+        "yh,hwc,xw->yxc", matrix(image.shape[0], height), image, matrix(image.shape[1], width), optimize=True
+    )
 
 
 @pytest.mark.parametrize("reduction", [10, 100, 128, 150, 1000, 8000])
@@ -237,7 +246,9 @@ def test_large_bicubic_reductions_are_those_of_pil(reduction):
         tables.append(np.empty((8, taps(True, length, 8)), np.float32))
         taken.append(weights(True, length, 8, 0, 8, False, starts[-1], tables[-1]))
     planes, scratch = np.empty((3, 8, 8), np.float32), np.empty(scratch_size(8, width, height), np.float32)
-    crop_resize_rounded(image, 0, 0, starts[0], taken[0], tables[0], starts[1], taken[1], tables[1], width, scratch, planes)
+    crop_resize_rounded(
+        image, 0, 0, starts[0], taken[0], tables[0], starts[1], taken[1], tables[1], width, scratch, planes
+    )
     wanted = np.asarray(Image.fromarray(image).resize((8, 8), Image.BICUBIC), int)
     assert np.abs(np.rint(planes.transpose(1, 2, 0)) - wanted).max() <= 1
 
@@ -383,7 +394,13 @@ def test_kill_at_twenty_random_moments_leaves_the_old_file_or_the_new_one(tmp_pa
         os.kill(child, signal.SIGKILL)
         assert parent.stdout.readline() == "gone\n"
         if path.parent.exists():
-            assert {p.name for p in path.parent.iterdir()} <= {"a.beton", "a.json", "a.beton.tmp", "a.json.tmp", "a.beton.lock"}
+            assert {p.name for p in path.parent.iterdir()} <= {
+                "a.beton",
+                "a.json",
+                "a.beton.tmp",
+                "a.json.tmp",
+                "a.beton.lock",
+            }
         if path.exists():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -511,15 +528,18 @@ def damage(path, target, change):
     return target
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda d: d[:10], "not a beton"),
-    (lambda d: d[:-100], "cut short"),
-    (lambda d: d[: len(d) // 2], "cut short"),
-    (lambda d: d.__setitem__(slice(16, 24), bytes(8)), "never finished"),
-    (lambda d: d.__setitem__(slice(0, 2), b"\x09\x00"), "version"),
-    (lambda d: d.__setitem__(slice(8, 16), b"\xff" * 8), "cut short"),
-    (lambda d: b"PK\x03\x04" + bytes(4000), "not a beton"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d[:10], "not a beton"),
+        (lambda d: d[:-100], "cut short"),
+        (lambda d: d[: len(d) // 2], "cut short"),
+        (lambda d: d.__setitem__(slice(16, 24), bytes(8)), "never finished"),
+        (lambda d: d.__setitem__(slice(0, 2), b"\x09\x00"), "version"),
+        (lambda d: d.__setitem__(slice(8, 16), b"\xff" * 8), "cut short"),
+        (lambda d: b"PK\x03\x04" + bytes(4000), "not a beton"),
+    ],
+)
 def test_damaged_files_are_a_sentence(jpg_beton, tmp_path, change, says):
     with pytest.raises(BetonError, match=says):
         open_beton(damage(jpg_beton, tmp_path / "bad.beton", change))
@@ -588,9 +608,14 @@ def test_sidecar_says_what_the_file_is(jpg_beton):
     assert wanted <= set(content)
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    (["--ds", "nope"], "no dataset 'nope'"), (["--ds", "folder", "--root", "/nowhere"], "not a folder"), (["--ds", "demo", "--quality", "0"], "--quality"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--ds", "nope"], "no dataset 'nope'"),
+        (["--ds", "folder", "--root", "/nowhere"], "not a folder"),
+        (["--ds", "demo", "--quality", "0"], "--quality"),
+    ],
+)
 def test_bad_arguments_are_a_sentence(args, says, tmp_path):
     result = convert(*args, "--out", tmp_path)
     assert result.returncode != 0

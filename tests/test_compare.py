@@ -39,19 +39,38 @@ def place(tmp_path, tiny_beton):
     for split in ("train", "test"):
         (tmp_path / "data" / f"tiny_{split}.beton").symlink_to(tiny_beton)
     small = {"batch_size": 32, "lr": 1e-3, "compile": False, "amp": "fp32"}
-    (tmp_path / "compare.yaml").write_text(yaml.safe_dump({
-        "model": {"name": "vit_tiny_patch16_224", "options": TINY, "drop_path": 0.0},
-        "warmup": 0.1,
-        "pretrain": {"model": {"image_size": 24}, "training": small},
-        "finetune": {"model": {"image_size": 32}, "training": small},
-        "methods": {"simclr": {"method.options": {"hidden": 16, "dim": 8}}, "wild": {"like": "idmm", "training.lr": 1e30, "training.max_skipped": 2},
-                    "idmm_plain": {"like": "idmm", "cutmix.alpha": 0}},
-    }))  # fmt: skip
+    (tmp_path / "compare.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {"name": "vit_tiny_patch16_224", "options": TINY, "drop_path": 0.0},
+                "warmup": 0.1,
+                "pretrain": {"model": {"image_size": 24}, "training": small},
+                "finetune": {"model": {"image_size": 32}, "training": small},
+                "methods": {
+                    "simclr": {"method.options": {"hidden": 16, "dim": 8}},
+                    "wild": {"like": "idmm", "training.lr": 1e30, "training.max_skipped": 2},
+                    "idmm_plain": {"like": "idmm", "cutmix.alpha": 0},
+                },
+            }
+        )
+    )
     return tmp_path
 
 
 def grid(place, *args):
-    return ["--config", place / "compare.yaml", "--data", place / "data", "--out", place / "out", "--budget", "1500", "--finetune-budget", "128", *args]
+    return [
+        "--config",
+        place / "compare.yaml",
+        "--data",
+        place / "data",
+        "--out",
+        place / "out",
+        "--budget",
+        "1500",
+        "--finetune-budget",
+        "128",
+        *args,
+    ]
 
 
 SMALL = ("--datasets", "tiny", "--methods", "random", "idmm", "simclr", "--seeds", "0", "1", "--jobs", "2")
@@ -60,7 +79,9 @@ SMALL = ("--datasets", "tiny", "--methods", "random", "idmm", "simclr", "--seeds
 def begun(place, *args):
     """The comparison as a process, once a cell is done."""
     command = [sys.executable, ROOT / "compare.py", *grid(place, *args)]
-    process = subprocess.Popen(list(map(str, command)), env=os.environ | {"MARK": str(place)}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        list(map(str, command)), env=os.environ | {"MARK": str(place)}, stderr=subprocess.PIPE, text=True
+    )
     while process.poll() is None and not (place / "out" / "results.jsonl").exists():
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()[1]
@@ -93,7 +114,9 @@ def test_a_grid_is_killed_goes_on_and_reports(place):
     assert shown.returncode == 0, shown.stderr
     lines = Results(place / "out").lines
     assert lines[: len(before)] == before  # not run again
-    assert {(line["method"], line["seed"]) for line in lines} == {(m, s) for m in ("random", "idmm", "simclr") for s in (0, 1)}
+    assert {(line["method"], line["seed"]) for line in lines} == {
+        (m, s) for m in ("random", "idmm", "simclr") for s in (0, 1)
+    }
     for line in lines:
         assert line["recipe"] == RECIPE
         assert all(0 <= line[k] <= 100 for k in ("knn10", "knn20", "linear", "top1", "top5"))
@@ -103,8 +126,17 @@ def test_a_grid_is_killed_goes_on_and_reports(place):
         assert line["finetune_epochs"] == 2
         assert line["method"] == "random" or (line["pretrain_seconds"] > 0 and line["peak_mb"] > 100)
     assert {line["judged_at"] for line in lines} == {24}  # random initialisation too, at the pixels of the pretraining
-    alone = call("evaluate.py", "--data", place / "data" / "tiny_train.beton", "--test", place / "data" / "tiny_test.beton", "--training.amp=fp32",
-                 "--model.name=vit_tiny_patch16_224", "--model.image_size=24", f"--model.options={yaml.safe_dump(TINY, default_flow_style=True)}")  # fmt: skip
+    alone = call(
+        "evaluate.py",
+        "--data",
+        place / "data" / "tiny_train.beton",
+        "--test",
+        place / "data" / "tiny_test.beton",
+        "--training.amp=fp32",
+        "--model.name=vit_tiny_patch16_224",
+        "--model.image_size=24",
+        f"--model.options={yaml.safe_dump(TINY, default_flow_style=True)}",
+    )
     random = next(line for line in lines if line["method"] == "random" and line["seed"] == 0)
     assert alone.stdout.split() == [t for k in ("knn10", "knn20", "linear") for t in (k, f"{random[k]:.2f}", "%")]
     assert not list((place / "out").rglob("checkpoints"))  # tidied up
@@ -149,12 +181,18 @@ def test_fewer_images_other_targets_and_one_that_fails(place):
     assert np.bincount(open_beton(made).label).tolist() == [6, 6, 6, 6]
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    (("--datasets", "nowhere", "--methods", "idmm"), "nowhere_train.beton does not exist"),
-    (("--datasets", "tiny", "--methods", "idmn"), "there is no method 'idmn'; there are dino, idmm"),
-    (("--datasets", "tiny", "--methods", "idmm", "--images", "1000"), "1000 images were asked for, and there are 64"),
-    (("--datasets", "tiny", "--methods", "idmm", "--config", "/nowhere.yaml"), "/nowhere.yaml does not exist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--datasets", "nowhere", "--methods", "idmm"), "nowhere_train.beton does not exist"),
+        (("--datasets", "tiny", "--methods", "idmn"), "there is no method 'idmn'; there are dino, idmm"),
+        (
+            ("--datasets", "tiny", "--methods", "idmm", "--images", "1000"),
+            "1000 images were asked for, and there are 64",
+        ),
+        (("--datasets", "tiny", "--methods", "idmm", "--config", "/nowhere.yaml"), "/nowhere.yaml does not exist"),
+    ],
+)
 def test_what_is_wrong_is_said_before_anything_begins(place, args, says):
     shown = call("compare.py", *grid(place, *args))
     assert shown.returncode == 1
@@ -226,16 +264,32 @@ def test_a_transfer_within_another_folder_is_judged_there(place):
     assert Runner(Setup(place / "compare.yaml"), betons, place / "out", 1).settings(cell)
 
 
-@pytest.mark.parametrize(("schema", "free"), [
-    (SCHEMA, {"probe.every", "probe.linear"}),
-    (finetune.SCHEMA, {"model.init", "ladder.stages"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("schema", "free"),
+    [
+        (SCHEMA, {"probe.every", "probe.linear"}),
+        (finetune.SCHEMA, {"model.init", "ladder.stages"}),
+    ],
+)
 def test_every_key_counts_but_these(schema, free):
     """What changes no number, or but the rounding."""
-    free |= {"data.train", "data.test", "data.num_workers", "logging.run_dir"} | {f"training.{k}" for k in (
-        "seed", "resume", "device", "compile", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped",
-    )}  # fmt: skip
-    cfg = build(schema, {"data.train": "x", "data.test": "y", "logging.run_dir": "z", "model.name": "m", "training.amp": "fp32"})
+    free |= {"data.train", "data.test", "data.num_workers", "logging.run_dir"} | {
+        f"training.{k}"
+        for k in (
+            "seed",
+            "resume",
+            "device",
+            "compile",
+            "channels_last",
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "max_skipped",
+        )
+    }
+    cfg = build(
+        schema, {"data.train": "x", "data.test": "y", "logging.run_dir": "z", "model.name": "m", "training.amp": "fp32"}
+    )
     before = _counted(cfg)
     for key in keys(schema):
         section, name = key.split(".")
@@ -255,7 +309,12 @@ def test_settings_tell_labels_and_the_recipe(place):
         return runner.settings(Cell("tiny", 24, "balanced", "random", 0, 0, "same", 128), recipe)
 
     assert settings() == settings(finetune={"data.num_workers": 1})
-    others = [settings(finetune={"data.per_class": 3}), settings(1), settings(pretrain={"model.image_size": 16}), settings(finetune={"training.amp": "bf16"})]
+    others = [
+        settings(finetune={"data.per_class": 3}),
+        settings(1),
+        settings(pretrain={"model.image_size": 16}),
+        settings(finetune={"training.amp": "bf16"}),
+    ]
     assert len({settings(), *others}) == 5
 
 
@@ -273,7 +332,9 @@ def test_an_unknown_key_of_the_configuration_is_named(place):
         Setup(place / "compare.yaml")
     (place / "compare.yaml").write_text("pretrain: {training: {learning_rate: 1}}\n")
     with pytest.raises(ConfigError, match=r"compare\.yaml: there is no key 'training.learning_rate'"):
-        Setup(place / "compare.yaml").pretraining(Cell("tiny", 0, "balanced", "idmm", 0, 100, "same", 100), "x", 64, "x")
+        Setup(place / "compare.yaml").pretraining(
+            Cell("tiny", 0, "balanced", "idmm", 0, 100, "same", 100), "x", 64, "x"
+        )
 
 
 def test_a_second_comparison_in_the_same_folder_is_refused(place):
@@ -290,7 +351,18 @@ def test_a_second_comparison_in_the_same_folder_is_refused(place):
 def test_every_method_sees_the_budget(place):
     """At the sizes of the comparison that comes along."""
     setup = Setup(ROOT / "rn_configs" / "compare.yaml")
-    for method in ("idmm", "instance", "simclr", "supcon", "moco_v2", "moco_v3", "dino", "idmm_no_smoothing", "idmm_no_cutmix", "idmm_two_crops"):
+    for method in (
+        "idmm",
+        "instance",
+        "simclr",
+        "supcon",
+        "moco_v2",
+        "moco_v3",
+        "dino",
+        "idmm_no_smoothing",
+        "idmm_no_cutmix",
+        "idmm_two_crops",
+    ):
         cfg = setup.pretraining(Cell("x", 0, "balanced", method, 3, 800_000, "same", 1), "x", 2040, "x")
         crops = cfg.training.epochs * 2040 * sum(g["count"] for g in cfg.views.groups)
         assert abs(crops / 800_000 - 1) < 0.01
@@ -301,7 +373,10 @@ def test_every_method_sees_the_budget(place):
     assert setup.pretraining(Cell("x", 0, "balanced", "random", 0, 0, "same", 1), "x", 2040, "x") is None
 
 
-@pytest.mark.parametrize("method", ["idmm", "instance", "simclr", "supcon", "moco_v2", "moco_v3", "dino", "idmm_no_cutmix", "idmm_at_224_pixels"])
+@pytest.mark.parametrize(
+    "method",
+    ["idmm", "instance", "simclr", "supcon", "moco_v2", "moco_v3", "dino", "idmm_no_cutmix", "idmm_at_224_pixels"],
+)
 def test_the_papers_comparison_has_the_methods_own_settings(method):
     setup, file = Setup(ROOT / "rn_configs" / "compare_paper.yaml"), ROOT / "rn_configs" / "methods" / f"{method}.yaml"
     cell = Cell("x", 0, "balanced", method, 0, crops("4800x", 2040), "same", crops("200x", 2040))
@@ -316,7 +391,9 @@ def test_the_papers_comparison_has_the_methods_own_settings(method):
     assert (tuned.training.epochs, tuned.model.image_size, tuned.training.warmup_epochs) == (200, 224, 2)
 
 
-@pytest.mark.parametrize(("text", "wanted"), [("400000", 400_000), ("4e5", 400_000), ("4800x", 4800 * 64), ("1.5x", 96)])
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("400000", 400_000), ("4e5", 400_000), ("4800x", 4800 * 64), ("1.5x", 96)]
+)
 def test_budgets(text, wanted):
     assert crops(text, 64) == wanted
 
@@ -330,7 +407,9 @@ def test_budgets_that_are_none(text):
 def test_the_floor_on_crops_is_the_same_for_all(place):
     tree = yaml.safe_load((place / "compare.yaml").read_text())
     (place / "compare.yaml").write_text(yaml.safe_dump(tree | {"min_scale": 0.2}))
-    cfg = Setup(place / "compare.yaml").pretraining(Cell("tiny", 0, "balanced", "idmm", 0, 1500, "same", 100), "x", 64, "x")
+    cfg = Setup(place / "compare.yaml").pretraining(
+        Cell("tiny", 0, "balanced", "idmm", 0, 1500, "same", 100), "x", 64, "x"
+    )
     assert [g["scale"] for g in cfg.views.groups] == [[0.2, 1.0], [0.2, 0.4]]
 
 
@@ -345,7 +424,9 @@ def test_a_subset_has_the_same_images(kind, jpg_beton, raw_beton, tmp_path):
     places = np.array(written.places)
     assert np.array_equal(some.label, whole.label[rows[places]])
     pixels = [
-        next(iter(MultiCropLoader(p, 4, 1, 0, 0.0, [Views(1, 48, resize=48)], Augment.none(), shuffle=False, rows=r)))[0].images
+        next(iter(MultiCropLoader(p, 4, 1, 0, 0.0, [Views(1, 48, resize=48)], Augment.none(), shuffle=False, rows=r)))[
+            0
+        ].images
         for p, r in ((path, rows[places]), (tmp_path / "some.beton", None))
     ]
     assert np.array_equal(*(x.numpy() for x in pixels))
@@ -371,14 +452,49 @@ def test_rows_are_balanced_or_random():
         draw_rows(labels, 101, True, 0)
 
 
-def line(method, seed, top1, dataset="a", budget=800, target="same", images=0, sampling="balanced", tuning=100, like=None, settings="s", labels=2000, **more):
+def line(
+    method,
+    seed,
+    top1,
+    dataset="a",
+    budget=800,
+    target="same",
+    images=0,
+    sampling="balanced",
+    tuning=100,
+    like=None,
+    settings="s",
+    labels=2000,
+    **more,
+):
     return {
-        "dataset": dataset, "images": images, "sampling": sampling, "method": method, "seed": seed, "budget": 0 if method == "random" else budget,
-        "target": target, "finetune_budget": tuning, "like": like or method, "settings": settings, "crops": 0 if method == "random" else 790, "epochs": 3,
-        "pretrain_seconds": 0.0 if method == "random" else 79.0, "peak_mb": None if method == "random" else 512, "knn10": 1.0, "knn20": top1 / 2,
-        "linear": top1 / 3, "top1": top1, "top5": 90.0, "labels": labels, "curve": [[1, top1 - 5], [2, top1]], "finetune_seconds": 60.0,
-        "finetune_epochs": 2, "jobs": 2, "finished": 0, **more,
-    }  # fmt: skip
+        "dataset": dataset,
+        "images": images,
+        "sampling": sampling,
+        "method": method,
+        "seed": seed,
+        "budget": 0 if method == "random" else budget,
+        "target": target,
+        "finetune_budget": tuning,
+        "like": like or method,
+        "settings": settings,
+        "crops": 0 if method == "random" else 790,
+        "epochs": 3,
+        "pretrain_seconds": 0.0 if method == "random" else 79.0,
+        "peak_mb": None if method == "random" else 512,
+        "knn10": 1.0,
+        "knn20": top1 / 2,
+        "linear": top1 / 3,
+        "top1": top1,
+        "top5": 90.0,
+        "labels": labels,
+        "curve": [[1, top1 - 5], [2, top1]],
+        "finetune_seconds": 60.0,
+        "finetune_epochs": 2,
+        "jobs": 2,
+        "finished": 0,
+        **more,
+    }
 
 
 def page_of(lines, folder):
@@ -393,12 +509,24 @@ def section(page, heading):
 
 def test_sections_do_not_mix_lengths_of_fine_tuning(tmp_path):
     """IDMM gets worse by the length here, so that a mixture would show."""
-    lines = [line(m, 0, v, images=n, labels=n, tuning=tuning, budget=8000) for n in (50, 100) for tuning, off in ((100_000, 0), (5000, 7))
-             for m, v in (("idmm", n / 10 - off + 20), ("random", n / 10))]  # fmt: skip
-    lines += [line("idmm", 0, 50.0, budget=8000, tuning=100_000), line("simclr", 0, 1.0, images=50, labels=50, budget=8000, tuning=100_000)]
-    lines += [line("idmm", 0, v, target="b", budget=8000, tuning=tuning) for v, tuning in ((60.0, 100_000), (44.0, 5000))]
-    lines += [line("idmm", 0, v, images=50, sampling=k, target="a", budget=8000, tuning=tuning) for k in ("balanced", "random")
-              for v, tuning in ((71.0, 100_000), (72.0, 5000))]  # fmt: skip
+    lines = [
+        line(m, 0, v, images=n, labels=n, tuning=tuning, budget=8000)
+        for n in (50, 100)
+        for tuning, off in ((100_000, 0), (5000, 7))
+        for m, v in (("idmm", n / 10 - off + 20), ("random", n / 10))
+    ]
+    lines += [
+        line("idmm", 0, 50.0, budget=8000, tuning=100_000),
+        line("simclr", 0, 1.0, images=50, labels=50, budget=8000, tuning=100_000),
+    ]
+    lines += [
+        line("idmm", 0, v, target="b", budget=8000, tuning=tuning) for v, tuning in ((60.0, 100_000), (44.0, 5000))
+    ]
+    lines += [
+        line("idmm", 0, v, images=50, sampling=k, target="a", budget=8000, tuning=tuning)
+        for k in ("balanced", "random")
+        for v, tuning in ((71.0, 100_000), (72.0, 5000))
+    ]
     page = page_of(lines, tmp_path)
     long, short = (section(page, f"Fewer images: a, 8,000 crops in all, then {n} in all") for n in ("100,000", "5,000"))
     assert "| IDMM | **25.0** | **30.0** | **50.0** |" in long
@@ -413,15 +541,22 @@ def test_sections_do_not_mix_lengths_of_fine_tuning(tmp_path):
 
 def test_fewer_images_by_the_image_as_at_the_papers_size(tmp_path):
     """--budget 4800x --finetune-budget 200x: all images have a column too, and what is said of the crops is so."""
-    lines = [line(m, 0, v + n / 100, images=n % 2000, labels=n, budget=4800 * n, tuning=200 * n)
-             for n in (250, 500, 2000) for m, v in (("idmm", 30.0), ("random", 9.0))]  # fmt: skip
+    lines = [
+        line(m, 0, v + n / 100, images=n % 2000, labels=n, budget=4800 * n, tuning=200 * n)
+        for n in (250, 500, 2000)
+        for m, v in (("idmm", 30.0), ("random", 9.0))
+    ]
     page = section(page_of(lines, tmp_path), "Fewer images: a, 4,800 crops of each image, then 200 of each image")
     assert "| IDMM | **32.5** | **35.0** | **50.0** |" in page
     assert "fine-tuning 200 of each image" in page
 
 
 def test_variants_at_another_budget_have_a_section_of_their_own(tmp_path):
-    lines = [line("idmm", 0, 30.0), line("idmm", 0, 25.0, budget=400), line("idmm_plain", 0, 28.0, like="idmm", budget=400)]
+    lines = [
+        line("idmm", 0, 30.0),
+        line("idmm", 0, 25.0, budget=400),
+        line("idmm_plain", 0, 28.0, like="idmm", budget=400),
+    ]
     page = page_of(lines, tmp_path)
     assert "| IDMM | 25.0 | 12.5 | 8.3 |" in section(page, "Variants: a, 400 crops, then 100")
     assert "Variants: a, 800" not in page
@@ -445,14 +580,37 @@ def test_recipes_are_not_mixed(tmp_path):
 
 def test_the_page_says_what_the_numbers_are(tmp_path):
     lines = [line(m, s, base + s) for m, base in (("random", 20.0), ("idmm", 30.0), ("simclr", 25.0)) for s in range(3)]
-    lines += [line(m, s, base + s, dataset="b", budget=400) for m, base in (("random", 50.0), ("idmm", 52.0), ("simclr", 60.0)) for s in range(3)]
+    lines += [
+        line(m, s, base + s, dataset="b", budget=400)
+        for m, base in (("random", 50.0), ("idmm", 52.0), ("simclr", 60.0))
+        for s in range(3)
+    ]
     for n in (100, 50):
-        lines += [line(m, s, base + n / 10 + s, images=n, labels=n) for m, base in (("random", 0.0), ("idmm", 5.0)) for s in range(2)]
-    lines += [line(m, s, 40.0, dataset="d", budget=n) for m in ("random", "idmm") for n in (400, 800) for s in range(1 if m == "random" else 2)]
-    lines += [line("idmm", 0, 35.0, dataset="a", target="b"), line("idmm", 0, 36.0, dataset="b", target="a", budget=400)]
-    lines += [line("idmm", 0, 77.0, images=50, labels=50, budget=4), line("idmm", 0, 99.0, dataset="b", budget=1600)]  # budgets of their own: not mixed in
-    lines += [line("idmm", s, 11.0 + s, images=n, labels=n, budget=2 * n) for s in range(2) for n in (100, 1000)]  # two crops of each image
-    lines += [line("idmm", s, 40.0, images=100, sampling=k, target="a") for k in ("balanced", "random") for s in range(2)]
+        lines += [
+            line(m, s, base + n / 10 + s, images=n, labels=n)
+            for m, base in (("random", 0.0), ("idmm", 5.0))
+            for s in range(2)
+        ]
+    lines += [
+        line(m, s, 40.0, dataset="d", budget=n)
+        for m in ("random", "idmm")
+        for n in (400, 800)
+        for s in range(1 if m == "random" else 2)
+    ]
+    lines += [
+        line("idmm", 0, 35.0, dataset="a", target="b"),
+        line("idmm", 0, 36.0, dataset="b", target="a", budget=400),
+    ]
+    lines += [
+        line("idmm", 0, 77.0, images=50, labels=50, budget=4),
+        line("idmm", 0, 99.0, dataset="b", budget=1600),
+    ]  # budgets of their own: not mixed in
+    lines += [
+        line("idmm", s, 11.0 + s, images=n, labels=n, budget=2 * n) for s in range(2) for n in (100, 1000)
+    ]  # two crops of each image
+    lines += [
+        line("idmm", s, 40.0, images=100, sampling=k, target="a") for k in ("balanced", "random") for s in range(2)
+    ]
     lines += [line("idmm_plain", s, 28.0, like="idmm") for s in range(3)]
     lines += [line(m, 0, v, tuning=400) for m, v in (("random", 33.0), ("idmm", 34.0))]
     lines += [line("simclr", s, 27.0 + s, budget=2400) for s in range(2)]
@@ -460,7 +618,12 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines) + '{"cut sho')
     page = write_page(tmp_path, tmp_path / "new" / "page.md").read_text()
     fewer = [f"Fewer images: a, {what}, then 100 in all" for what in ("800 crops in all", "2 crops of each image")]
-    others = ("Class-balanced or random", "Variants: a, 800 crops, then 100", "Settings", "Length of fine-tuning: a, 800 crops of pretraining")
+    others = (
+        "Class-balanced or random",
+        "Variants: a, 800 crops, then 100",
+        "Settings",
+        "Length of fine-tuning: a, 800 crops of pretraining",
+    )
     for heading in ("Methods", *fewer, "Transfer, fine-tuned for 100 crops in all", *others):
         assert f"## {heading}\n" in page, heading
     assert "| IDMM | **31.0 ± 1.0** | 53.0 ± 1.0 | **40.0 ± 0.0** | - |" in page
@@ -476,9 +639,14 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     assert "| b, 400, IDMM | **36.0** | **53.0 ± 1.0** |" in page
     assert "| SimCLR | 26.0 ± 1.0 | 27.5 ± 0.7 |" in page.split("Length of pretraining")[1]
     assert "Random initialisation: 21.0 ± 1.0.\n" in section(page, "Length of pretraining: a, 100 crops of fine-tuning")
-    assert "| IDMM | 77.0 | 10.5 ± 0.7 |" in section(page, "Length of pretraining: 50 images of a, 100 crops of fine-tuning")
+    assert "| IDMM | 77.0 | 10.5 ± 0.7 |" in section(
+        page, "Length of pretraining: 50 images of a, 100 crops of fine-tuning"
+    )
     assert "| idmm plain | 28.0 ± 0.0 |" in page
-    assert "c/0/balanced/simclr/800/same/100: not all seeds were run with the same settings: t: seeds [9], u: seeds [8]" in page
+    assert (
+        "c/0/balanced/simclr/800/same/100: not all seeds were run with the same settings: t: seeds [9], u: seeds [8]"
+        in page
+    )
     assert main_table(lines).splitlines()[0] == "| fine-tuned, top-1, % | a | b | d | c |"
     for picture in re.findall(r"\]\((.*?)\)", page):
         assert (tmp_path / "new" / picture).stat().st_size > 3000
@@ -507,7 +675,9 @@ def test_the_results_are_those_of_the_settings_that_come_along(tmp_path):
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = sorted({c for page in PAGES for c in re.findall(r"python compare\.py ([^`\n]+?)(?:\s+#.*)?(?:`|\n)", page.read_text())})
+COMMANDS = sorted(
+    {c for page in PAGES for c in re.findall(r"python compare\.py ([^`\n]+?)(?:\s+#.*)?(?:`|\n)", page.read_text())}
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -43,7 +43,12 @@ def test_pretraining_compiles_in_its_first_epoch_only(tiny_beton, tmp_path, stri
 @pytest.mark.slow
 def test_fine_tuning_compiles_in_its_first_epoch_only(tiny_beton, tmp_path, strict):
     """Mixup and CutMix in turn, and an evaluation after each epoch."""
-    values = {"training__batch_size": 24, "training__compile": True, "training__epochs": 3, "training__evaluate_every": 1}
+    values = {
+        "training__batch_size": 24,
+        "training__compile": True,
+        "training__epochs": 3,
+        "training__evaluate_every": 1,
+    }
     finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, **values))
     assert len(strict) == 3
     assert strict[0] == 2

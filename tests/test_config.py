@@ -9,7 +9,9 @@ from conftest import call
 from idmm_fast.config import ConfigError, as_dict, build, parse
 from idmm_fast.train import finetune, pretrain
 
-CONFIGS = [p for p in sorted((Path(__file__).parent.parent / "rn_configs").glob("*.yaml")) if not p.stem.startswith("compare")]  # test_compare.py has these
+CONFIGS = [
+    p for p in sorted((Path(__file__).parent.parent / "rn_configs").glob("*.yaml")) if not p.stem.startswith("compare")
+]  # test_compare.py has these
 NEEDED = ["--data.train=x.beton", "--model.name=deit_tiny_patch16_224", "--logging.run_dir=runs/x"]
 
 
@@ -33,8 +35,18 @@ def test_defaults_are_the_papers():
     )
     assert cfg.model.image_size == 112
     assert cfg.views.groups == [{"count": 2, "scale": [0.14, 1.0]}, {"count": 4, "scale": [0.05, 0.4]}]
-    assert vars(cfg.augment) == {"flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2,
-                                 "gray": 0.2, "blur": 0.5, "sigma": [0.1, 2.0], "operations": 0}  # fmt: skip
+    assert vars(cfg.augment) == {
+        "flip": 0.5,
+        "jitter": 0.8,
+        "brightness": 0.8,
+        "contrast": 0.8,
+        "saturation": 0.8,
+        "hue": 0.2,
+        "gray": 0.2,
+        "blur": 0.5,
+        "sigma": [0.1, 2.0],
+        "operations": 0,
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -68,8 +80,14 @@ def test_none_is_no_value_for_what_has_another_default(value):
 
 
 def test_a_name_is_suggested_only_where_one_is_near():
-    for typed, meant in {"training.epoch": "training.epochs", "lr": "training.lr", "model.batch_size": "training.batch_size", "trainig.sed": "training.seed",
-                         "batchsize": "training.batch_size", "wieght_decay": "training.weight_decay"}.items():  # fmt: skip
+    for typed, meant in {
+        "training.epoch": "training.epochs",
+        "lr": "training.lr",
+        "model.batch_size": "training.batch_size",
+        "trainig.sed": "training.seed",
+        "batchsize": "training.batch_size",
+        "wieght_decay": "training.weight_decay",
+    }.items():
         with pytest.raises(ConfigError, match=rf"Did you mean '{meant}'\?"):
             read(f"--{typed}=1")
     for typed in ("training.colour", "frobnicate", "model.xyzzy"):
@@ -79,7 +97,9 @@ def test_a_name_is_suggested_only_where_one_is_near():
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "rn_configs"], ids=lambda p: p.stem)
 def test_a_configuration_of_the_other_script_is_called_that(path):
-    script, other = ("finetune.py", "train_idmm.py") if path.stem.endswith("finetune") else ("train_idmm.py", "finetune.py")
+    script, other = (
+        ("finetune.py", "train_idmm.py") if path.stem.endswith("finetune") else ("train_idmm.py", "finetune.py")
+    )
     refused = call(other, "--config", path)
     assert refused.returncode == 1
     assert f"error: {path} is a configuration of {script}" in refused.stderr
@@ -106,21 +126,24 @@ def test_file_then_command_line(tmp_path, form):
     assert cfg.model.options == {"depth": 2}
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    (["--training.epoch=3"], "training.epochs"),
-    (["--trainning.lr=3"], "training.lr"),
-    (["--training.epochs=1.5"], r"training.epochs: 1.5 is not a whole number"),
-    (["--training.epochs=0"], "whole number of at least 1"),
-    (["--training.lr=-1"], "number of at least 0"),
-    (["--training.lr=fast"], "'fast' is not a number"),
-    (["--training.compile=maybe"], "one of auto, true, false"),
-    (["--training.compile=1"], "one of auto, true, false"),
-    (["--augment.flip=2"], "number in 0..1|number in 0"),
-    (["--views.groups=[{count: 2}]"], "list of groups"),
-    (["--config=/nowhere.yaml"], "does not exist"),
-    (["nonsense"], "not understood"),
-    (["--training.lr"], "needs a value"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--training.epoch=3"], "training.epochs"),
+        (["--trainning.lr=3"], "training.lr"),
+        (["--training.epochs=1.5"], r"training.epochs: 1.5 is not a whole number"),
+        (["--training.epochs=0"], "whole number of at least 1"),
+        (["--training.lr=-1"], "number of at least 0"),
+        (["--training.lr=fast"], "'fast' is not a number"),
+        (["--training.compile=maybe"], "one of auto, true, false"),
+        (["--training.compile=1"], "one of auto, true, false"),
+        (["--augment.flip=2"], "number in 0..1|number in 0"),
+        (["--views.groups=[{count: 2}]"], "list of groups"),
+        (["--config=/nowhere.yaml"], "does not exist"),
+        (["nonsense"], "not understood"),
+        (["--training.lr"], "needs a value"),
+    ],
+)
 def test_errors_name_the_key_and_what_is_wanted(args, says):
     with pytest.raises(ConfigError, match=says):
         read(*args)

@@ -139,8 +139,16 @@ def make_imagenet(root, images=12):
     return 3 * images, 6, ["n01440764", "n01443537", "n01484850"]
 
 
-UPSTREAM = {"pets": make_pets, "flowers": make_flowers, "dtd": make_dtd, "indoor67": make_indoor67, "cub": make_cub, "aircraft": make_aircraft,
-            "cars": make_cars, "imagenet": make_imagenet}  # fmt: skip
+UPSTREAM = {
+    "pets": make_pets,
+    "flowers": make_flowers,
+    "dtd": make_dtd,
+    "indoor67": make_indoor67,
+    "cub": make_cub,
+    "aircraft": make_aircraft,
+    "cars": make_cars,
+    "imagenet": make_imagenet,
+}
 
 
 @pytest.mark.parametrize("name", UPSTREAM)
@@ -196,8 +204,16 @@ def test_a_count_that_is_not_the_official_one_is_said(tmp_path, capsys):
 
 def test_the_official_counts_are_those_of_the_paper():
     """Section 5 of the method's description: classes, train, test."""
-    wanted = {"flowers": (102, 2040, 6149), "pets": (37, 3680, 3669), "dtd": (47, 3760, 1880), "indoor67": (67, 5360, 1340), "cub": (200, 5994, 5794),
-              "aircraft": (100, 6667, 3333), "cars": (196, 8144, 8041), "imagenet": (1000, 1281167, 50000)}  # fmt: skip
+    wanted = {
+        "flowers": (102, 2040, 6149),
+        "pets": (37, 3680, 3669),
+        "dtd": (47, 3760, 1880),
+        "indoor67": (67, 5360, 1340),
+        "cub": (200, 5994, 5794),
+        "aircraft": (100, 6667, 3333),
+        "cars": (196, 8144, 8041),
+        "imagenet": (1000, 1281167, 50000),
+    }
     rows = {r[0]: r for r in datasets.table()}
     for name, figures in wanted.items():
         assert tuple(int(c.replace(",", "")) for c in rows[name][1:4]) == figures
@@ -248,8 +264,10 @@ def test_sin10k_takes_ten_of_each_class_the_same_everywhere(tmp_path):
     assert names(datasets.load("sin10k", tmp_path, seed=2)["train"]) != names(one)
     # Pinned, so that a change of the choice, on whatever machine or version, is seen.
     assert names(datasets.load("sin10k", tmp_path, per_class=1)["train"]) == [
-        "n01440764/n01440764_7.JPEG", "n01443537/n01443537_16.JPEG", "n01484850/n01484850_15.JPEG"
-    ]  # fmt: skip
+        "n01440764/n01440764_7.JPEG",
+        "n01443537/n01443537_16.JPEG",
+        "n01484850/n01484850_15.JPEG",
+    ]
     unbalanced = datasets.load("sin10k-total", tmp_path, total=30, seed=1)["train"]
     assert len(set(unbalanced.images)) == 30
     with pytest.raises(DatasetError, match="fewer than 21"):
@@ -387,11 +405,17 @@ def unpack(request, monkeypatch):
     return fetch.unpack
 
 
-@pytest.mark.parametrize(("member", "extra"), [
-    ("../out.txt", {}), ("/tmp/out.txt", {}), ("a/../../out.txt", {}),
-    ("link", {"type": tarfile.SYMTYPE, "linkname": "../../secret"}), ("link", {"type": tarfile.LNKTYPE, "linkname": "../../secret"}),
-    ("device", {"type": tarfile.CHRTYPE}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("member", "extra"),
+    [
+        ("../out.txt", {}),
+        ("/tmp/out.txt", {}),
+        ("a/../../out.txt", {}),
+        ("link", {"type": tarfile.SYMTYPE, "linkname": "../../secret"}),
+        ("link", {"type": tarfile.LNKTYPE, "linkname": "../../secret"}),
+        ("device", {"type": tarfile.CHRTYPE}),
+    ],
+)
 def test_archives_do_not_reach_out_of_their_folder(unpack, tmp_path, member, extra):
     bad_tar(tmp_path / "bad.tar", member, **extra)
     target = tmp_path / "deep" / "target"
@@ -543,10 +567,28 @@ def test_every_name_converts_from_the_command_line(tmp_path, shards, photos):
     write_datasets.main(["--ds", "hf", "--name", str(tmp_path / "mine"), "--out", str(out)])
     counts = {p.stem: len(open_beton(p)) for p in out.glob("*.beton")}
     assert counts == {
-        "pets_train": 15, "pets_test": 6, "flowers_train": 5, "flowers_test": 4, "dtd_train": 8, "dtd_test": 4, "indoor67_train": 6, "indoor67_test": 2,
-        "cub_train": 4, "cub_test": 2, "aircraft_train": 6, "aircraft_test": 3, "cars_train": 4, "cars_test": 2, "imagenet_train": 36, "imagenet_test": 6,
-        "sin10k_train": 9, "sin10k-total_train": 7, "folder_train": 5, "webdataset_train": 10, "mine_train": 4,
-    }  # fmt: skip
+        "pets_train": 15,
+        "pets_test": 6,
+        "flowers_train": 5,
+        "flowers_test": 4,
+        "dtd_train": 8,
+        "dtd_test": 4,
+        "indoor67_train": 6,
+        "indoor67_test": 2,
+        "cub_train": 4,
+        "cub_test": 2,
+        "aircraft_train": 6,
+        "aircraft_test": 3,
+        "cars_train": 4,
+        "cars_test": 2,
+        "imagenet_train": 36,
+        "imagenet_test": 6,
+        "sin10k_train": 9,
+        "sin10k-total_train": 7,
+        "folder_train": 5,
+        "webdataset_train": 10,
+        "mine_train": 4,
+    }
     assert len((out / "sin10k_train.txt").read_text().splitlines()) == 9
     assert all(line.count("/") == 1 for line in (out / "sin10k-total_train.txt").read_text().splitlines())
 

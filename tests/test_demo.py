@@ -13,8 +13,14 @@ from idmm_fast.config import ConfigError
 from idmm_fast.report.demo import run_demo, table
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--training.epochs=2", "--training.batch_size=16", "--data.per_class=4", "--training.compile=false", "--model.image_size=16",
-         "--model.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}"]  # fmt: skip
+SMALL = [
+    "--training.epochs=2",
+    "--training.batch_size=16",
+    "--data.per_class=4",
+    "--training.compile=false",
+    "--model.image_size=16",
+    "--model.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}",
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +62,15 @@ def test_what_is_done_is_not_done_again(report):
     assert json.loads((folder / "report.json").read_text())["results"] == content["results"]
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    (["--training.epoch=2"], r"'training\.epoch'\. Did you mean 'training\.epochs'"),
-    (["--config", "rn_configs/pets.yaml"], "there is no key 'config'"),
-    (["--training={epochz: 2}"], r"'training\.epochz'"),
-    (["--training.epochs"], "needs a value"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--training.epoch=2"], r"'training\.epoch'\. Did you mean 'training\.epochs'"),
+        (["--config", "rn_configs/pets.yaml"], "there is no key 'config'"),
+        (["--training={epochz: 2}"], r"'training\.epochz'"),
+        (["--training.epochs"], "needs a value"),
+    ],
+)
 def test_options_that_no_part_knows_are_errors(tmp_path, args, says):
     with pytest.raises(ConfigError, match=says):
         run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "demo_finetune.yaml", tmp_path, 2, args)
@@ -76,7 +85,14 @@ def test_options_reach_the_parts_that_have_them(tmp_path, monkeypatch, tiny_beto
         raise KeyboardInterrupt
 
     monkeypatch.setattr("idmm_fast.train.pretrain.pretrain", stop)
-    args = [f"--data.train={tiny_beton}", f"--data.test={tiny_beton}", "--training.epochs", "7", "--training={lr: 0.25}", "--data.per_class=3"]
+    args = [
+        f"--data.train={tiny_beton}",
+        f"--data.test={tiny_beton}",
+        "--training.epochs",
+        "7",
+        "--training={lr: 0.25}",
+        "--data.per_class=3",
+    ]
     with pytest.raises(KeyboardInterrupt):
         run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "demo_finetune.yaml", tmp_path, 2, args)
     assert (seen["cfg"].training.epochs, seen["cfg"].training.lr, seen["cfg"].training.seed) == (7, 0.25, 0)

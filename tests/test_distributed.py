@@ -31,17 +31,42 @@ CASE = {"training__batch_size": 36, "cutmix__chunk": 3, "training__epochs": 10}
 
 
 def torchrun(processes, beton, folder, *args, script="train_idmm.py", restarts=0):
-    return list(map(str, [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}", ROOT / script,
-        f"--data.train={beton}", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY}", "--model.image_size=32",
-        "--training.warmup_epochs=1", "--training.amp=fp32", "--training.compile=false", "--training.lr=2e-3", "--training.device=cpu",
-        f"--logging.run_dir={folder}", *args,
-    ]))  # fmt: skip
+    return list(
+        map(
+            str,
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={processes}",
+                f"--max-restarts={restarts}",
+                ROOT / script,
+                f"--data.train={beton}",
+                "--model.name=vit_tiny_patch16_224",
+                f"--model.options={TINY}",
+                "--model.image_size=32",
+                "--training.warmup_epochs=1",
+                "--training.amp=fp32",
+                "--training.compile=false",
+                "--training.lr=2e-3",
+                "--training.device=cpu",
+                f"--logging.run_dir={folder}",
+                *args,
+            ],
+        )
+    )
 
 
 def train(processes, beton, folder, *args, **options):
     values = ["--training.batch_size=36", "--training.epochs=10", "--model.drop_path=0"]
-    shown = subprocess.run(torchrun(processes, beton, folder, *values, *args, **options), capture_output=True, text=True, timeout=200, check=False)
+    shown = subprocess.run(
+        torchrun(processes, beton, folder, *values, *args, **options),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert shown.returncode == 0, shown.stderr[-3000:]
     return shown
 
@@ -51,17 +76,30 @@ def alone(tiny_beton, tmp_path_factory):
     """The losses of one process, with the dense and with the fused loss."""
     folder = tmp_path_factory.mktemp("alone")
     return {
-        kind: losses(pretrain(settings(tiny_beton, folder / kind, head__loss=kind, model__drop_path=0.0, **CASE))) for kind in ("dense", "fused")
+        kind: losses(pretrain(settings(tiny_beton, folder / kind, head__loss=kind, model__drop_path=0.0, **CASE)))
+        for kind in ("dense", "fused")
     }
 
 
-@pytest.mark.parametrize(("processes", "kind"), [
-    (2, "fused"), pytest.param(2, "dense", marks=pytest.mark.slow),
-    pytest.param(4, "dense", marks=pytest.mark.slow), pytest.param(4, "fused", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("processes", "kind"),
+    [
+        (2, "fused"),
+        pytest.param(2, "dense", marks=pytest.mark.slow),
+        pytest.param(4, "dense", marks=pytest.mark.slow),
+        pytest.param(4, "fused", marks=pytest.mark.slow),
+    ],
+)
 def test_the_curve_is_that_of_one_process(alone, tiny_beton, tmp_path, processes, kind):
     """To 1e-4 at every step; with the fused loss each process holds a slice of the head, and one process goes on from what they wrote."""
-    shown = train(processes, tiny_beton, tmp_path / "run", "--cutmix.chunk=3", f"--head.loss={kind}", "--training.checkpoint_every=4")
+    shown = train(
+        processes,
+        tiny_beton,
+        tmp_path / "run",
+        "--cutmix.chunk=3",
+        f"--head.loss={kind}",
+        "--training.checkpoint_every=4",
+    )
     assert f"{processes} processes" in shown.stdout + shown.stderr
     assert shown.stdout.count("done:") == 1
     curve = losses(tmp_path / "run")
@@ -70,14 +108,18 @@ def test_the_curve_is_that_of_one_process(alone, tiny_beton, tmp_path, processes
     last = checkpoint.listing(tmp_path / "run" / "checkpoints")[-1]
     assert checkpoint.load(last)["model"]["head.weight"].shape == (64, 32)
     last.unlink()
-    folder = pretrain(settings(tiny_beton, tmp_path / "run", head__loss=kind, model__drop_path=0.0, training__resume="auto", **CASE))
+    folder = pretrain(
+        settings(tiny_beton, tmp_path / "run", head__loss=kind, model__drop_path=0.0, training__resume="auto", **CASE)
+    )
     assert len(losses(folder)) == 20
     assert np.abs(losses(folder) / alone[kind] - 1).max() < 1e-4
 
 
 @pytest.mark.slow
 def test_fine_tuning_on_two_processes_judges_every_image_once(tiny_beton, tmp_path):
-    train(2, tiny_beton, tmp_path / "f", f"--data.test={tiny_beton}", "--training.evaluate_every=0", script="finetune.py")
+    train(
+        2, tiny_beton, tmp_path / "f", f"--data.test={tiny_beton}", "--training.evaluate_every=0", script="finetune.py"
+    )
     assert np.isfinite(losses(tmp_path / "f")).all()
     cfg = settings(tiny_beton, tmp_path / "f", FINETUNE)
     model = Classifier(create_backbone("vit_tiny_patch16_224", 32, options=TINY), init_head(32, 4))
@@ -99,11 +141,19 @@ def begun(command, folder, lines):
 
 def workers_of(process):
     """The processes that torchrun started."""
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
     return [int(pid) for pid in children if b"train_idmm.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-LONG = ("--training.batch_size=4", "--training.epochs=12", "--model.drop_path=0", "--training.checkpoint_every=1", "--training.keep_checkpoints=4")
+LONG = (
+    "--training.batch_size=4",
+    "--training.epochs=12",
+    "--model.drop_path=0",
+    "--training.checkpoint_every=1",
+    "--training.keep_checkpoints=4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +204,21 @@ with distributed.processes("cpu"):
     os.write(1, f"met {{distributed.total(torch.ones(1)).item()}}\\n".encode())
 """)
     shown = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", tmp_path / "meet.py"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": shared}, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "--max-restarts=1",
+            tmp_path / "meet.py",
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": shared},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert shown.returncode == 0, shown.stderr[-3000:]
     assert shown.stdout.count("met 2.0") == 2
 
@@ -183,18 +245,31 @@ except OSError as error:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    job = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    job = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     both = [
         subprocess.Popen(
-            [sys.executable, tmp_path / "meet.py"], env=job | {"RANK": str(k), "TORCHELASTIC_RESTART_COUNT": str(k)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, tmp_path / "meet.py"],
+            env=job | {"RANK": str(k), "TORCHELASTIC_RESTART_COUNT": str(k)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for k in range(2)
-    ]  # fmt: skip
+    ]
     began, ended = time.monotonic(), {}
     try:
         while len(ended) < 2 and time.monotonic() - began < min([60, *(end + 10 for end in ended.values())]):
-            ended |= {k: time.monotonic() - began for k, process in enumerate(both) if k not in ended and process.poll() is not None}
+            ended |= {
+                k: time.monotonic() - began
+                for k, process in enumerate(both)
+                if k not in ended and process.poll() is not None
+            }
             time.sleep(0.02)
     finally:
         for process in both:
@@ -203,23 +278,31 @@ except OSError as error:
 
 
 def test_an_evaluation_may_take_longer_than_the_backend_waits(tmp_path):
-    for code, said, _ in meeting(tmp_path, """
+    for code, said, _ in meeting(
+        tmp_path,
+        """
         found = distributed.from_main(lambda: (time.sleep(3), {"top1": 50.0})[1])
         every = distributed.of_all((time.sleep(2.5 * rank), rank)[1])
         print(found, every, distributed.total(torch.ones(1)).item(), distributed.restarted())
         time.sleep(2.5 * rank)  # the end is waited for too
-    """):  # fmt: skip
+    """,
+    ):
         assert code == 0, said
-        assert "{'top1': 50.0} [0, 1] 2.0 True" in said  # torchrun of the second one started it again; the first must know
+        assert (
+            "{'top1': 50.0} [0, 1] 2.0 True" in said
+        )  # torchrun of the second one started it again; the first must know
 
 
 @pytest.mark.parametrize("dead", [0, 1])
 def test_who_dies_in_an_evaluation_ends_the_others(tmp_path, dead):
     """Process 0 evaluates; the other one waits for it. Whichever of them is killed, the other one notices at once and says so."""
-    ended = meeting(tmp_path, f"""
+    ended = meeting(
+        tmp_path,
+        f"""
         pid = distributed.of_all(os.getpid())[{dead}]
         distributed.from_main(lambda: (time.sleep(1), os.kill(pid, signal.SIGKILL), time.sleep(50)))
-    """)  # fmt: skip
+    """,
+    )
     assert ended[dead][0] == -signal.SIGKILL
     code, said, seconds = ended[1 - dead]
     assert code == 1, said
@@ -229,11 +312,14 @@ def test_who_dies_in_an_evaluation_ends_the_others(tmp_path, dead):
 
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_one_that_evaluates(tmp_path):
-    ended = meeting(tmp_path, """
+    ended = meeting(
+        tmp_path,
+        """
         if rank:
             raise OSError("no space left")
         distributed.from_main(lambda: time.sleep(50))
-    """)  # fmt: skip
+    """,
+    )
     assert ended[1][:2] == (1, "error: no space left\n")
     assert ended[0][0] == 1
     assert ended[0][1] == "error: process 0 stopped, since another one has ended; the message of that one says why\n"
@@ -243,20 +329,26 @@ def test_an_error_in_one_process_ends_one_that_evaluates(tmp_path):
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_counts_as_lost(tmp_path):
     """One that is stopped keeps its connections, as one behind a broken network does; the other one waits SILENCE, not for ever."""
-    ended = meeting(tmp_path, """
+    ended = meeting(
+        tmp_path,
+        """
         other = distributed.of_all(os.getpid())[1]
         def evaluate():
             os.kill(other, signal.SIGSTOP)
             time.sleep(50)
         distributed.from_main(evaluate)
-    """)  # fmt: skip
+    """,
+    )
     code, said, seconds = ended[0]
     assert code == 1, said
     assert "error: process 0 stopped, since another one does not answer" in said
     assert seconds < 30
 
 
-@pytest.mark.parametrize(("there", "said"), [(1, "2 processes and 1 GPU; use --nproc-per-node 1 or"), (3, "4 processes and 3 GPUs; use --nproc-per-node 3 or")])
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [(1, "2 processes and 1 GPU; use --nproc-per-node 1 or"), (3, "4 processes and 3 GPUs; use --nproc-per-node 3 or")],
+)
 def test_more_processes_than_gpus_is_said(monkeypatch, there, said):
     for name, value in {"RANK": 0, "WORLD_SIZE": there + 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": there + 1}.items():
         monkeypatch.setenv(name, str(value))
@@ -268,7 +360,14 @@ def test_more_processes_than_gpus_is_said(monkeypatch, there, said):
 
 
 def test_restarts_on_several_machines_need_a_store_of_their_own(monkeypatch):
-    job = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_MAX_RESTARTS": 3}
+    job = {
+        "RANK": 0,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": 0,
+        "LOCAL_WORLD_SIZE": 1,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+        "TORCHELASTIC_MAX_RESTARTS": 3,
+    }
     for name, value in job.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
@@ -280,10 +379,13 @@ def test_restarts_on_several_machines_need_a_store_of_their_own(monkeypatch):
 @pytest.mark.parametrize("after", [False, True])
 def test_a_run_goes_on_in_another_precision(before, after):
     """An enabled scaler begins with torch's own 2 ** 16 after one that was disabled; a disabled one ignores what another was at."""
+
     def state(enabled, scale):
         model = torch.nn.Module()
         model.head = torch.nn.Linear(2, 2)
-        return State(model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=enabled, init_scale=scale))
+        return State(
+            model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=enabled, init_scale=scale)
+        )
 
     old, new = state(before, 8.0), state(after, 2.0**16)
     old.scaler.scale(torch.ones(1))  # its scale is made by its first use
@@ -316,12 +418,22 @@ def test_the_slurm_script_starts_what_it_should(tiny_beton, tmp_path):
     for tool in tools.iterdir():
         tool.chmod(0o755)
     job = {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
-    line = [ROOT / "scripts" / "slurm.sh", ROOT / "rn_configs" / "pets.yaml", *torchrun(2, tiny_beton, tmp_path / "run")[7:], "--training.batch_size=16"]
+    line = [
+        ROOT / "scripts" / "slurm.sh",
+        ROOT / "rn_configs" / "pets.yaml",
+        *torchrun(2, tiny_beton, tmp_path / "run")[7:],
+        "--training.batch_size=16",
+    ]
     for epochs in (2, 2):
         shown = subprocess.run(
-            [*map(str, line), f"--training.epochs={epochs}"], cwd=ROOT, env=os.environ | job | {"PATH": f"{tools}:{os.environ['PATH']}"},
-            capture_output=True, text=True, check=False, timeout=150,
-        )  # fmt: skip
+            [*map(str, line), f"--training.epochs={epochs}"],
+            cwd=ROOT,
+            env=os.environ | job | {"PATH": f"{tools}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=150,
+        )
         assert shown.returncode == 0, shown.stderr[-3000:]
         assert "2 processes" in shown.stdout + shown.stderr
     assert len(losses(tmp_path / "run")) == 8

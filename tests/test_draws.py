@@ -81,10 +81,12 @@ def test_randaugment_draws():
     assert stats.binomtest(int(both.sum()), N, 0.25).pvalue > P
     assert stats.chisquare(np.bincount(operation[both] @ [15, 1], minlength=225)).pvalue > P
     levels = {  # the nine strengths, of both signs where there are two
-        "Cutout": [2, 4, 7, 9, 11, 13, 16, 18, 20], "Solarize": [256 - 256 * k / 9 for k in range(1, 10)],
-        "ShearX": [s * 0.3 * k / 9 for k in range(1, 10) for s in (1, -1)], "TranslateY": [s * 150 / 331 * k / 9 for k in range(1, 10) for s in (1, -1)],
+        "Cutout": [2, 4, 7, 9, 11, 13, 16, 18, 20],
+        "Solarize": [256 - 256 * k / 9 for k in range(1, 10)],
+        "ShearX": [s * 0.3 * k / 9 for k in range(1, 10) for s in (1, -1)],
+        "TranslateY": [s * 150 / 331 * k / 9 for k in range(1, 10) for s in (1, -1)],
         "Brightness": [1 + s * k / 10 for k in range(1, 10) for s in (1, -1)],
-    }  # fmt: skip
+    }
     for name, values in levels.items():
         seen, counts = np.unique(np.round(argument[operation == OPERATIONS.index(name)], 6), return_counts=True)
         assert seen == pytest.approx(sorted(values), abs=1e-6), name

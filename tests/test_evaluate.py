@@ -28,9 +28,10 @@ from idmm_fast.train.accuracy import top_k
 from idmm_fast.train.device import choose
 
 TINY = {
-    "model.name": "vit_tiny_patch16_224", "model.image_size": 32,
+    "model.name": "vit_tiny_patch16_224",
+    "model.image_size": 32,
     "model.options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,13 @@ def blobs():
 def test_knn_is_scikit_learns_with_the_same_weights(blobs, temperature, train_chunk):
     """DINO's vote exp(similarity / temperature) over cosine neighbours, in float64 and divided by the largest."""
     train, train_labels, test, test_labels = blobs
-    ours = knn_accuracy(train, train_labels, test, test_labels, temperature=temperature, chunk=64, train_chunk=train_chunk)
+    ours = knn_accuracy(
+        train, train_labels, test, test_labels, temperature=temperature, chunk=64, train_chunk=train_chunk
+    )
     for k in (10, 20):
-        reference = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((d.min(1, keepdims=True) - d) / temperature))
+        reference = KNeighborsClassifier(
+            k, metric="cosine", weights=lambda d: np.exp((d.min(1, keepdims=True) - d) / temperature)
+        )
         reference.fit(train.double(), train_labels)
         assert ours[f"knn{k}"] == pytest.approx(100 * reference.score(test.double(), test_labels), abs=1e-6)
     assert 20 < ours["knn10"] < 100
@@ -137,7 +142,11 @@ def labelled(path, labels, names):
 
 
 OTHERS = {
-    "gap": ([0, 1], ["a", "c"], "3 classes and .*test.beton has 2, not the same ones: number 1 is 'b' in the first and 'c' in the second"),
+    "gap": (
+        [0, 1],
+        ["a", "c"],
+        "3 classes and .*test.beton has 2, not the same ones: number 1 is 'b' in the first and 'c' in the second",
+    ),
     "fewer": ([0, 1], ["a", "b"], "number 2 is 'c' in the first and none in the second"),
     "unlabelled": ([0, -1, -1], ["a", "b", "c"], "2 of 3 images of .*test.beton have no label"),
 }

@@ -56,7 +56,21 @@ def test_compiled_training_and_resume(tiny_beton, tmp_path):
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_methods_follow_the_cpu(tiny_beton, tmp_path, name):
     """The first steps; later on rounding grows."""
-    curves = [losses(pretrain(settings(tiny_beton, tmp_path / device, **options(name), training__device=device))) for device in ("cpu", "cuda")]
+    curves = [
+        losses(pretrain(settings(tiny_beton, tmp_path / device, **options(name), training__device=device)))
+        for device in ("cpu", "cuda")
+    ]
     assert np.abs(curves[1] / curves[0] - 1)[:4].max() < 0.01
-    low = losses(pretrain(settings(tiny_beton, tmp_path / "low", **options(name), training__device="cuda", training__amp="auto", training__compile=True)))
+    low = losses(
+        pretrain(
+            settings(
+                tiny_beton,
+                tmp_path / "low",
+                **options(name),
+                training__device="cuda",
+                training__amp="auto",
+                training__compile=True,
+            )
+        )
+    )
     assert np.isfinite(low).all()

@@ -37,7 +37,7 @@ class Parts:
         """`data` (bytes) with these tables, all checksums right, or the mark of them gone."""
         data = bytearray(data)
         table = int(self.header["alloc_table_ptr"][0])
-        tables = data[:sums_start(FIRST + self.samples.nbytes)]
+        tables = data[: sums_start(FIRST + self.samples.nbytes)]
         tables[: HEADER.itemsize] = self.header.tobytes()
         tables[FIRST : FIRST + self.samples.nbytes] = self.samples.tobytes()
         if table + self.allocations.nbytes <= len(data):
@@ -45,7 +45,10 @@ class Parts:
         lengths = dict(zip(self.allocations["ptr"].tolist(), self.allocations["size"].tolist()))
         pointers = self.samples["f0"]["data_ptr"].tolist()
         content = np.frombuffer(bytes(data), np.uint8)
-        row_sums = np.array([checksum(content[p : min(p + lengths.get(p, 0), len(data))]) if p < len(data) else 0 for p in pointers], np.uint64)
+        row_sums = np.array(
+            [checksum(content[p : min(p + lengths.get(p, 0), len(data))]) if p < len(data) else 0 for p in pointers],
+            np.uint64,
+        )
         over_all = tables_sum(bytes(tables), row_sums, self.allocations)
         marked = np.array([SUMS_MARK if sums else 0, over_all], np.uint64).tobytes() + row_sums.tobytes()
         data[: len(tables) + len(marked)] = tables + marked
@@ -119,12 +122,25 @@ def test_a_sidecar_that_is_nonsense_is_not_believed(tmp_path):
 
 
 @pytest.mark.parametrize("sums", [True, False])
-@pytest.mark.parametrize(("where", "name", "value"), [
-    ("allocations", "size", 2**63 - 1), ("allocations", "size", 2**63), ("allocations", "size", 2**64 - 1), ("allocations", "size", 0),
-    ("allocations", "size", 1 << 22), ("header", "num_samples", 0), ("header", "num_samples", 2**40), ("header", "num_samples", 2**64 - 1),
-    ("header", "alloc_table_ptr", 24), ("header", "alloc_table_ptr", FIRST), ("header", "alloc_table_ptr", 2**64 - 24),
-    ("header", "num_fields", 255), ("header", "num_fields", 65535), ("header", "page_size", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        ("allocations", "size", 2**63 - 1),
+        ("allocations", "size", 2**63),
+        ("allocations", "size", 2**64 - 1),
+        ("allocations", "size", 0),
+        ("allocations", "size", 1 << 22),
+        ("header", "num_samples", 0),
+        ("header", "num_samples", 2**40),
+        ("header", "num_samples", 2**64 - 1),
+        ("header", "alloc_table_ptr", 24),
+        ("header", "alloc_table_ptr", FIRST),
+        ("header", "alloc_table_ptr", 2**64 - 24),
+        ("header", "num_fields", 255),
+        ("header", "num_fields", 65535),
+        ("header", "page_size", 0),
+    ],
+)
 def test_counts_and_offsets_beyond_the_file_are_refused(tmp_path, where, name, value, sums):
     path = small_beton(tmp_path / "a.beton", "jpg")
     data = path.read_bytes()
@@ -161,12 +177,17 @@ def test_a_file_of_over_four_gigabytes_is_read(tmp_path):
     parts.allocations["ptr"][-1] = parts.samples["f0"]["data_ptr"][row] = far
     parts.header["alloc_table_ptr"] = far + MIN_PAGE
     tables = bytearray(data[: sums_start(FIRST + parts.samples.nbytes)])
-    tables[: HEADER.itemsize], tables[FIRST : FIRST + parts.samples.nbytes] = parts.header.tobytes(), parts.samples.tobytes()
+    tables[: HEADER.itemsize], tables[FIRST : FIRST + parts.samples.nbytes] = (
+        parts.header.tobytes(),
+        parts.samples.tobytes(),
+    )
     row_sums = np.frombuffer(data, np.uint64, 6, len(tables) + 16)
     over_all = np.array([SUMS_MARK, tables_sum(bytes(tables), row_sums, parts.allocations)], np.uint64)
     try:
         with open(path, "r+b") as file:
-            file.truncate(int(parts.header["alloc_table_ptr"][0]))  # the old allocation table becomes a part of the page
+            file.truncate(
+                int(parts.header["alloc_table_ptr"][0])
+            )  # the old allocation table becomes a part of the page
             file.write(tables + over_all.tobytes() + row_sums.tobytes())
             file.seek(far)
             file.write(data[int(last["ptr"]) : int(last["ptr"] + last["size"])])
@@ -213,8 +234,15 @@ def mutated(rng, original):
     count = len(parts.samples)
     first, table = int(parts.samples["f0"]["data_ptr"].min()), int(parts.header["alloc_table_ptr"][0])
     end = int((parts.allocations["ptr"] + parts.allocations["size"]).max())
-    regions = [(0, 32), (32, FIRST), (FIRST, FIRST + 24 * count), (FIRST + 24 * count, FIRST + 32 * count + 16), (first, end), (first, end),
-               (table, len(original))]  # fmt: skip
+    regions = [
+        (0, 32),
+        (32, FIRST),
+        (FIRST, FIRST + 24 * count),
+        (FIRST + 24 * count, FIRST + 32 * count + 16),
+        (first, end),
+        (first, end),
+        (table, len(original)),
+    ]
     seal = rng.choice(("kept", "none", "remade", "remade"))
     if rng.random() < 0.5:  # bytes anywhere
         for _ in range(rng.choice((1, 1, 2, 8))):
@@ -232,15 +260,26 @@ def mutated(rng, original):
         elif what == 2:
             image["mode"][row] = rng.choice((0, 1, 1 - int(image["mode"][row]), 2, 255))
         elif what == 3:
-            image["data_ptr"][row] = rng.choice((
-                0, int(image["data_ptr"][rng.randrange(count)]), int(image["data_ptr"][row]) + 1, len(original) - 1, 2**63, 2**64 - 1,
-            ))  # fmt: skip
+            image["data_ptr"][row] = rng.choice(
+                (
+                    0,
+                    int(image["data_ptr"][rng.randrange(count)]),
+                    int(image["data_ptr"][row]) + 1,
+                    len(original) - 1,
+                    2**63,
+                    2**64 - 1,
+                )
+            )
         elif what == 4:
             size = int(parts.allocations["size"][row])
-            parts.allocations["size"][row] = rng.choice((0, 1, 2, 31, 33, size - 1, size + 1, size // 2, 4 * size, 2**32 + size, 2**63 - 1, 2**63))
+            parts.allocations["size"][row] = rng.choice(
+                (0, 1, 2, 31, 33, size - 1, size + 1, size // 2, 4 * size, 2**32 + size, 2**63 - 1, 2**63)
+            )
         elif what == 5:
             place = rng.randrange(count)
-            parts.allocations["ptr"][place] = image["data_ptr"][place] = rng.choice((FIRST, first + 1, end - 5, len(original) - 8, len(original)))
+            parts.allocations["ptr"][place] = image["data_ptr"][place] = rng.choice(
+                (FIRST, first + 1, end - 5, len(original) - 8, len(original))
+            )
         else:
             parts.samples["f1"][row] = rng.choice((-1, -2, 7, 65535, 2**31, 2**40, -(2**63)))
         if rng.random() < 0.3:
@@ -305,9 +344,17 @@ def fuzz(folder, count, seed):
 def _fuzzed(folder, count, seed, **environment):
     here = str(Path(__file__).parent)
     shown = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r}); import test_hostile; test_hostile.fuzz({str(folder)!r}, {count}, {seed})"],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path.insert(0, {here!r}); import test_hostile; test_hostile.fuzz({str(folder)!r}, {count}, {seed})",
+        ],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert shown.returncode == 0, (shown.returncode, shown.stderr[-3000:])
     outcomes = eval(shown.stdout.splitlines()[-1])
     assert sum(outcomes.values()) == count

@@ -17,7 +17,13 @@ from test_train import losses, settings
 from idmm_fast.train.pretrain import pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-CASE = {"training__batch_size": 8, "cutmix__chunk": 4, "training__epochs": 25, "model__drop_path": 0.0, "training__checkpoint_every": 1}  # 8 steps an epoch
+CASE = {
+    "training__batch_size": 8,
+    "cutmix__chunk": 4,
+    "training__epochs": 25,
+    "model__drop_path": 0.0,
+    "training__checkpoint_every": 1,
+}  # 8 steps an epoch
 PATIENCE = 200  # seconds, for anything
 
 
@@ -35,7 +41,20 @@ class Hosts:
     def build(self):
         for name in self.names.values():
             ip("netns", "add", name)
-        ip("link", "add", "veth", "netns", self.names[1], "type", "veth", "peer", "name", "veth", "netns", self.names[2])
+        ip(
+            "link",
+            "add",
+            "veth",
+            "netns",
+            self.names[1],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "veth",
+            "netns",
+            self.names[2],
+        )
         for k, name in self.names.items():
             ip("-n", name, "addr", "add", f"10.77.0.{k}/24", "dev", "veth")
             for link in ("lo", "veth"):
@@ -48,16 +67,34 @@ class Hosts:
             f"import runpy\nfrom idmm_fast.train import distributed\ndistributed.SILENCE = {silence}\n"
             f"runpy.run_path({str(Path(__file__).parent.parent / 'train_idmm.py')!r}, run_name='__main__')\n"
         )
-        command = torchrun(1, beton, folder, *[f"--{key.replace('__', '.')}={value}" for key, value in CASE.items()], *args, script=script, restarts=3)
+        command = torchrun(
+            1,
+            beton,
+            folder,
+            *[f"--{key.replace('__', '.')}={value}" for key, value in CASE.items()],
+            *args,
+            script=script,
+            restarts=3,
+        )
         command[3:4] = [
-            "--nnodes=1:2", "--rdzv-backend=c10d", f"--rdzv-endpoint=10.77.0.{endpoint}:29400", "--rdzv-id=test", f"--local-addr=10.77.0.{k}",
+            "--nnodes=1:2",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint=10.77.0.{endpoint}:29400",
+            "--rdzv-id=test",
+            f"--local-addr=10.77.0.{k}",
             f"--rdzv-conf=is_host={int(k == endpoint)},last_call_timeout=5",
-        ]  # fmt: skip
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "GLOO_SOCKET_IFNAME": "veth", "OMP_NUM_THREADS": "1"}
+        ]
+        env = os.environ | {
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "GLOO_SOCKET_IFNAME": "veth",
+            "OMP_NUM_THREADS": "1",
+        }
         env |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         self.said = folder.parent / "said"
         with open(f"{self.said}{k}", "a") as said:
-            process = subprocess.Popen(["ip", "netns", "exec", self.names[k], *command], env=env, stdout=said, stderr=said)
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.names[k], *command], env=env, stdout=said, stderr=said
+            )
         self.started.append(process)
         return process
 
@@ -112,7 +149,9 @@ def until(true, hosts, what):
     """Wait until it is; the seconds that took."""
     began = time.monotonic()
     while not true():
-        assert time.monotonic() - began < PATIENCE, f"{what}: not within {PATIENCE} s\n{hosts.output(1)[-3000:]}\n{hosts.output(2)[-3000:]}"
+        assert time.monotonic() - began < PATIENCE, (
+            f"{what}: not within {PATIENCE} s\n{hosts.output(1)[-3000:]}\n{hosts.output(2)[-3000:]}"
+        )
         time.sleep(0.05)
     return time.monotonic() - began
 

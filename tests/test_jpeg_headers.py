@@ -18,7 +18,19 @@ from idmm_fast.datasets import Split
 from idmm_fast.loader import Augment, MultiCropLoader, Views
 from idmm_fast.loader.whole import decode_rows
 
-SOI, EOI, SOS, SOF, DHT, DQT, DRI, APP0, APP1, ADOBE, COMMENT = 0xD8, 0xD9, 0xDA, 0xC0, 0xC4, 0xDB, 0xDD, 0xE0, 0xE1, 0xEE, 0xFE
+SOI, EOI, SOS, SOF, DHT, DQT, DRI, APP0, APP1, ADOBE, COMMENT = (
+    0xD8,
+    0xD9,
+    0xDA,
+    0xC0,
+    0xC4,
+    0xDB,
+    0xDD,
+    0xE0,
+    0xE1,
+    0xEE,
+    0xFE,
+)
 JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"
 
 
@@ -48,11 +60,22 @@ def sources():
         for quality, sampling in ((30, "4:2:0"), (75, "4:2:2"), (95, "4:4:4")):
             result.append(encoded(image, quality=quality, subsampling=sampling))
         for options in (
-            {"optimize": True}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}, {"progressive": True}, {"keep_rgb": True},
-            {"exif": exif(1)}, {"exif": exif(6)}, {"comment": b"a comment", "dpi": (72, 72)}, {"icc_profile": bytes(200)},
-        ):  # fmt: skip
+            {"optimize": True},
+            {"restart_marker_blocks": 3},
+            {"restart_marker_rows": 1},
+            {"progressive": True},
+            {"keep_rgb": True},
+            {"exif": exif(1)},
+            {"exif": exif(6)},
+            {"comment": b"a comment", "dpi": (72, 72)},
+            {"icc_profile": bytes(200)},
+        ):
             result.append(encoded(image, **options))
-        result += [encoded(image.convert("L")), encoded(image.convert("L"), optimize=True), encoded(image.convert("CMYK"))]
+        result += [
+            encoded(image.convert("L")),
+            encoded(image.convert("L"), optimize=True),
+            encoded(image.convert("CMYK")),
+        ]
         result.append(Encoder().encode(pixels, 90))
         for factor in (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411):
             result.append(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor])[1].tobytes())
@@ -76,7 +99,9 @@ def put_together(segments, scan):
     result = bytearray(b"\xff\xd8")
     for marker, contents, *odd in segments:
         result += odd[1] if len(odd) > 1 else b""
-        result += bytes([0xFF, marker]) + (max(0, min(len(contents) + 2 + (odd[0] if odd else 0), 65535))).to_bytes(2, "big")
+        result += bytes([0xFF, marker]) + (max(0, min(len(contents) + 2 + (odd[0] if odd else 0), 65535))).to_bytes(
+            2, "big"
+        )
         result += contents
     return bytes(result + scan)
 
@@ -101,24 +126,44 @@ def mutated(rng, data, several=True):
         if kind == 0:  # a version of JFIF, or anything else in that block
             version = bytes([rng.choice((0, 1, 2, 2, 3, 255)), rng.randrange(4)])
             segments = [s for s in segments if s[0] != APP0 or rng.random() < 0.5]
-            segments.insert(rng.choice((0, place)), [APP0, JFIF[:5] + version + JFIF[7:] + bytes(rng.choice((0, 0, 3)))])
+            segments.insert(
+                rng.choice((0, place)), [APP0, JFIF[:5] + version + JFIF[7:] + bytes(rng.choice((0, 0, 3)))]
+            )
         elif kind == 1:  # Adobe's block, alone or beside JFIF's
             if rng.random() < 0.7:
                 segments = [s for s in segments if s[0] != APP0]
-            segments.insert(min(place, len(segments)), [ADOBE, adobe(rng.choice((0, 1, 2, 2, 3, 255)))[: rng.choice((12, 12, 11))]])
+            segments.insert(
+                min(place, len(segments)), [ADOBE, adobe(rng.choice((0, 1, 2, 2, 3, 255)))[: rng.choice((12, 12, 11))]]
+            )
         elif kind == 2:  # EXIF, whole or not, and JFIF 2.00
             block = exif(rng.choice((1, 3, 6, 8, 9)))
-            segments.insert(place, [APP1, rng.choice((block, block, _altered(rng, block), block[: rng.randrange(len(block))]))])
+            segments.insert(
+                place, [APP1, rng.choice((block, block, _altered(rng, block), block[: rng.randrange(len(block))]))]
+            )
             if rng.random() < 0.5:
                 segments.insert(0, [APP0, JFIF[:5] + b"\2\0" + JFIF[7:]])
         elif kind == 3:  # any application's block, or a comment
             marker = rng.choice((*range(APP0, APP0 + 16), COMMENT))
-            start = rng.choice((b"", b"JFIF\0", b"JFXX\0\x10", b"Exif\0\0", b"Adobe", b"ICC_PROFILE\0\1\1", b"MPF\0", b"Photoshop 3.0\0"))
+            start = rng.choice(
+                (
+                    b"",
+                    b"JFIF\0",
+                    b"JFXX\0\x10",
+                    b"Exif\0\0",
+                    b"Adobe",
+                    b"ICC_PROFILE\0\1\1",
+                    b"MPF\0",
+                    b"Photoshop 3.0\0",
+                )
+            )
             segments.insert(place, [marker, start + rng.randbytes(rng.randrange(30))])
         elif kind == 4:  # a length that is not that of the contents
             segments[place % len(segments)][2:] = [rng.choice((-65535, -16, -2, -1, 1, 2, 3, 17, 500, 65535))]
         elif kind == 5:  # bytes before a marker: fill, which is allowed, or garbage
-            segments[place % len(segments)][2:] = [0, rng.choice((b"\xff", b"\xff\xff\xff", b"\0", b"\xff\0", rng.randbytes(3)))]
+            segments[place % len(segments)][2:] = [
+                0,
+                rng.choice((b"\xff", b"\xff\xff\xff", b"\0", b"\xff\0", rng.randbytes(3))),
+            ]
         elif kind == 6:
             k = rng.choice(known or [place % len(segments)])
             segments[k][1] = _altered(rng, segments[k][1], 0, 20)
@@ -126,13 +171,19 @@ def mutated(rng, data, several=True):
             k = frames[0]
             size = rng.choice((0, 1, 8, 60, 64, 72, 100, 4000, 65500, 65501, 65535)).to_bytes(2, "big")
             contents = segments[k][1]
-            segments[k][1] = rng.choice((
-                contents[:1] + size + contents[3:], contents[:3] + size + contents[5:], _altered(rng, contents, 5),
-                contents[:7] + bytes([rng.choice((0x11, 0x12, 0x21, 0x22, 0x41, 0x14, 0x31, 0x33))]) + contents[8:],
-            ))  # fmt: skip
+            segments[k][1] = rng.choice(
+                (
+                    contents[:1] + size + contents[3:],
+                    contents[:3] + size + contents[5:],
+                    _altered(rng, contents, 5),
+                    contents[:7] + bytes([rng.choice((0x11, 0x12, 0x21, 0x22, 0x41, 0x14, 0x31, 0x33))]) + contents[8:],
+                )
+            )
             if rng.random() < 0.2:
                 segments[k][0] = rng.choice((0xC0, 0xC1, 0xC2, 0xC3, 0xC9))
-        elif kind == 8:  # one more code than a Huffman table has: where it has all but one, that one is all ones and not allowed
+        elif (
+            kind == 8
+        ):  # one more code than a Huffman table has: where it has all but one, that one is all ones and not allowed
             tables = [k for k, s in enumerate(segments) if s[0] == DHT and len(s[1]) > 17]
             if tables:
                 k = rng.choice(tables)
@@ -142,7 +193,9 @@ def mutated(rng, data, several=True):
                 contents.insert(min(17 + sum(contents[1:17]) - 1, len(contents)), rng.choice((0, 1, 17)))
                 segments[k][1] = bytes(contents)
         elif kind == 9:  # restart interval
-            segments.insert(place, [DRI, rng.choice((0, 1, 2, 3, 1000, 65535)).to_bytes(2, "big") + bytes(rng.choice((0, 0, 1)))])
+            segments.insert(
+                place, [DRI, rng.choice((0, 1, 2, 3, 1000, 65535)).to_bytes(2, "big") + bytes(rng.choice((0, 0, 1)))]
+            )
         elif kind == 10:
             segments[-1 if segments[-1][0] == SOS else place % len(segments)][1] = _altered(rng, segments[-1][1])
         elif kind == 11:  # twice, not at all, somewhere else
@@ -160,10 +213,19 @@ def mutated(rng, data, several=True):
             at = rng.choice((0, len(scan) - 2, rng.randrange(len(scan) - 1))) if len(scan) > 4 else 0
             marks = [k for k in range(len(scan) - 1) if scan[k] == 255 and 0xD0 <= scan[k + 1] <= 0xD7]
             at = rng.choice((at, *marks[:3]))
-            new = rng.choice((
-                b"\xff", b"\0", bytes([255, 0xD0 + rng.randrange(8)]), b"\xff\xd9", b"\xff\xdc\0\4\0\x40", b"\xff\xe0\0\x10" + JFIF, b"",
-                b"\xff\xee\0\x0e" + adobe(2), b"\xff\xfe\0\3a",
-            ))  # fmt: skip
+            new = rng.choice(
+                (
+                    b"\xff",
+                    b"\0",
+                    bytes([255, 0xD0 + rng.randrange(8)]),
+                    b"\xff\xd9",
+                    b"\xff\xdc\0\4\0\x40",
+                    b"\xff\xe0\0\x10" + JFIF,
+                    b"",
+                    b"\xff\xee\0\x0e" + adobe(2),
+                    b"\xff\xfe\0\3a",
+                )
+            )
             scan = scan[:at] + new + scan[at + rng.choice((0, 0, 2)) :]
         else:
             scan = _altered(rng, scan)
@@ -209,7 +271,9 @@ def check(sources, folder, count, seed):
         split = Split([jpegs[k] for k, _ in taken], [0] * len(taken), ["a"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            path = write_beton(folder / f"{mode}.beton", split, dataset="t", name="train", mode=mode, workers=1, quiet=True).path
+            path = write_beton(
+                folder / f"{mode}.beton", split, dataset="t", name="train", mode=mode, workers=1, quiet=True
+            ).path
         beton = open_beton(path)
         assert len(beton) == len(taken)
         assert len(decode_rows(beton, range(len(beton)))) == len(taken)
@@ -228,7 +292,12 @@ def read_without_a_warning(data):
     """Whether libjpeg-turbo, through the loader's decoder, reads it without one."""
     width, height = Image.open(io.BytesIO(data)).size
     decoder = Decoder()
-    return decode_jpeg(decoder.handle, np.frombuffer(data, np.uint8), height, width, np.empty(3 * height * width, np.uint8)) == OK
+    return (
+        decode_jpeg(
+            decoder.handle, np.frombuffer(data, np.uint8), height, width, np.empty(3 * height * width, np.uint8)
+        )
+        == OK
+    )
 
 
 def with_segment(data, marker, contents, jfif=True):
@@ -254,21 +323,24 @@ def as_wide_as(width):
     return put_together(segments, scan)
 
 
-@pytest.mark.parametrize(("change", "silent"), [
-    (lambda d: with_segment(d, APP0, JFIF), True),
-    (lambda d: with_segment(d, APP0, JFIF[:5] + b"\2\0" + JFIF[7:]), False),
-    (lambda d: with_segment(d, APP0, JFIF[:5] + b"\0\1" + JFIF[7:], jfif=False), False),
-    (lambda d: with_segment(d, APP0, b"JFXX\0\x10" + bytes(20)), True),
-    (lambda d: with_segment(d, ADOBE, adobe(1), jfif=False), True),
-    (lambda d: with_segment(d, ADOBE, adobe(0)), True),
-    (lambda d: with_segment(d, ADOBE, adobe(2), jfif=False), False),
-    (lambda d: with_segment(d, ADOBE, adobe(255), jfif=False), False),
-    (lambda d: with_segment(with_segment(d, APP1, exif(1)), APP0, JFIF[:5] + b"\2\0" + JFIF[7:]), False),
-    (lambda d: with_segment(d, COMMENT, b""), True),
-    (one_code_more, False),
-    (lambda d: as_wide_as(65500), True),
-    (lambda d: as_wide_as(65501), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "silent"),
+    [
+        (lambda d: with_segment(d, APP0, JFIF), True),
+        (lambda d: with_segment(d, APP0, JFIF[:5] + b"\2\0" + JFIF[7:]), False),
+        (lambda d: with_segment(d, APP0, JFIF[:5] + b"\0\1" + JFIF[7:], jfif=False), False),
+        (lambda d: with_segment(d, APP0, b"JFXX\0\x10" + bytes(20)), True),
+        (lambda d: with_segment(d, ADOBE, adobe(1), jfif=False), True),
+        (lambda d: with_segment(d, ADOBE, adobe(0)), True),
+        (lambda d: with_segment(d, ADOBE, adobe(2), jfif=False), False),
+        (lambda d: with_segment(d, ADOBE, adobe(255), jfif=False), False),
+        (lambda d: with_segment(with_segment(d, APP1, exif(1)), APP0, JFIF[:5] + b"\2\0" + JFIF[7:]), False),
+        (lambda d: with_segment(d, COMMENT, b""), True),
+        (one_code_more, False),
+        (lambda d: as_wide_as(65500), True),
+        (lambda d: as_wide_as(65501), False),
+    ],
+)
 def test_the_quick_check_says_yes_only_where_libjpeg_gives_no_warning(plain, change, silent):
     data = change(plain)
     assert read_without_a_warning(data) == silent
@@ -276,9 +348,15 @@ def test_the_quick_check_says_yes_only_where_libjpeg_gives_no_warning(plain, cha
 
 
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
-@pytest.mark.parametrize("segments", [
-    [(APP0, JFIF[:5] + b"\2\0" + JFIF[7:])], [(ADOBE, adobe(2))], [(ADOBE, adobe(7))], [(APP1, exif(1)), (APP0, JFIF[:5] + b"\2\0" + JFIF[7:])],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [(APP0, JFIF[:5] + b"\2\0" + JFIF[7:])],
+        [(ADOBE, adobe(2))],
+        [(ADOBE, adobe(7))],
+        [(APP1, exif(1)), (APP0, JFIF[:5] + b"\2\0" + JFIF[7:])],
+    ],
+)
 def test_jpegs_that_are_read_with_a_warning_are_encoded_once_more(plain, segments, mode):
     data = plain
     for marker, contents in segments:
@@ -299,7 +377,10 @@ def test_exif_after_the_frame_header_turns_the_image_too(plain):
     wanted = np.rot90(pil_pixels(plain), -1)
     assert np.array_equal(pil_pixels(data), wanted)
     stored = encode(data, "raw")
-    assert np.abs(np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3).astype(int) - wanted).max() <= 3
+    assert (
+        np.abs(np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3).astype(int) - wanted).max()
+        <= 3
+    )
 
 
 def test_a_decoder_goes_on_after_a_header_that_it_could_not_read(sources, plain):
@@ -330,7 +411,11 @@ def test_a_jpeg_without_its_tables_is_not_read_with_those_of_the_one_before(sour
     else:
         stored = encode(data, mode)
         assert stored.data != data
-        ours = Image.open(io.BytesIO(stored.data)) if mode == "jpg" else np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3)
+        ours = (
+            Image.open(io.BytesIO(stored.data))
+            if mode == "jpg"
+            else np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3)
+        )
         assert np.abs(np.asarray(ours, int) - pil_pixels(plain)).mean() < (8 if mode == "jpg" else 0.1)
 
 

@@ -126,11 +126,14 @@ def in_floats(image, draw, size):
     return np.floor(view + 0.5).transpose(1, 2, 0).astype(int)
 
 
-@pytest.mark.parametrize(("reference", "augment", "mean", "within_two"), [
-    (in_pil, Augment.none(), 0.25, 1.0),
-    (in_pil, Augment(), 1.0, 0.9),
-    (in_floats, Augment(), 0.2, 0.99),  # what is left is PIL's rounding in the resize, enlarged by contrast and hue
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reference", "augment", "mean", "within_two"),
+    [
+        (in_pil, Augment.none(), 0.25, 1.0),
+        (in_pil, Augment(), 1.0, 0.9),
+        (in_floats, Augment(), 0.2, 0.99),  # what is left is PIL's rounding in the resize, enlarged by contrast and hue
+    ],
+)
 def test_whole_chain_on_photographs(jpg_beton, reference, augment, mean, within_two):
     loader = make(jpg_beton, augment=augment, cutmix_alpha=0, shuffle=False)
     source = decode_rows(open_beton(jpg_beton), range(16))
@@ -520,11 +523,21 @@ def test_torchs_matrix_products_are_left_alone():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"batch_size": 0}, "batch_size"), ({"cutmix_alpha": -1}, "cutmix_alpha"), ({"views": []}, "views"), ({"rows": [99]}, "rows"), ({"seed": -1}, "seed"),
-    ({"cutmix_chunk": 5}, "cutmix_chunk"), ({"on_error": "ignore"}, "on_error"),
-    ({"on_error": "skip"}, "without mixing"), ({"on_error": "skip", "cutmix_alpha": 0}, "views of count 1"), ({"rank": 2, "world_size": 2}, "rank"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"cutmix_alpha": -1}, "cutmix_alpha"),
+        ({"views": []}, "views"),
+        ({"rows": [99]}, "rows"),
+        ({"seed": -1}, "seed"),
+        ({"cutmix_chunk": 5}, "cutmix_chunk"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"on_error": "skip"}, "without mixing"),
+        ({"on_error": "skip", "cutmix_alpha": 0}, "views of count 1"),
+        ({"rank": 2, "world_size": 2}, "rank"),
+    ],
+)
 def test_bad_arguments_say_what_is_wrong(raw_beton, change, says):
     with pytest.raises(ValueError, match=says):
         make(raw_beton, **change)
@@ -554,9 +567,13 @@ def test_a_second_iteration_ends_the_first_audibly(raw_beton):
 
 
 CALLS = st.one_of(
-    st.tuples(st.just("set_epoch"), st.integers(0, 2)), st.tuples(st.just("load_state_dict"), st.integers(0, 2), st.integers(0, 3)),
-    st.tuples(st.just("iter")), st.tuples(st.just("next")), st.tuples(st.just("next")), st.tuples(st.just("close")),
-)  # fmt: skip
+    st.tuples(st.just("set_epoch"), st.integers(0, 2)),
+    st.tuples(st.just("load_state_dict"), st.integers(0, 2), st.integers(0, 3)),
+    st.tuples(st.just("iter")),
+    st.tuples(st.just("next")),
+    st.tuples(st.just("next")),
+    st.tuples(st.just("close")),
+)
 
 
 @given(st.lists(CALLS, max_size=12))
@@ -608,10 +625,22 @@ def test_rows_as_a_mask(raw_beton):
         assert make(raw_beton, rows=rows).indices.tolist() == list(range(1, 40, 3))
 
 
-@pytest.mark.parametrize(("rows", "says"), [
-    (np.ones(39, bool), "mask"), ([True, False], "mask"), (np.ones((40, 1), bool), "mask"), (np.zeros(40, bool), "none of the 40"), ([], "none of the 40"),
-    ([1.0, 2.0], "integers.*float64"), ([[1, 2]], "shape"), (7, "shape"), ([2**63], "0..39"), ([-1], "0..39"), (["3"], "integers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (np.ones(39, bool), "mask"),
+        ([True, False], "mask"),
+        (np.ones((40, 1), bool), "mask"),
+        (np.zeros(40, bool), "none of the 40"),
+        ([], "none of the 40"),
+        ([1.0, 2.0], "integers.*float64"),
+        ([[1, 2]], "shape"),
+        (7, "shape"),
+        ([2**63], "0..39"),
+        ([-1], "0..39"),
+        (["3"], "integers"),
+    ],
+)
 def test_rows_that_are_none_are_refused(raw_beton, rows, says):
     with pytest.raises(ValueError, match=says):
         make(raw_beton, rows=rows)

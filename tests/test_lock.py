@@ -42,7 +42,10 @@ def test_waiting_ends_with_the_one_that_is_waited_for(tmp_path, capsys):
     path = tmp_path / ".lock"
     other = hold(path, 0.5)
     began = time.monotonic()
-    with Lock(path, "the folder", wait=True), pytest.raises(Locked):  # the file that was waited on is gone: this is another, and held
+    with (
+        Lock(path, "the folder", wait=True),
+        pytest.raises(Locked),
+    ):  # the file that was waited on is gone: this is another, and held
         Lock(path, "the folder")
     assert 0.1 < time.monotonic() - began < 10
     assert f"the folder is in use by process {other.pid}" in capsys.readouterr().err
@@ -93,4 +96,7 @@ def test_a_second_job_waits_for_the_cache_and_finds_it_done(tmp_path, tree, monk
 def test_where_nothing_can_be_written_conversion_says_so(tmp_path, tree):
     (tmp_path / "file").touch()
     refused = call("write_datasets.py", "--ds", "folder", "--root", tree, "--out", tmp_path / "file")
-    assert (refused.returncode, refused.stderr.splitlines()) == (1, [f"error: {tmp_path}/file can't be written: File exists"])
+    assert (refused.returncode, refused.stderr.splitlines()) == (
+        1,
+        [f"error: {tmp_path}/file can't be written: File exists"],
+    )

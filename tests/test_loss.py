@@ -83,7 +83,16 @@ def test_logits_of_minus_infinity(form, eps, monkeypatch):
         else:
             memory = {} if form == "fused" else {"memory": 1000}
             bias = logits[k].clone().requires_grad_()
-            loss = fused_instance_loss(torch.zeros_like(bias[None, :1]), torch.zeros_like(bias[:, None]), bias, idx_a, idx_b, share, eps, **memory)
+            loss = fused_instance_loss(
+                torch.zeros_like(bias[None, :1]),
+                torch.zeros_like(bias[:, None]),
+                bias,
+                idx_a,
+                idx_b,
+                share,
+                eps,
+                **memory,
+            )
         rows.append(loss.detach())
         leaf = o if form in ("eager", "compiled") else head.bias if form == "sharded" else bias
         gradient = torch.autograd.grad(loss, leaf)[0].reshape(-1)
@@ -128,19 +137,22 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"idx_a": torch.tensor([0, 1, 2, 9])}, r"idx_a must be within 0\.\.8, and holds 9"),
-    ({"idx_b": torch.tensor([0, -1, 2, 3])}, "idx_b must be within .* holds -1"),
-    ({"idx_a": torch.arange(4.0)}, "idx_a must be int64"),
-    ({"idx_b": torch.arange(3)}, "idx_b must have an entry for each of the 4 rows"),
-    ({"lam": torch.tensor([0.5, 1.5, 0, 0])}, r"lam, the share of idx_a, must be within 0\.\.1, and holds 1.5"),
-    ({"lam": torch.tensor([0.5, math.nan, 0, 0])}, "lam, the share"),
-    ({"lam": 2}, "lam, the share"),
-    ({"lam": torch.ones(4, dtype=torch.int64)}, "lam must be floating point"),
-    ({"eps": -0.1}, "eps, the label smoothing"),
-    ({"idx_a": torch.arange(4, device="meta")}, "idx_a is on meta"),
-    ({"logits": torch.zeros(4, 9, dtype=torch.int64)}, "logits must be floating point"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"idx_a": torch.tensor([0, 1, 2, 9])}, r"idx_a must be within 0\.\.8, and holds 9"),
+        ({"idx_b": torch.tensor([0, -1, 2, 3])}, "idx_b must be within .* holds -1"),
+        ({"idx_a": torch.arange(4.0)}, "idx_a must be int64"),
+        ({"idx_b": torch.arange(3)}, "idx_b must have an entry for each of the 4 rows"),
+        ({"lam": torch.tensor([0.5, 1.5, 0, 0])}, r"lam, the share of idx_a, must be within 0\.\.1, and holds 1.5"),
+        ({"lam": torch.tensor([0.5, math.nan, 0, 0])}, "lam, the share"),
+        ({"lam": 2}, "lam, the share"),
+        ({"lam": torch.ones(4, dtype=torch.int64)}, "lam must be floating point"),
+        ({"eps": -0.1}, "eps, the label smoothing"),
+        ({"idx_a": torch.arange(4, device="meta")}, "idx_a is on meta"),
+        ({"logits": torch.zeros(4, 9, dtype=torch.int64)}, "logits must be floating point"),
+    ],
+)
 def test_bad_input_is_named(change, says):
     with pytest.raises(ValueError, match=says):
         instance_loss(**{**GOOD, **change})
@@ -175,9 +187,17 @@ def off(ours, theirs):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
-@pytest.mark.parametrize(("batch", "classes", "memory"), [
-    (33, 5, 1 << 30), (70, 3000, 1 << 30), (70, 3000, 4 * 3000 * 40), (70, 3000, 1), (16, 200_000, 1 << 30), (16, 200_000, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batch", "classes", "memory"),
+    [
+        (33, 5, 1 << 30),
+        (70, 3000, 1 << 30),
+        (70, 3000, 4 * 3000 * 40),
+        (70, 3000, 1),
+        (16, 200_000, 1 << 30),
+        (16, 200_000, 1),
+    ],
+)
 def test_fused_equals_dense_in_value_and_all_gradients(batch, classes, memory, dtype, tolerance):
     """With all of exp(o) kept, with some rows at a time, and with none; eps 0.1 and 0."""
     z, weight, bias, a, b, lam = case(batch, classes, 24, dtype)

@@ -23,8 +23,21 @@ OPTIONS = {"embed_dim": 192, "depth": 4, "num_heads": 3}
 
 def limited(beton, folder, gigabytes, *args):
     """A pretraining of 64 images a step of six views of 224 x 224, which takes some 5 GB, under `ulimit -v`: more than it has to be for the libraries."""
-    run = [*command(beton, folder), f"--model.options={OPTIONS}", "--model.image_size=224", "--training.epochs=1", "--training.max_steps=1", *args]
-    return subprocess.run(["bash", "-c", f"ulimit -v {gigabytes << 20}; exec {shlex.join(run)}"], capture_output=True, text=True, timeout=200, check=False)
+    run = [
+        *command(beton, folder),
+        f"--model.options={OPTIONS}",
+        "--model.image_size=224",
+        "--training.epochs=1",
+        "--training.max_steps=1",
+        *args,
+    ]
+    return subprocess.run(
+        ["bash", "-c", f"ulimit -v {gigabytes << 20}; exec {shlex.join(run)}"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
 
 
 def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
@@ -61,7 +74,9 @@ def test_auto_takes_what_fits_and_keeps_it_on_resume(tiny_beton, tmp_path, monke
     assert 2 <= few[4] < few[8] < 64
     assert few[4] % 2 == few[8] % 2 == 0
     assert few[8] == pytest.approx(2 * few[4], rel=0.5)
-    pretrain(settings(tiny_beton, tmp_path / "4", **values, cutmix__chunk=2))  # finished with another batch size than would fit now
+    pretrain(
+        settings(tiny_beton, tmp_path / "4", **values, cutmix__chunk=2)
+    )  # finished with another batch size than would fit now
     assert f"training.batch_size=auto: {few[4]}" in "".join(capfd.readouterr())
     finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, training__batch_size="auto", training__epochs=1))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)

@@ -25,8 +25,13 @@ from idmm_fast.train.pretrain import SCHEMA, pretrain
 
 ROOT = Path(__file__).parent.parent
 OTHERS = [name for name in METHODS if name != "idmm"]
-SMALL = {"simclr": {"hidden": 16, "dim": 8}, "supcon": {"hidden": 16, "dim": 8}, "moco_v2": {"hidden": 16, "dim": 8, "momentum": 0.9},
-         "moco_v3": {"hidden": 16, "dim": 8}, "dino": {"hidden": 16, "bottleneck": 8, "outputs": 32, "momentum": 0.9}}  # fmt: skip
+SMALL = {
+    "simclr": {"hidden": 16, "dim": 8},
+    "supcon": {"hidden": 16, "dim": 8},
+    "moco_v2": {"hidden": 16, "dim": 8, "momentum": 0.9},
+    "moco_v3": {"hidden": 16, "dim": 8},
+    "dino": {"hidden": 16, "bottleneck": 8, "outputs": 32, "momentum": 0.9},
+}
 
 
 def unit(n, d, seed=0):
@@ -45,7 +50,11 @@ def direct(z, ids, temperature):
     return total / len(z)
 
 
-@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 5] * 2, [0, 0, 1, 1, 1, 2] * 2, [0, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0]], ids=["views", "classes", "alone"])
+@pytest.mark.parametrize(
+    "ids",
+    [[0, 1, 2, 3, 4, 5] * 2, [0, 0, 1, 1, 1, 2] * 2, [0, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0]],
+    ids=["views", "classes", "alone"],
+)
 def test_contrastive_loss_is_the_double_sum(ids):
     z, ids = unit(12, 5), torch.tensor(ids)
     found = contrastive_loss(z, z, ids, ids, 0.3, torch.arange(12))
@@ -57,7 +66,11 @@ def test_two_views_of_each_image_are_nt_xent():
     z = unit(16, 4)
     logits = (z @ z.T / 0.5).fill_diagonal_(-torch.inf)
     wanted = cross_entropy(logits, (torch.arange(16) + 8) % 16)
-    assert torch.isclose(contrastive_loss(z, z, torch.arange(16) % 8, torch.arange(16) % 8, 0.5, torch.arange(16)).double(), wanted, rtol=1e-5)
+    assert torch.isclose(
+        contrastive_loss(z, z, torch.arange(16) % 8, torch.arange(16) % 8, 0.5, torch.arange(16)).double(),
+        wanted,
+        rtol=1e-5,
+    )
 
 
 def test_gradient_of_the_contrastive_loss():
@@ -88,7 +101,9 @@ def test_dino_loss_is_the_sum_over_pairs_of_views():
                 q = torch.log_softmax(student[s * 3 + b] / 0.1, 0)
                 entropy = -(p * p.clamp(min=1e-30).log()).sum()
                 terms.append(kl_div(q, p, reduction="sum") + entropy)  # KL + H(p) is the cross entropy
-    assert dino_loss(student, teacher, center, 4, 2, 0.1, 0.04).item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-4)
+    assert dino_loss(student, teacher, center, 4, 2, 0.1, 0.04).item() == pytest.approx(
+        torch.stack(terms).mean().item(), rel=1e-4
+    )
 
 
 def test_center_moves_by_the_mean_and_never_to_nan():
@@ -102,7 +117,13 @@ def test_batch_norm_is_torchs():
     x = torch.randn(20, 6)
     theirs = torch.nn.BatchNorm1d(6)
     assert torch.allclose(BatchNorm(6)(x), theirs(x), atol=1e-6)
-    assert [type(layer).__name__ for layer in mlp([4, 8, 2], batch_norm=True)] == ["Linear", "BatchNorm", "ReLU", "Linear", "BatchNorm"]
+    assert [type(layer).__name__ for layer in mlp([4, 8, 2], batch_norm=True)] == [
+        "Linear",
+        "BatchNorm",
+        "ReLU",
+        "Linear",
+        "BatchNorm",
+    ]
     assert mlp([4, 8, 2], batch_norm=True)[-1].weight is None
 
 
@@ -125,11 +146,15 @@ def tiny(kind, *args, **options):
 
 def tiny_method(name):
     torch.manual_seed(0)
-    return create_method(name, create_backbone("vit_tiny_patch16_224", 32, options=TINY), torch.arange(64) // 16, [2], SMALL[name]).train()
+    return create_method(
+        name, create_backbone("vit_tiny_patch16_224", 32, options=TINY), torch.arange(64) // 16, [2], SMALL[name]
+    ).train()
 
 
 def batch(images=4, views=2):
-    pixels = torch.randint(0, 256, (images * views, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randint(
+        0, 256, (images * views, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     idx = torch.arange(images).repeat(views)
     return [pixels], [idx], [idx], [torch.ones(images * views)]
 
@@ -140,7 +165,9 @@ def test_simclr_of_six_views_counts_them_all_as_positives():
     z = normalize(model.head(model.backbone(model.normalize(images[0]))), dim=1).detach().double()
     assert model(images, a, b, lam).item() == pytest.approx(direct(z, a[0].tolist(), 0.5), rel=1e-4)
     halves = [images[0][:8], images[0][8:]], [a[0][:8], a[0][8:]]
-    assert model(halves[0], halves[1], halves[1], [lam[0][:8], lam[0][8:]]).item() == pytest.approx(model(images, a, b, lam).item(), rel=1e-5)
+    assert model(halves[0], halves[1], halves[1], [lam[0][:8], lam[0][8:]]).item() == pytest.approx(
+        model(images, a, b, lam).item(), rel=1e-5
+    )
 
 
 def test_moco_v2_asks_the_queue_and_leaves_its_own_older_keys_out():
@@ -150,7 +177,9 @@ def test_moco_v2_asks_the_queue_and_leaves_its_own_older_keys_out():
     with torch.no_grad():
         q = normalize(model.head(model.backbone(model.normalize(images[0][:4]))), dim=1)
         k = normalize(model.head(model.backbone(model.normalize(images[0][4:]))), dim=1)
-    wanted = cross_entropy(torch.cat([(q * k).sum(1, keepdim=True), q @ first.T], 1) / 0.2, torch.zeros(4, dtype=torch.int64))
+    wanted = cross_entropy(
+        torch.cat([(q * k).sum(1, keepdim=True), q @ first.T], 1) / 0.2, torch.zeros(4, dtype=torch.int64)
+    )
     assert torch.isclose(model(images, a, b, lam), wanted, atol=1e-5)
     assert torch.equal(model.queue, first)
     model.after_step(0.0)
@@ -159,7 +188,9 @@ def test_moco_v2_asks_the_queue_and_leaves_its_own_older_keys_out():
     assert model.queue_ids[:4].tolist() == [0, 1, 2, 3]
     negatives = torch.cat([(q * k).sum(1, keepdim=True), q @ model.queue.T], 1) / 0.2
     negatives[torch.arange(4), 1 + torch.arange(4)] = -torch.inf  # the key of the same image, a step ago
-    assert torch.isclose(model(images, a, b, lam), cross_entropy(negatives, torch.zeros(4, dtype=torch.int64)), atol=1e-5)
+    assert torch.isclose(
+        model(images, a, b, lam), cross_entropy(negatives, torch.zeros(4, dtype=torch.int64)), atol=1e-5
+    )
     for _ in range(3):
         model(images, a, b, lam)
         model.after_step(0.0)
@@ -207,8 +238,14 @@ def test_dino_shows_the_teacher_the_large_views_only():
 def options(name, **more):
     """The method's own file, made small."""
     values = read(SCHEMA, ROOT / "rn_configs" / "methods" / f"{name}.yaml")
-    tiny = {"method.options": SMALL.get(name, {}), "training.epochs": 3, "training.warmup_epochs": 1, "training.batch_size": 16, "training.lr": 2e-3,
-            "model.drop_path": 0.0}  # fmt: skip
+    tiny = {
+        "method.options": SMALL.get(name, {}),
+        "training.epochs": 3,
+        "training.warmup_epochs": 1,
+        "training.batch_size": 16,
+        "training.lr": 2e-3,
+        "model.drop_path": 0.0,
+    }
     return {k.replace(".", "__"): v for k, v in (values | tiny | more).items()}
 
 
@@ -235,7 +272,9 @@ def trained(name, beton, labels, lr=2e-3, **options):
     torch.manual_seed(0)
     loader = MultiCropLoader(beton, 32, 1, 0, 0.0, [Views(2, 32, (0.3, 1.0))], Augment(jitter=0, gray=0, blur=0))
     (group,) = next(iter(loader))
-    model = create_method(name, create_backbone("vit_tiny_patch16_224", 32, options=TINY), labels, [2], SMALL[name] | options).train()
+    model = create_method(
+        name, create_backbone("vit_tiny_patch16_224", 32, options=TINY), labels, [2], SMALL[name] | options
+    ).train()
     networks = [model.backbone, model.head["projector"] if name == "moco_v3" else model.head]
     with torch.no_grad():
         before = model.embed(networks, [group.images])
@@ -280,7 +319,10 @@ def test_dino_learns_without_collapsing(raw_beton):
 @pytest.mark.parametrize("name", OTHERS)
 def test_low_precision_follows_the_full_one(tiny_beton, tmp_path, name):
     full, low = (
-        losses(pretrain(settings(tiny_beton, tmp_path / amp, **options(name, **{"training.epochs": 2}), training__amp=amp))) for amp in ("fp32", "bf16")
+        losses(
+            pretrain(settings(tiny_beton, tmp_path / amp, **options(name, **{"training.epochs": 2}), training__amp=amp))
+        )
+        for amp in ("fp32", "bf16")
     )
     assert np.abs(low / full - 1)[:3].max() < 0.03  # later on they go their own ways
     assert not np.array_equal(low, full)
@@ -292,7 +334,12 @@ def test_low_precision_follows_the_full_one(tiny_beton, tmp_path, name):
 def test_compiled_follows_eager(tiny_beton, tmp_path, name):
     torch._dynamo.reset()
     eager, compiled = (
-        losses(pretrain(settings(tiny_beton, tmp_path / str(c), **options(name, **{"training.epochs": 2}), training__compile=c))) for c in (False, True)
+        losses(
+            pretrain(
+                settings(tiny_beton, tmp_path / str(c), **options(name, **{"training.epochs": 2}), training__compile=c)
+            )
+        )
+        for c in (False, True)
     )
     assert np.abs(compiled / eager - 1)[:5].max() < 1e-3
 
@@ -332,8 +379,12 @@ with distributed.processes("cpu"):
 """)
     shown = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "both.py"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
     assert shown.returncode == 0, shown.stderr[-3000:]
     for name, case in cases.items():
         alone = losses(pretrain(settings(tiny_beton, tmp_path / f"alone_{name}", **case)))
@@ -356,19 +407,31 @@ def test_weight_decay_follows_its_schedule_and_spares_vectors(tiny_beton, tmp_pa
 
 def test_gradients_are_clipped_one_by_one(tiny_beton, tmp_path):
     """With a norm that nothing exceeds the curve is as without; with a tiny one it is another."""
-    curves = [losses(pretrain(settings(tiny_beton, tmp_path / str(clip), **options("simclr", **{"training.clip": clip})))) for clip in (0.0, 1e6, 1e-4)]
+    curves = [
+        losses(pretrain(settings(tiny_beton, tmp_path / str(clip), **options("simclr", **{"training.clip": clip}))))
+        for clip in (0.0, 1e6, 1e-4)
+    ]
     assert np.array_equal(curves[0], curves[1])
     assert not np.array_equal(curves[0], curves[2])
 
 
-@pytest.mark.parametrize(("changes", "says"), [
-    ({"method.name": "simclr"}, "can't use mixed images.*cutmix.alpha must be 0"),
-    ({"method.name": "simclr", "cutmix.alpha": 0, "method.options": {"temprature": 1}}, "simclr has no 'temprature'; it has temperature, hidden, dim"),
-    ({"method.name": "moco_v2", "cutmix.alpha": 0}, "moco_v2 needs one group of two views"),
-    ({"method.name": "dino", "cutmix.alpha": 0, "views.groups": [{"count": 1, "scale": [0.1, 1.0]}]}, "at least two views"),
-    ({"method.options": {"dim": 3}}, "idmm has its keys"),
-    ({"method.name": "byol"}, "one of idmm, simclr"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"method.name": "simclr"}, "can't use mixed images.*cutmix.alpha must be 0"),
+        (
+            {"method.name": "simclr", "cutmix.alpha": 0, "method.options": {"temprature": 1}},
+            "simclr has no 'temprature'; it has temperature, hidden, dim",
+        ),
+        ({"method.name": "moco_v2", "cutmix.alpha": 0}, "moco_v2 needs one group of two views"),
+        (
+            {"method.name": "dino", "cutmix.alpha": 0, "views.groups": [{"count": 1, "scale": [0.1, 1.0]}]},
+            "at least two views",
+        ),
+        ({"method.options": {"dim": 3}}, "idmm has its keys"),
+        ({"method.name": "byol"}, "one of idmm, simclr"),
+    ],
+)
 def test_what_does_not_fit_is_said(tiny_beton, tmp_path, changes, says):
     with pytest.raises((ConfigError, ValueError), match=says):
         pretrain(settings(tiny_beton, tmp_path / "run", **{k.replace(".", "__"): v for k, v in changes.items()}))
@@ -376,7 +439,9 @@ def test_what_does_not_fit_is_said(tiny_beton, tmp_path, changes, says):
 
 def test_supcon_wants_labels():
     with pytest.raises(ValueError, match="needs labels"):
-        create_method("supcon", create_backbone("vit_tiny_patch16_224", 32, options=TINY), torch.full((4,), -1), [2], {})
+        create_method(
+            "supcon", create_backbone("vit_tiny_patch16_224", 32, options=TINY), torch.full((4,), -1), [2], {}
+        )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "rn_configs" / "methods").glob("*.yaml")), ids=lambda p: p.stem)

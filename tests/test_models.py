@@ -41,7 +41,11 @@ def reference(state, images, kind, heads, depth):
     def patches(x, size, stride, padding):
         x = F.pad(x, (padding,) * 4)
         n = (x.shape[-1] - size) // stride + 1
-        cut = [x[:, :, i * stride : i * stride + size, j * stride : j * stride + size].flatten(1) for i in range(n) for j in range(n)]
+        cut = [
+            x[:, :, i * stride : i * stride + size, j * stride : j * stride + size].flatten(1)
+            for i in range(n)
+            for j in range(n)
+        ]
         return torch.stack(cut, 1)
 
     def narrow(name, x):
@@ -52,7 +56,10 @@ def reference(state, images, kind, heads, depth):
         else:
             k, q, v = linear(f"{name}.kqv", wide).split(64, -1)
             w = state[f"{name}.w"]
-            k, q = (torch.exp(torch.einsum("bti,mi->btm", t, w) - t.square().sum(-1, keepdim=True) / 2) / math.sqrt(32) for t in (k, q))
+            k, q = (
+                torch.exp(torch.einsum("bti,mi->btm", t, w) - t.square().sum(-1, keepdim=True) / 2) / math.sqrt(32)
+                for t in (k, q)
+            )
             scores = torch.einsum("btm,bsm->bts", q, k)
             y = scores / (scores.sum(-1, keepdim=True) + 1e-8) @ v
         y = v + linear(f"{name}.proj", y)
@@ -90,12 +97,21 @@ def test_t2t_vit_is_the_papers(name, kind):
     model, images = model.double(), torch.randn(2, 3, 48, 48, dtype=torch.float64)
     with torch.no_grad():
         wanted = reference(model.state_dict(), images, kind, model.num_features // 64, 2)
-        assert torch.allclose(model(images), wanted, atol=1e-6)  # the position embedding and the random features are in float32
+        assert torch.allclose(
+            model(images), wanted, atol=1e-6
+        )  # the position embedding and the random features are in float32
 
 
-@pytest.mark.parametrize(("name", "millions"), [
-    ("t2t_vit_7", 4.3), ("t2t_vit_14", 21.5), ("t2t_vit_t_14", 21.5), ("t2t_vit_19", 39.2), ("t2t_vit_24", 64.1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("t2t_vit_7", 4.3),
+        ("t2t_vit_14", 21.5),
+        ("t2t_vit_t_14", 21.5),
+        ("t2t_vit_19", 39.2),
+        ("t2t_vit_24", 64.1),
+    ],
+)
 def test_t2t_vit_has_the_papers_number_of_parameters(name, millions):
     """Within 1 %; the paper's counts are with the classifier, and with what is fixed (position embedding, random features)."""
     model = timm.create_model(name)
@@ -118,15 +134,24 @@ def test_performers_random_features_estimate_the_softmax_kernel():
     # of a slightly narrower kernel: the expectation of exp(w . x) over a sphere of radius sqrt(32), a Bessel function, here as its series.
     s2 = (q + k).square().sum().item()
     radius2 = 32
-    expectation = sum((radius2 * s2 / 4) ** n / (math.factorial(n) * math.prod(32 + i for i in range(n))) for n in range(30))
+    expectation = sum(
+        (radius2 * s2 / 4) ** n / (math.factorial(n) * math.prod(32 + i for i in range(n))) for n in range(30)
+    )
     expectation *= math.exp(-(q.square().sum() + k.square().sum()).item() / 2)
     assert abs(seen.mean().item() - expectation) < 3 * seen.std().item() / 20
     assert expectation < wanted
 
 
-@pytest.mark.parametrize(("name", "dim"), [
-    ("deit_tiny_patch16_224", 192), ("pvt_v2_b0", 256), ("t2t_vit_7", 256), ("t2t_vit_t_14", 384), ("swin_tiny_patch4_window7_224", 768),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [
+        ("deit_tiny_patch16_224", 192),
+        ("pvt_v2_b0", 256),
+        ("t2t_vit_7", 256),
+        ("t2t_vit_t_14", 384),
+        ("swin_tiny_patch4_window7_224", 768),
+    ],
+)
 def test_backbones_give_features_at_any_resolution(name, dim):
     for size in (112, 224):
         model = create_backbone(name, size).eval()
@@ -154,13 +179,30 @@ def test_weights_move_to_another_resolution(name, tmp_path):
 VIT = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 FAMILIES = {  # what stands in front of the patches' positions: nothing, a class token, registers, two class tokens; or positions are of another kind
-    "vit_tiny_patch16_224": VIT, "vit_base_patch16_siglip_gap_224": VIT, "vit_medium_patch16_reg4_gap_256": VIT, "vit_dlittle_patch16_reg1_gap_256": VIT,
-    "vit_so150m_patch16_reg4_map_256": VIT, "vit_small_patch14_reg4_dinov2": VIT, "flexivit_small": VIT, "deit3_small_patch16_224": VIT,
-    "deit_tiny_distilled_patch16_224": VIT, "vit_small_patch16_rope_ape_224": VIT, "eva02_tiny_patch14_224": VIT, "vit_small_patch16_dinov3": VIT,
-    "beit_base_patch16_224": VIT, "beitv2_base_patch16_224": VIT, "cait_xxs24_224": VIT, "convit_tiny": VIT, "xcit_nano_12_p16_224": VIT,
-    "vit_relpos_small_patch16_224": VIT, "swin_tiny_patch4_window7_224": SWIN, "swin_s3_tiny_224": SWIN, "swinv2_tiny_window8_256": SWIN,
-    "pvt_v2_b0": {"depths": [1, 1, 1, 1]}, "t2t_vit_7": {"depth": 1},
-}  # fmt: skip
+    "vit_tiny_patch16_224": VIT,
+    "vit_base_patch16_siglip_gap_224": VIT,
+    "vit_medium_patch16_reg4_gap_256": VIT,
+    "vit_dlittle_patch16_reg1_gap_256": VIT,
+    "vit_so150m_patch16_reg4_map_256": VIT,
+    "vit_small_patch14_reg4_dinov2": VIT,
+    "flexivit_small": VIT,
+    "deit3_small_patch16_224": VIT,
+    "deit_tiny_distilled_patch16_224": VIT,
+    "vit_small_patch16_rope_ape_224": VIT,
+    "eva02_tiny_patch14_224": VIT,
+    "vit_small_patch16_dinov3": VIT,
+    "beit_base_patch16_224": VIT,
+    "beitv2_base_patch16_224": VIT,
+    "cait_xxs24_224": VIT,
+    "convit_tiny": VIT,
+    "xcit_nano_12_p16_224": VIT,
+    "vit_relpos_small_patch16_224": VIT,
+    "swin_tiny_patch4_window7_224": SWIN,
+    "swin_s3_tiny_224": SWIN,
+    "swinv2_tiny_window8_256": SWIN,
+    "pvt_v2_b0": {"depths": [1, 1, 1, 1]},
+    "t2t_vit_7": {"depth": 1},
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -176,8 +218,12 @@ def test_every_family_changes_its_resolution_as_timm_does(name, tmp_path):
         state = {k: v.clone() for k, v in models[small].state_dict().items()}
         assert load_backbone(models[large], tmp_path / "b.safetensors") == len(state)
         resample = getattr(inspect.getmodule(type(models[large])), "checkpoint_filter_fn", lambda state, model: state)
-        if name.startswith(("cait", "convit")):  # timm has no resampling of its own for these: the positions of patches alone
-            state["pos_embed"] = timm.layers.resample_abs_pos_embed(state["pos_embed"], [large // 16] * 2, num_prefix_tokens=0)
+        if name.startswith(
+            ("cait", "convit")
+        ):  # timm has no resampling of its own for these: the positions of patches alone
+            state["pos_embed"] = timm.layers.resample_abs_pos_embed(
+                state["pos_embed"], [large // 16] * 2, num_prefix_tokens=0
+            )
         wanted = resample(state, models[large])
         for key, value in models[large].state_dict().items():
             assert torch.allclose(value, wanted[key], atol=1e-6), key
@@ -190,11 +236,18 @@ def test_every_family_changes_its_resolution_as_timm_does(name, tmp_path):
 def test_what_can_not_change_its_resolution_is_told_so(tmp_path):
     for name, wrong in (("pit_ti_224", "pos_embed"), ("levit_128s", "attention_biases")):
         save_backbone(create_backbone(name, 112), tmp_path / "b.safetensors")
-        with pytest.raises(ValueError, match=rf"first '\S*{wrong}', of shape .* model\.image_size too where a model can't change that"):
+        with pytest.raises(
+            ValueError, match=rf"first '\S*{wrong}', of shape .* model\.image_size too where a model can't change that"
+        ):
             load_backbone(create_backbone(name, 128), tmp_path / "b.safetensors")
-    save_backbone(create_backbone("vit_tiny_patch16_224", 112, options=VIT), tmp_path / "b.safetensors")  # 49 patches and a class token's place
+    save_backbone(
+        create_backbone("vit_tiny_patch16_224", 112, options=VIT), tmp_path / "b.safetensors"
+    )  # 49 patches and a class token's place
     with pytest.raises(ValueError, match=r"pos_embed', of shape \(1, 50, 32\) there and \(1, 196, 32\) here"):
-        load_backbone(create_backbone("vit_tiny_patch16_224", 224, options=VIT | {"no_embed_class": True}), tmp_path / "b.safetensors")
+        load_backbone(
+            create_backbone("vit_tiny_patch16_224", 224, options=VIT | {"no_embed_class": True}),
+            tmp_path / "b.safetensors",
+        )
 
 
 def test_a_size_that_only_the_forward_pass_refuses_is_a_sentence():
@@ -254,7 +307,9 @@ def test_weights_are_for_those_whom_the_umask_lets_read_them(tmp_path, monkeypat
 def test_saved_backbone_loads_in_timm(tmp_path):
     model = create_backbone("deit_tiny_patch16_224", 112).eval()
     save_backbone(model, tmp_path / "b.safetensors")
-    again = timm.create_model("deit_tiny_patch16_224", img_size=112, num_classes=0, checkpoint_path=str(tmp_path / "b.safetensors")).eval()
+    again = timm.create_model(
+        "deit_tiny_patch16_224", img_size=112, num_classes=0, checkpoint_path=str(tmp_path / "b.safetensors")
+    ).eval()
     x = torch.randn(1, 3, 112, 112)
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
@@ -265,13 +320,21 @@ def test_t2t_vit_refuses_sizes_that_do_not_split():
         create_backbone("t2t_vit_7", 100)
 
 
-@pytest.mark.parametrize(("size", "patch", "amp", "plain"), [
-    (32, 8, None, True), (64, 8, None, False), (64, 8, torch.bfloat16, True), (136, 8, torch.bfloat16, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "patch", "amp", "plain"),
+    [
+        (32, 8, None, True),
+        (64, 8, None, False),
+        (64, 8, torch.bfloat16, True),
+        (136, 8, torch.bfloat16, False),
+    ],
+)
 def test_attention_of_short_sequences_is_multiplied_out_on_a_cpu(size, patch, amp, plain):
     """To the same features and gradients as torch's fused attention; on a GPU it is left as it is."""
     torch.manual_seed(0)
-    model = create_backbone("vit_tiny_patch16_224", size, options={"patch_size": patch, "depth": 2, "embed_dim": 64, "num_heads": 2})
+    model = create_backbone(
+        "vit_tiny_patch16_224", size, options={"patch_size": patch, "depth": 2, "embed_dim": 64, "num_heads": 2}
+    )
     images = torch.randn(2, 3, size, size)
 
     def computed():

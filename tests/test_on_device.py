@@ -10,15 +10,29 @@ from idmm_fast.loader.on_device import DeviceLoader, filters
 from idmm_fast.train import checkpoint
 from idmm_fast.train.pretrain import pretrain
 
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")])]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+    ),
+]
 VIEWS = [Views(2, 64, (0.14, 1.0)), Views(3, 48, (0.05, 0.4))]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("options", [
-    {}, {"cutmix_chunk": 2}, {"cutmix_per_row": True}, {"augment": Augment.none()}, {"augment": Augment(jitter=1, gray=0, blur=0)},
-    {"augment": Augment(jitter=0, gray=0, blur=1)}, {"augment": Augment(jitter=0, gray=1, blur=0)},
-], ids=["all", "chunk", "row", "crop", "jitter", "blur", "gray"])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cutmix_chunk": 2},
+        {"cutmix_per_row": True},
+        {"augment": Augment.none()},
+        {"augment": Augment(jitter=1, gray=0, blur=0)},
+        {"augment": Augment(jitter=0, gray=0, blur=1)},
+        {"augment": Augment(jitter=0, gray=1, blur=0)},
+    ],
+    ids=["all", "chunk", "row", "crop", "jitter", "blur", "gray"],
+)
 def test_views_are_those_of_the_cpu_kernels(jpg_beton, device, options):
     """Within 2 levels at all but one pixel in 10,000 (where a hue is at the edge of a sector), and by a fifth of a level on average; targets exactly."""
     wanted = MultiCropLoader(jpg_beton, 16, 2, seed=5, views=VIEWS, **options)
@@ -89,6 +103,8 @@ def test_training_on_such_views_follows_training_on_the_kernels(tiny_beton, tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_it_compiles_to_the_same(raw_beton):
-    plain, compiled = (DeviceLoader(raw_beton, 8, 1, views=[Views(2, 32)], device="cpu", compile=c) for c in (False, True))
+    plain, compiled = (
+        DeviceLoader(raw_beton, 8, 1, views=[Views(2, 32)], device="cpu", compile=c) for c in (False, True)
+    )
     for one, other in zip(next(iter(plain)), next(iter(compiled))):
         assert (one.images.int() - other.images.int()).abs().max() <= 1

@@ -111,7 +111,11 @@ def _ended(kind, folder):
     best = folder / "checkpoints" / "best.pt"
     best = checkpoint.load(best) if best.exists() else {"model": {}}
     last = checkpoint.newest(folder / "checkpoints")[1]
-    tensors = {**weights, **{f"best {k}": v for k, v in best["model"].items()}, **{f"last {k}": v for k, v in last["model"].items()}}
+    tensors = {
+        **weights,
+        **{f"best {k}": v for k, v in best["model"].items()},
+        **{f"last {k}": v for k, v in last["model"].items()},
+    }
     return metrics(folder), {k: v for k, v in best.items() if k not in ("model", "config")}, tensors
 
 
@@ -144,27 +148,39 @@ def few(tmp_path_factory):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (20, 20, 3), np.uint8) for _ in range(12)]
     split = Split(images, [k % 3 for k in range(12)], ["a", "b", "c"])
-    return write_beton(tmp_path_factory.mktemp("few") / "few.beton", split, dataset="t", name="train", mode="raw", quiet=True).path
+    return write_beton(
+        tmp_path_factory.mktemp("few") / "few.beton", split, dataset="t", name="train", mode="raw", quiet=True
+    ).path
 
 
 _stops = strategies.one_of(
     strategies.tuples(strategies.just("signal"), strategies.integers(0, 7)),
     strategies.tuples(strategies.just("kill"), strategies.integers(0, 30)),
 )
-_options = strategies.fixed_dictionaries({
-    "training__batch_size": strategies.sampled_from([3, 5, 12]),  # 4, 3 (the last one partial) and one step an epoch
-    "training__checkpoint_every": strategies.sampled_from([1, 2, 5]),
-    "training__checkpoint_minutes": strategies.sampled_from([0.0, 1e-9]),
-    "training__keep_checkpoints": strategies.integers(1, 3),
-    "model__drop_path": strategies.sampled_from([0.0, 0.3]),
-    "training__head_lr": strategies.sampled_from([1.0, 3.0]),
-})  # fmt: skip
+_options = strategies.fixed_dictionaries(
+    {
+        "training__batch_size": strategies.sampled_from(
+            [3, 5, 12]
+        ),  # 4, 3 (the last one partial) and one step an epoch
+        "training__checkpoint_every": strategies.sampled_from([1, 2, 5]),
+        "training__checkpoint_minutes": strategies.sampled_from([0.0, 1e-9]),
+        "training__keep_checkpoints": strategies.integers(1, 3),
+        "model__drop_path": strategies.sampled_from([0.0, 0.3]),
+        "training__head_lr": strategies.sampled_from([1.0, 3.0]),
+    }
+)
 _own = {
-    "pretrain": {"probe__every": strategies.integers(0, 2), "cutmix__alpha": strategies.sampled_from([0.0, 0.5]),
-                 "head__loss": strategies.sampled_from(["dense", "fused"])},
-    "finetune": {"training__evaluate_every": strategies.integers(0, 2), "mixing__alpha": strategies.sampled_from([0.0, 0.5]),
-                 "data__per_class": strategies.sampled_from([0, 2])},
-}  # fmt: skip
+    "pretrain": {
+        "probe__every": strategies.integers(0, 2),
+        "cutmix__alpha": strategies.sampled_from([0.0, 0.5]),
+        "head__loss": strategies.sampled_from(["dense", "fused"]),
+    },
+    "finetune": {
+        "training__evaluate_every": strategies.integers(0, 2),
+        "mixing__alpha": strategies.sampled_from([0.0, 0.5]),
+        "data__per_class": strategies.sampled_from([0, 2]),
+    },
+}
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
@@ -185,8 +201,13 @@ def _check_stops(kind, few, monkeypatch, count):
     _run_without_pictures(monkeypatch)
 
     @examples(  # not shrunk: a failing example is a whole training each time
-        max_examples=count, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-    )  # fmt: skip
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategies.fixed_dictionaries(_own[kind]), _options, _stops)
     def check(own, options, first):
         with tempfile.TemporaryDirectory() as folder:
@@ -260,7 +281,10 @@ def test_only_damaged_checkpoints_stop_with_a_sentence_and_metrics_are_kept(kept
     before = (folder / "metrics.jsonl").read_bytes()
     for path in checkpoint.listing(folder / "checkpoints"):
         path.write_bytes(b"nothing")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match=r"all 4 checkpoints in .* are damaged"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match=r"all 4 checkpoints in .* are damaged"),
+    ):
         pretrain(settings(few, folder, training__resume="auto", **options))
     assert (folder / "metrics.jsonl").read_bytes() == before
 
@@ -297,11 +321,19 @@ def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite(
 def test_fp16_stops_too_where_every_gradient_is_not_finite(few, tmp_path, monkeypatch):
     """The scaler skipped such steps for ever, its scale gone to 0; here on the CPU, whose fused AdamW knows scalers too."""
     forward = IDMM.forward
-    monkeypatch.setattr(IDMM, "forward", lambda self, *args: forward(self, *args) + 0 * sum(p.mul(0).sum() for p in self.parameters()).sqrt())
+    monkeypatch.setattr(
+        IDMM,
+        "forward",
+        lambda self, *args: forward(self, *args) + 0 * sum(p.mul(0).sum() for p in self.parameters()).sqrt(),
+    )
     monkeypatch.setattr(Machine, "scaler", lambda self: torch.amp.GradScaler("cpu", enabled=True))
     _run_without_pictures(monkeypatch)
     with pytest.raises(FloatingPointError, match=r"gradients of a finite loss .* 4 times in a row"):
-        pretrain(settings(few, tmp_path / "run", **SMALL, training__batch_size=1, training__epochs=2, training__max_skipped=4))
+        pretrain(
+            settings(
+                few, tmp_path / "run", **SMALL, training__batch_size=1, training__epochs=2, training__max_skipped=4
+            )
+        )
 
 
 def test_a_signal_in_the_last_evaluation_is_obeyed(few, tmp_path, monkeypatch):
@@ -375,10 +407,18 @@ def test_weights_that_are_not_finite_are_never_saved(kept, few, monkeypatch):
 
 def test_the_clock_makes_checkpoints_with_one_step_an_epoch_too(few, tmp_path, monkeypatch):
     _run_without_pictures(monkeypatch)
-    folder = pretrain(settings(
-        few, tmp_path / "run", **SMALL, training__batch_size=12, training__epochs=4, training__checkpoint_every=100,
-        training__checkpoint_minutes=1e-9, training__keep_checkpoints=10,
-    ))  # fmt: skip
+    folder = pretrain(
+        settings(
+            few,
+            tmp_path / "run",
+            **SMALL,
+            training__batch_size=12,
+            training__epochs=4,
+            training__checkpoint_every=100,
+            training__checkpoint_minutes=1e-9,
+            training__keep_checkpoints=10,
+        )
+    )
     assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")] == [1, 2, 3, 4]
 
 
@@ -404,10 +444,18 @@ def test_an_answer_that_comes_a_step_late_writes_one_checkpoint_not_two(few, tmp
     _run_without_pictures(monkeypatch)
     monkeypatch.setattr(loop.distributed, "Agreement", Late)
     monkeypatch.setattr(loop, "time", Clock)
-    folder = pretrain(settings(
-        few, tmp_path / "run", **SMALL, training__batch_size=1, training__epochs=2, training__checkpoint_every=100, training__checkpoint_minutes=3.5,
-        training__keep_checkpoints=100,
-    ))  # fmt: skip
+    folder = pretrain(
+        settings(
+            few,
+            tmp_path / "run",
+            **SMALL,
+            training__batch_size=1,
+            training__epochs=2,
+            training__checkpoint_every=100,
+            training__checkpoint_minutes=3.5,
+            training__keep_checkpoints=100,
+        )
+    )
     steps = [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")]
     assert len(steps) >= 4
     assert all(b - a > 1 for a, b in itertools.pairwise(steps[:-1]))  # the last one is that of the end
@@ -433,8 +481,11 @@ def test_a_run_does_not_go_on_with_other_images_labels_or_numbers_of_them(few, t
     moved = _beton(tmp_path / "moved" / "renamed.beton", images)
     assert tune(moved, data__per_class=3) == result  # the same images elsewhere
     changed = [*images[:-1], 255 - images[-1]]
-    for others in (_beton(tmp_path / "pixels.beton", changed), _beton(tmp_path / "labels.beton", images, (0, 1, 2, 2)),
-                   _beton(tmp_path / "more.beton", [*images, images[0]])):  # fmt: skip
+    for others in (
+        _beton(tmp_path / "pixels.beton", changed),
+        _beton(tmp_path / "labels.beton", images, (0, 1, 2, 2)),
+        _beton(tmp_path / "more.beton", [*images, images[0]]),
+    ):
         with pytest.raises(OtherImages, match="begun with other images or labels"):
             tune(others, data__per_class=3)
 
@@ -489,8 +540,13 @@ def test_the_same_call_on_a_folder_that_changed_begins_a_new_run_and_says_so(tre
 
     call()
     first = metrics(tmp_path / "run")
-    for k, change in enumerate((lambda: shutil.copy(images / "class0" / "000.jpg", images / "class0" / "new.jpg"),
-                                lambda: shutil.copy(images / "class1" / "001.jpg", images / "class0" / "new.jpg")), 1):  # fmt: skip
+    for k, change in enumerate(
+        (
+            lambda: shutil.copy(images / "class0" / "000.jpg", images / "class0" / "new.jpg"),
+            lambda: shutil.copy(images / "class1" / "001.jpg", images / "class0" / "new.jpg"),
+        ),
+        1,
+    ):
         change()
         capfd.readouterr()
         call()
@@ -507,8 +563,11 @@ def test_what_a_probe_needs_is_looked_at_before_training(few, tmp_path):
     images = [rng.integers(0, 256, (20, 20, 3), np.uint8) for _ in range(3)]
     unlabelled = _beton(tmp_path / "unlabelled.beton", images, (-1,))
     other = _beton(tmp_path / "other.beton", images, classes=("x", "y", "z"))
-    for test, error, says in ((tmp_path / "missing.beton", FileNotFoundError, "does not exist"), (unlabelled, BetonError, "label"),
-                              (other, (BetonError, ConfigError), "class")):  # fmt: skip
+    for test, error, says in (
+        (tmp_path / "missing.beton", FileNotFoundError, "does not exist"),
+        (unlabelled, BetonError, "label"),
+        (other, (BetonError, ConfigError), "class"),
+    ):
         cfg = settings(few, tmp_path / "run", **SMALL, data__test=str(test), probe__every=2)
         with pytest.raises(error, match=says):
             pretrain(cfg, Probe(cfg))

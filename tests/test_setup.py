@@ -132,7 +132,10 @@ def test_the_table_of_the_step_is_the_one_that_the_benchmark_made():
 
     from idmm_fast.report.benchmark_step import table
 
-    assert table(json.loads((ROOT / "docs" / "benchmark_step.json").read_text())) in (ROOT / "docs" / "benchmarks.md").read_text()
+    assert (
+        table(json.loads((ROOT / "docs" / "benchmark_step.json").read_text()))
+        in (ROOT / "docs" / "benchmarks.md").read_text()
+    )
 
 
 def test_documents_name_only_pictures_that_exist():

@@ -36,10 +36,19 @@ TINY = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 def settings(beton, folder, schema=SCHEMA, **values):
     tiny = {
-        "data.train": str(beton), "model.name": "vit_tiny_patch16_224", "model.options": TINY, "model.image_size": 32,
-        "training.epochs": 4, "training.batch_size": 16, "training.lr": 2e-3, "training.warmup_epochs": 1, "training.amp": "fp32",
-        "training.compile": False, "training.checkpoint_every": 1, "logging.run_dir": str(folder),
-    }  # fmt: skip
+        "data.train": str(beton),
+        "model.name": "vit_tiny_patch16_224",
+        "model.options": TINY,
+        "model.image_size": 32,
+        "training.epochs": 4,
+        "training.batch_size": 16,
+        "training.lr": 2e-3,
+        "training.warmup_epochs": 1,
+        "training.amp": "fp32",
+        "training.compile": False,
+        "training.checkpoint_every": 1,
+        "logging.run_dir": str(folder),
+    }
     if schema is FINETUNE:
         tiny |= {"data.test": str(beton), "training.evaluate_every": 0}
     return build(schema, tiny | {k.replace("__", "."): v for k, v in values.items()})
@@ -144,11 +153,27 @@ def test_resumed_run_equals_the_one_never_stopped_to_the_last_bit(tiny_beton, tm
 
 
 def command(tiny_beton, folder):
-    return list(map(str, [
-        sys.executable, ROOT / "train_idmm.py", f"--data.train={tiny_beton}", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY}",
-        "--model.image_size=32", "--training.batch_size=4", "--training.epochs=8", "--training.amp=fp32", "--training.compile=false",
-        "--training.lr=1e-3", "--training.device=cpu", "--training.resume=auto", f"--logging.run_dir={folder}",
-    ]))  # fmt: skip
+    return list(
+        map(
+            str,
+            [
+                sys.executable,
+                ROOT / "train_idmm.py",
+                f"--data.train={tiny_beton}",
+                "--model.name=vit_tiny_patch16_224",
+                f"--model.options={TINY}",
+                "--model.image_size=32",
+                "--training.batch_size=4",
+                "--training.epochs=8",
+                "--training.amp=fp32",
+                "--training.compile=false",
+                "--training.lr=1e-3",
+                "--training.device=cpu",
+                "--training.resume=auto",
+                f"--logging.run_dir={folder}",
+            ],
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +228,10 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(tiny_beton, tmp_p
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny_beton, tmp_path):
     cfg = settings(tiny_beton, tmp_path / "run", training__lr=1e30, training__warmup_epochs=0, training__max_skipped=3)
-    with pytest.raises(FloatingPointError, match=r"the loss became .* 3 times in a row; the last batch held the rows \d+, .*tiny\.beton"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss became .* 3 times in a row; the last batch held the rows \d+, .*tiny\.beton",
+    ):
         pretrain(cfg)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines if "skipped" in line] == [1, 2, 3]
@@ -231,8 +259,14 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(tiny_beton, tmp_
 
 def test_checkpoints_by_the_clock_are_in_mid_epoch_and_resume_is_exact(tiny_beton, tmp_path):
     whole = losses(pretrain(settings(tiny_beton, tmp_path / "whole", training__batch_size=8)))
-    cfg = settings(tiny_beton, tmp_path / "run", training__batch_size=8, training__checkpoint_minutes=1e-9, training__resume="auto",
-                   training__keep_checkpoints=100)  # fmt: skip
+    cfg = settings(
+        tiny_beton,
+        tmp_path / "run",
+        training__batch_size=8,
+        training__checkpoint_minutes=1e-9,
+        training__resume="auto",
+        training__keep_checkpoints=100,
+    )
     folder = pretrain(cfg)
     steps = [int(p.stem.rsplit("_", 1)[1]) for p in checkpoint.listing(folder / "checkpoints")]
     assert steps == list(range(1, 33))
@@ -291,16 +325,24 @@ def test_a_trial_stops_after_so_many_steps(tiny_beton, tmp_path):
 CONFIGS = sorted(p for p in (ROOT / "rn_configs").glob("*.yaml") if not p.stem.startswith(("demo", "compare")))
 
 
-@pytest.mark.parametrize("path", [
-    pytest.param(p, id=p.stem, marks=[] if p.stem.startswith("pets") else pytest.mark.slow) for p in CONFIGS
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=[] if p.stem.startswith("pets") else pytest.mark.slow) for p in CONFIGS]
+)
 def test_every_config_trains(path, tiny_beton, tmp_path):
     """Two steps of each; those of one dataset always, the others, which share their bases, with `make test-slow`."""
     script = "finetune.py" if path.stem.endswith("_finetune") else "train_idmm.py"
     shown = call(
-        script, "--config", path, f"--data.train={tiny_beton}", f"--data.test={tiny_beton}", "--training.batch_size=2", "--training.max_steps=2",
-        "--training.compile=false", "--training.device=cpu", f"--logging.run_dir={tmp_path / 'run'}",
-    )  # fmt: skip
+        script,
+        "--config",
+        path,
+        f"--data.train={tiny_beton}",
+        f"--data.test={tiny_beton}",
+        "--training.batch_size=2",
+        "--training.max_steps=2",
+        "--training.compile=false",
+        "--training.device=cpu",
+        f"--logging.run_dir={tmp_path / 'run'}",
+    )
     assert shown.returncode == 0, shown.stderr
     assert len(losses(tmp_path / "run")) == 2
     assert np.isfinite(losses(tmp_path / "run")).all()
@@ -331,7 +373,9 @@ def test_finetuning_beats_chance_and_reports(tiny_beton, run, tmp_path):
 
 
 def test_the_best_state_is_kept_beside_the_last(tiny_beton, tmp_path):
-    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE, training__epochs=5, training__evaluate_every=1, training__lr=1e-2)
+    cfg = settings(
+        tiny_beton, tmp_path / "f", FINETUNE, training__epochs=5, training__evaluate_every=1, training__lr=1e-2
+    )
     result = finetune(cfg)
     lines = [json.loads(line) for line in (tmp_path / "f" / "metrics.jsonl").read_text().splitlines()]
     tested = {line["epoch"]: line["top1"] for line in lines if "top1" in line}
@@ -346,11 +390,22 @@ def test_the_best_state_is_kept_beside_the_last(tiny_beton, tmp_path):
 def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp_path):
     """Two stages with another resolution: the second begins with what the first ended with, classifier and all; a stage that is done is not done again."""
     script = [
-        "finetune.py", f"--data.train={tiny_beton}", f"--data.test={tiny_beton}", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY}",
-        "--model.image_size=32", "--training.lr=2e-3", "--training.amp=fp32", "--training.compile=false", "--training.batch_size=16",
+        "finetune.py",
+        f"--data.train={tiny_beton}",
+        f"--data.test={tiny_beton}",
+        "--model.name=vit_tiny_patch16_224",
+        f"--model.options={TINY}",
+        "--model.image_size=32",
+        "--training.lr=2e-3",
+        "--training.amp=fp32",
+        "--training.compile=false",
+        "--training.batch_size=16",
         "--ladder.stages=[{training.epochs: 8}, {model.image_size: 64, training.epochs: 2, training.batch_size: 8, training.lr: 1.0e-6}]",
-        "--init", run, "--stages", f"--logging.run_dir={tmp_path / 'l'}",
-    ]  # fmt: skip
+        "--init",
+        run,
+        "--stages",
+        f"--logging.run_dir={tmp_path / 'l'}",
+    ]
     shown = call(*script)
     assert shown.returncode == 0, shown.stderr
     one, two = (tmp_path / "l" / f"stage_{k}" for k in (1, 2))
@@ -358,7 +413,10 @@ def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp
     assert [json.loads((f / "result.json").read_text()) for f in (one, two)] == results
     assert shown.stdout.count("top-1") == 2
     first, second = (checkpoint.newest(f / "checkpoints")[1]["model"] for f in (one, two))
-    for key in ("head.weight", "backbone.blocks.0.attn.qkv.weight"):  # a rate of nearly nothing: the second stage is where the first ended
+    for key in (
+        "head.weight",
+        "backbone.blocks.0.attn.qkv.weight",
+    ):  # a rate of nearly nothing: the second stage is where the first ended
         assert torch.allclose(first[key], second[key], atol=1e-4)
         assert not torch.equal(first[key], second[key])
     assert second["backbone.pos_embed"].shape[1] == 1 + 64
@@ -376,17 +434,36 @@ def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp
     assert "model.image_size" in wrong.stderr
 
 
-@pytest.mark.parametrize(("name", "options", "size"), [
-    ("vit_tiny_patch16_224", TINY, 32), ("pvt_v2_b0", {"depths": [1, 1, 1, 1]}, 32),
-    ("swin_tiny_patch4_window7_224", {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 24, "window_size": 4}, 32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("vit_tiny_patch16_224", TINY, 32),
+        ("pvt_v2_b0", {"depths": [1, 1, 1, 1]}, 32),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 24, "window_size": 4},
+            32,
+        ),
+    ],
+)
 def test_a_finetuned_model_is_one_of_timms(name, options, size, tiny_beton, tmp_path):
     """model.safetensors and config.json, loaded by timm alone, give the logits that the trained classifier gives."""
     import timm
 
-    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE, model__name=name, model__options=options, model__image_size=size, training__epochs=1)
+    cfg = settings(
+        tiny_beton,
+        tmp_path / "f",
+        FINETUNE,
+        model__name=name,
+        model__options=options,
+        model__image_size=size,
+        training__epochs=1,
+    )
     finetune(cfg)
-    trained = Classifier(create_backbone(name, size, options=options), init_head(timm.create_model(name, num_classes=0, **options).num_features, 4))
+    trained = Classifier(
+        create_backbone(name, size, options=options),
+        init_head(timm.create_model(name, num_classes=0, **options).num_features, 4),
+    )
     trained.load_state_dict(checkpoint.newest(tmp_path / "f" / "checkpoints")[1]["model"])
     theirs = timm.create_model(f"local-dir:{tmp_path / 'f'}", pretrained=True)
     images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
@@ -412,7 +489,11 @@ def test_weights_of_others_are_a_beginning(tiny_beton, tmp_path):
     with pytest.raises(ValueError, match="damaged or holds more"):
         load_backbone(backbone, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match="a classifier for 10 classes, and 4 classes are wanted"):
-        finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, model__init=str(tmp_path / "plain.pth"), model__keep_head=True))
+        finetune(
+            settings(
+                tiny_beton, tmp_path / "f", FINETUNE, model__init=str(tmp_path / "plain.pth"), model__keep_head=True
+            )
+        )
 
 
 def test_features_are_looked_at_while_training(tiny_beton, tmp_path):
@@ -500,10 +581,18 @@ def test_pets_from_upstreams_layout_to_a_falling_loss(tmp_path):
     assert converted.returncode == 0, converted.stderr
     assert len(open_beton(tmp_path / "data" / "pets_train.beton")) == 40
     shown = call(
-        "train_idmm.py", "--config", ROOT / "rn_configs" / "pets.yaml", "--training.epochs=25", "--training.batch_size=20",
-        "--training.lr=2e-3", "--model.name=vit_tiny_patch16_224", f"--model.options={TINY | {'patch_size': 16}}", "--training.compile=false",
-        f"--data.train={tmp_path / 'data' / 'pets_train.beton'}", f"--logging.run_dir={tmp_path / 'run'}",
-    )  # fmt: skip
+        "train_idmm.py",
+        "--config",
+        ROOT / "rn_configs" / "pets.yaml",
+        "--training.epochs=25",
+        "--training.batch_size=20",
+        "--training.lr=2e-3",
+        "--model.name=vit_tiny_patch16_224",
+        f"--model.options={TINY | {'patch_size': 16}}",
+        "--training.compile=false",
+        f"--data.train={tmp_path / 'data' / 'pets_train.beton'}",
+        f"--logging.run_dir={tmp_path / 'run'}",
+    )
     assert shown.returncode == 0, shown.stderr
     assert "done" in shown.stdout
     curve = losses(tmp_path / "run")
@@ -523,7 +612,12 @@ def test_errors_are_sentences(script, tmp_path):
 def test_twenty_kills_change_nothing(tiny_beton, tmp_path):
     """kill -9 at random moments, a checkpoint every few steps: the curve and the weights are those of the run never stopped, bit for bit."""
     rng = np.random.default_rng(0)
-    shape = ["--training.epochs=40", "--training.checkpoint_minutes=1e-6", "--training.keep_checkpoints=3", "--model.drop_path=0.1"]
+    shape = [
+        "--training.epochs=40",
+        "--training.checkpoint_minutes=1e-6",
+        "--training.keep_checkpoints=3",
+        "--model.drop_path=0.1",
+    ]
     subprocess.run([*command(tiny_beton, tmp_path / "whole"), *shape], check=True, capture_output=True, timeout=280)
     run, kills = [*command(tiny_beton, tmp_path / "run"), *shape], 0
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -539,7 +633,9 @@ def test_twenty_kills_change_nothing(tiny_beton, tmp_path):
         kills += 1
     subprocess.run(run, check=True, capture_output=True, timeout=280)
     assert np.array_equal(losses(tmp_path / "run"), losses(tmp_path / "whole"))
-    assert (tmp_path / "run" / "backbone.safetensors").read_bytes() == (tmp_path / "whole" / "backbone.safetensors").read_bytes()
+    assert (tmp_path / "run" / "backbone.safetensors").read_bytes() == (
+        tmp_path / "whole" / "backbone.safetensors"
+    ).read_bytes()
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 

@@ -35,9 +35,18 @@ _TJFLAG_NOREALLOC, _TJFLAG_ACCURATEDCT = 1024, 4096
 _library.tjInitCompress.restype = ctypes.c_void_p
 _library.tjBufSize.restype = ctypes.c_ulong
 _library.tjCompress2.argtypes = [
-    ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int,
-    ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_ulong), ctypes.c_int, ctypes.c_int, ctypes.c_int,
-]  # fmt: skip
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.POINTER(ctypes.c_void_p),
+    ctypes.POINTER(ctypes.c_ulong),
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+]
 
 OK, NOT_A_JPEG, WRONG_SIZE, CORRUPT, ALTERED = range(5)
 MESSAGES = {
@@ -131,9 +140,18 @@ class Encoder:
             self._space = np.empty(most, np.uint8)
         out, size = ctypes.c_void_p(self._space.ctypes.data), ctypes.c_ulong(most)
         code = _library.tjCompress2(
-            self._handle, pixels.ctypes.data, width, 3 * width, height, _TJPF_RGB, ctypes.byref(out), ctypes.byref(size), _TJSAMP_420,
-            quality, _TJFLAG_NOREALLOC | _TJFLAG_ACCURATEDCT,
-        )  # fmt: skip
+            self._handle,
+            pixels.ctypes.data,
+            width,
+            3 * width,
+            height,
+            _TJPF_RGB,
+            ctypes.byref(out),
+            ctypes.byref(size),
+            _TJSAMP_420,
+            quality,
+            _TJFLAG_NOREALLOC | _TJFLAG_ACCURATEDCT,
+        )
         if code:
             raise ValueError(f"libjpeg-turbo could not encode {width} x {height} pixels")
         return self._space[: size.value].tobytes()

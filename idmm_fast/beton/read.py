@@ -28,10 +28,19 @@ from .write import sidecar_path
 
 # FFCV's other field types, whose columns are stepped over: bytes and JSON (pointer, size), arrays and tensors (pointer).
 _POINTER_AND_SIZE = np.dtype([("ptr", "<u8"), ("size", "<u8")])
-_COLUMNS = {0: np.dtype("<f8"), INT_FIELD: np.dtype("<i8"), IMAGE_FIELD: IMAGE, 3: _POINTER_AND_SIZE, 4: np.dtype("<u8"),
-            5: _POINTER_AND_SIZE, 6: np.dtype("<u8")}  # fmt: skip
+_COLUMNS = {
+    0: np.dtype("<f8"),
+    INT_FIELD: np.dtype("<i8"),
+    IMAGE_FIELD: IMAGE,
+    3: _POINTER_AND_SIZE,
+    4: np.dtype("<u8"),
+    5: _POINTER_AND_SIZE,
+    6: np.dtype("<u8"),
+}
 
-MOST_CLASSES = 1 << 16  # of a file without a sidecar, unless it has more rows; what counts classes counts up to the largest label
+MOST_CLASSES = (
+    1 << 16
+)  # of a file without a sidecar, unless it has more rows; what counts classes counts up to the largest label
 
 
 class BetonError(Exception):
@@ -89,7 +98,13 @@ class Beton:
             sums = np.empty(len(self), np.uint64)
             checksums(self.bytes, self.ptr, self.length, sums)
         digest = hashlib.sha256()
-        for column, kind in ((self.mode, "u1"), (self.height, "<i8"), (self.width, "<i8"), (self.label, "<i8"), (sums, "<u8")):
+        for column, kind in (
+            (self.mode, "u1"),
+            (self.height, "<i8"),
+            (self.width, "<i8"),
+            (self.label, "<i8"),
+            (sums, "<u8"),
+        ):
             digest.update(np.ascontiguousarray(column, kind))
         return digest.hexdigest()[:16]
 

@@ -102,7 +102,9 @@ def _unstuff(data, at, clean):
         end = at
         while end + 8 <= size:
             rest = ~_eight(data, np.uint64(end))
-            if (rest - np.uint64(0x0101010101010101)) & ~rest & np.uint64(0x8080808080808080):  # one of the eight is 255
+            if (
+                (rest - np.uint64(0x0101010101010101)) & ~rest & np.uint64(0x8080808080808080)
+            ):  # one of the eight is 255
                 break
             end += 8
         while end < size and data[end] != 255:
@@ -222,13 +224,26 @@ def is_whole(data):
         elif marker == 0xC0:
             if components or length < 11:
                 return False
-            components, height, width = int(data[at + 5]), int(data[at + 1]) << 8 | int(data[at + 2]), int(data[at + 3]) << 8 | int(data[at + 4])
-            if data[at] != 8 or (components != 1 and components != 3) or length != 8 + 3 * components or height * width == 0:
+            components, height, width = (
+                int(data[at + 5]),
+                int(data[at + 1]) << 8 | int(data[at + 2]),
+                int(data[at + 3]) << 8 | int(data[at + 4]),
+            )
+            if (
+                data[at] != 8
+                or (components != 1 and components != 3)
+                or length != 8 + 3 * components
+                or height * width == 0
+            ):
                 return False
             if max(height, width) > _MAX_SIDE:
                 return False
             for c in range(components):
-                names[c], sampling[c], quantisation[c] = data[at + 6 + 3 * c], data[at + 7 + 3 * c], data[at + 8 + 3 * c]
+                names[c], sampling[c], quantisation[c] = (
+                    data[at + 6 + 3 * c],
+                    data[at + 7 + 3 * c],
+                    data[at + 8 + 3 * c],
+                )
                 for factor in (sampling[c] >> 4, sampling[c] & 15):
                     if factor < 1 or factor > 2:
                         return False

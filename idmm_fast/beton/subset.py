@@ -36,7 +36,9 @@ def write_subset(path, rows, out):
     def image(row):
         data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
         if beton.sums.size and checksum(data) != beton.sums[row]:
-            raise BetonError(f"row {row} of {path} was altered after it was written; see write_datasets.py --verify. Convert it again.")
+            raise BetonError(
+                f"row {row} of {path} was altered after it was written; see write_datasets.py --verify. Convert it again."
+            )
         if beton.mode[row] != RAW:
             return data.tobytes()
         height, width = beton.height[row], beton.width[row]
@@ -45,5 +47,11 @@ def write_subset(path, rows, out):
     split = Split([image(row) for row in rows], [int(beton.label[row]) for row in rows], beton.classes)
     mode = "raw" if (beton.mode[rows] == RAW).any() else "jpg"
     return write_beton(
-        out, split, dataset=beton.sidecar.get("dataset", ""), name=f"{len(rows)} rows of {path}", mode=mode, on_error="fail", quiet=True
-    )  # fmt: skip
+        out,
+        split,
+        dataset=beton.sidecar.get("dataset", ""),
+        name=f"{len(rows)} rows of {path}",
+        mode=mode,
+        on_error="fail",
+        quiet=True,
+    )

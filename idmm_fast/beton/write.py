@@ -227,7 +227,9 @@ def write_beton(
                 ThreadPoolExecutor(1) as helper,  # left before the file is closed
             ):
                 try:
-                    places, skipped, tables = _write(file, split, order, encoded, page_size, on_error, bar, helper, stopped)
+                    places, skipped, tables = _write(
+                        file, split, order, encoded, page_size, on_error, bar, helper, stopped
+                    )
                     break
                 except _PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
                     while page_size < small.args[0]:

@@ -93,8 +93,10 @@ def _check_counts(name, source, splits, partial):
         for label in splits["train"].labels:
             counts[splits["train"].classes[label]] += 1
         fewest = sorted(counts, key=counts.get)[:5]
-        raise DatasetError(f"{said}. The classes with fewest training images: {', '.join(f'{c} ({counts[c]})' for c in fewest)}. "
-                           f"Unpack the archives again, or take what is there with --partial.")  # fmt: skip
+        raise DatasetError(
+            f"{said}. The classes with fewest training images: {', '.join(f'{c} ({counts[c]})' for c in fewest)}. "
+            f"Unpack the archives again, or take what is there with --partial."
+        )
     if not partial:
         print(
             f"warning: {name} is not complete, so figures can't be compared with published ones ({said})",

@@ -6,15 +6,27 @@ Source: Maji et al. Layout: data/images/*.jpg, data/variants.txt, data/images_va
 from .split import Source, listed
 
 SOURCE = Source(
-    "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/", 100, {"train": 6667, "test": 3333}, "2.8 GB", "research use",
-    {"fgvc-aircraft-2013b.tar.gz": ("https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz", None)},
-    ("data/images", "data/variants.txt", "data/images_variant_trainval.txt", "data/images_variant_test.txt"), (".", "fgvc-aircraft-2013b"),
-)  # fmt: skip
+    "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
+    100,
+    {"train": 6667, "test": 3333},
+    "2.8 GB",
+    "research use",
+    {
+        "fgvc-aircraft-2013b.tar.gz": (
+            "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+            None,
+        )
+    },
+    ("data/images", "data/variants.txt", "data/images_variant_trainval.txt", "data/images_variant_test.txt"),
+    (".", "fgvc-aircraft-2013b"),
+)
 
 
 def read(folder):
     data = folder / "data"
-    classes = [line.strip() for line in (data / "variants.txt").read_text(encoding="utf-8").splitlines() if line.strip()]
+    classes = [
+        line.strip() for line in (data / "variants.txt").read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     result = {}
     for split, name in (("train", "trainval"), ("test", "test")):
         rows = [

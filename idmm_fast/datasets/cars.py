@@ -9,12 +9,21 @@ from scipy.io import loadmat
 from .split import DatasetError, Source, listed
 
 SOURCE = Source(
-    "https://ai.stanford.edu/~jkrause/cars/car_dataset.html", 196, {"train": 8144, "test": 8041}, "1.9 GB", "research use",
+    "https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
+    196,
+    {"train": 8144, "test": 8041},
+    "1.9 GB",
+    "research use",
     # The official server no longer has them; whoever has the files names them with --root.
-    {"cars_train.tgz": (None, "065e5b463ae28d29e77c1b4b166cfe61"), "cars_test.tgz": (None, "4ce7ebf6a94d07f1952d94dd34c4d501"),
-     "car_devkit.tgz": (None, "c3b158d763b6e2245038c8ad08e45376"), "cars_test_annos_withlabels.mat": (None, "b0a2b23655a3edd16d84508592a98d10")},
-    ("cars_train", "cars_test", "devkit/cars_meta.mat", "devkit/cars_train_annos.mat"), (".", "stanford_cars"),
-)  # fmt: skip
+    {
+        "cars_train.tgz": (None, "065e5b463ae28d29e77c1b4b166cfe61"),
+        "cars_test.tgz": (None, "4ce7ebf6a94d07f1952d94dd34c4d501"),
+        "car_devkit.tgz": (None, "c3b158d763b6e2245038c8ad08e45376"),
+        "cars_test_annos_withlabels.mat": (None, "b0a2b23655a3edd16d84508592a98d10"),
+    },
+    ("cars_train", "cars_test", "devkit/cars_meta.mat", "devkit/cars_train_annos.mat"),
+    (".", "stanford_cars"),
+)
 
 
 def read(folder):

@@ -6,15 +6,27 @@ Source: Wah et al. Layout: images/CLASS/*.jpg, images.txt, image_class_labels.tx
 from .split import Source, listed
 
 SOURCE = Source(
-    "https://www.vision.caltech.edu/datasets/cub_200_2011/", 200, {"train": 5994, "test": 5794}, "1.2 GB", "research use",
-    {"CUB_200_2011.tgz": ("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78")},
-    ("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"), (".", "CUB_200_2011"),
-)  # fmt: skip
+    "https://www.vision.caltech.edu/datasets/cub_200_2011/",
+    200,
+    {"train": 5994, "test": 5794},
+    "1.2 GB",
+    "research use",
+    {
+        "CUB_200_2011.tgz": (
+            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+            "97eceeb196236b17998738112f37df78",
+        )
+    },
+    ("images", "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"),
+    (".", "CUB_200_2011"),
+)
 
 
 def read(folder):
     def table(name):
-        return dict(line.split(maxsplit=1) for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip())
+        return dict(
+            line.split(maxsplit=1) for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip()
+        )
 
     paths, labels, training, classes = map(
         table, ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")

@@ -6,10 +6,20 @@ Source: Cimpoi et al. Layout: images/CLASS/*.jpg, labels/train1.txt, labels/val1
 from .split import Source, listed
 
 SOURCE = Source(
-    "https://www.robots.ox.ac.uk/~vgg/data/dtd/", 47, {"train": 3760, "test": 1880}, "0.6 GB", "research use",
-    {"dtd-r1.0.1.tar.gz": ("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz", "fff73e5086ae6bdbea199a49dfb8a4c1")},
-    ("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"), (".", "dtd", "dtd/dtd"),
-)  # fmt: skip
+    "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+    47,
+    {"train": 3760, "test": 1880},
+    "0.6 GB",
+    "research use",
+    {
+        "dtd-r1.0.1.tar.gz": (
+            "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
+            "fff73e5086ae6bdbea199a49dfb8a4c1",
+        )
+    },
+    ("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"),
+    (".", "dtd", "dtd/dtd"),
+)
 
 
 def read(folder):

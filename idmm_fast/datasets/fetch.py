@@ -124,7 +124,9 @@ def _extract(file, member, draft):
         with file.extractfile(member) as source, open(path, "wb") as copy:
             shutil.copyfileobj(source, copy)
     else:
-        raise DatasetError(f"'{member.name}' is neither a file nor a folder; unpack it by hand, or use Python 3.10.12, 3.11.4 or newer")
+        raise DatasetError(
+            f"'{member.name}' is neither a file nor a folder; unpack it by hand, or use Python 3.10.12, 3.11.4 or newer"
+        )
 
 
 def _check_size(total, limit, target):

@@ -9,12 +9,19 @@ from .split import Source, listed
 
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 SOURCE = Source(
-    _URL, 102, {"train": 2040, "test": 6149}, "0.3 GB", "research use",
-    {"102flowers.tgz": (_URL + "102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"),
-     "imagelabels.mat": (_URL + "imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
-     "setid.mat": (_URL + "setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c")},
-    ("jpg", "imagelabels.mat", "setid.mat"), (".", "flowers-102"),
-)  # fmt: skip
+    _URL,
+    102,
+    {"train": 2040, "test": 6149},
+    "0.3 GB",
+    "research use",
+    {
+        "102flowers.tgz": (_URL + "102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"),
+        "imagelabels.mat": (_URL + "imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
+        "setid.mat": (_URL + "setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c"),
+    },
+    ("jpg", "imagelabels.mat", "setid.mat"),
+    (".", "flowers-102"),
+)
 
 
 def read(folder):

@@ -12,11 +12,19 @@ from .fetch import unpack
 from .split import DatasetError, Source, Split
 
 SOURCE = Source(
-    "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php", 1000, {"train": 1281167, "test": 50000}, "155 GB", "research use, by request",
-    {"ILSVRC2012_img_train.tar": (None, "1d675b47d978889d74fa0da5fadfb00e"), "ILSVRC2012_img_val.tar": (None, "29b22e2961454d5413ddabcf34fc5622"),
-     "ILSVRC2012_devkit_t12.tar.gz": (None, "fa75699e90414af021442c21a62c3abf")},
-    ("train", "val"), (".", "imagenet"),
-)  # fmt: skip
+    "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php",
+    1000,
+    {"train": 1281167, "test": 50000},
+    "155 GB",
+    "research use, by request",
+    {
+        "ILSVRC2012_img_train.tar": (None, "1d675b47d978889d74fa0da5fadfb00e"),
+        "ILSVRC2012_img_val.tar": (None, "29b22e2961454d5413ddabcf34fc5622"),
+        "ILSVRC2012_devkit_t12.tar.gz": (None, "fa75699e90414af021442c21a62c3abf"),
+    },
+    ("train", "val"),
+    (".", "imagenet"),
+)
 DEVKIT = "ILSVRC2012_devkit_t12"
 
 

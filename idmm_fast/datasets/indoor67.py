@@ -6,12 +6,19 @@ Source: Quattoni and Torralba. Layout: Images/CLASS/*.jpg, TrainImages.txt, Test
 from .split import Source, listed
 
 SOURCE = Source(
-    "https://web.mit.edu/torralba/www/indoor.html", 67, {"train": 5360, "test": 1340}, "2.4 GB", "research use",
-    {"indoorCVPR_09.tar": ("http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar", None),
-     "TrainImages.txt": ("https://web.mit.edu/torralba/www/TrainImages.txt", None),
-     "TestImages.txt": ("https://web.mit.edu/torralba/www/TestImages.txt", None)},
-    ("Images", "TrainImages.txt", "TestImages.txt"), (".", "indoor67", "indoorCVPR_09"),
-)  # fmt: skip
+    "https://web.mit.edu/torralba/www/indoor.html",
+    67,
+    {"train": 5360, "test": 1340},
+    "2.4 GB",
+    "research use",
+    {
+        "indoorCVPR_09.tar": ("http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar", None),
+        "TrainImages.txt": ("https://web.mit.edu/torralba/www/TrainImages.txt", None),
+        "TestImages.txt": ("https://web.mit.edu/torralba/www/TestImages.txt", None),
+    },
+    ("Images", "TrainImages.txt", "TestImages.txt"),
+    (".", "indoor67", "indoorCVPR_09"),
+)
 
 
 def read(folder):

@@ -7,11 +7,18 @@ from .split import Source, listed
 
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 SOURCE = Source(
-    _URL, 37, {"train": 3680, "test": 3669}, "0.8 GB", "CC BY-SA 4.0",
-    {"images.tar.gz": (_URL + "data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
-     "annotations.tar.gz": (_URL + "data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f")},
-    ("images", "annotations/trainval.txt", "annotations/test.txt"), (".", "oxford-iiit-pet"),
-)  # fmt: skip
+    _URL,
+    37,
+    {"train": 3680, "test": 3669},
+    "0.8 GB",
+    "CC BY-SA 4.0",
+    {
+        "images.tar.gz": (_URL + "data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+        "annotations.tar.gz": (_URL + "data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f"),
+    },
+    ("images", "annotations/trainval.txt", "annotations/test.txt"),
+    (".", "oxford-iiit-pet"),
+)
 
 
 def read(folder):

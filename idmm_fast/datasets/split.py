@@ -56,7 +56,10 @@ class Split:
     def sample(self, seed, total=0, per_class=0):
         """At random `total` images, or `per_class` of each class. An image is chosen by a hash of its name and the seed, so that the
         same seed gives the same images on every machine and with every version of numpy."""
-        order = sorted(range(len(self)), key=lambda i: hashlib.sha256(f"{seed} {self.name(i)}".encode("utf-8", "surrogateescape")).digest())
+        order = sorted(
+            range(len(self)),
+            key=lambda i: hashlib.sha256(f"{seed} {self.name(i)}".encode("utf-8", "surrogateescape")).digest(),
+        )
         if per_class:
             left = np.full(len(self.classes), per_class)
             chosen = []

@@ -37,7 +37,9 @@ SCHEMA = {
         {
             "probe": Param(Flag(), "whether there is one", default=True),
             "strength": Param(Number(1e-9), "C of scikit-learn's LogisticRegression", default=1.0),
-            "max_minutes": Param(Number(0), "of fitting, about; a probe that takes longer gives no number", default=MINUTES),
+            "max_minutes": Param(
+                Number(0), "of fitting, about; a probe that takes longer gives no number", default=MINUTES
+            ),
         },
     ),
     "training": (
@@ -62,7 +64,9 @@ def run_config(argv):
         if name in ("--checkpoint", "--model.init"):
             value = value if eq else argv[k + 1] if k + 1 < len(argv) else ""
             if value.lower() not in ("", "none", "null", "~") and not Path(value).exists():
-                raise ConfigError(f"{value} does not exist; {name} is a run folder, a checkpoint in it or a .safetensors file")
+                raise ConfigError(
+                    f"{value} does not exist; {name} is a run folder, a checkpoint in it or a .safetensors file"
+                )
             found = config_of(value)
             if found:
                 return ["--config", str(found)]
@@ -90,8 +94,13 @@ class Probe:
             return
         model, first = self.cfg.model, open_beton(self.cfg.data.train).label
         if self.cfg.probe.linear and (first == first[0]).all():
-            raise ConfigError(f"probe.linear needs images of two classes; those of {self.cfg.data.train} are all of one")
-        few = [np.unique([*range(min(8, len(b))), (b != b[0]).argmax()]) for b in (first, open_beton(self.cfg.data.test).label)]
+            raise ConfigError(
+                f"probe.linear needs images of two classes; those of {self.cfg.data.train} are all of one"
+            )
+        few = [
+            np.unique([*range(min(8, len(b))), (b != b[0]).argmax()])
+            for b in (first, open_beton(self.cfg.data.test).label)
+        ]
         with torch.random.fork_rng(devices=[]):
             backbone = create_backbone(model.name, model.image_size, 0.0, model.options)
         machine = choose(self.cfg.training, 0)
@@ -112,7 +121,12 @@ class Probe:
 
 def _features(backbone, betons, size, machine, data, batch_size=256, rows=(None, None)):
     """([features], [rows]) of the betons (train, test); `data` is the section of a configuration."""
-    return zip(*(extract(backbone, b.path, size, machine, batch_size, data.num_workers, r, data.on_error) for b, r in zip(betons, rows)))
+    return zip(
+        *(
+            extract(backbone, b.path, size, machine, batch_size, data.num_workers, r, data.on_error)
+            for b, r in zip(betons, rows)
+        )
+    )
 
 
 def score(features, labels, linear, temperature=0.07, strength=1.0, minutes=MINUTES):
@@ -121,7 +135,9 @@ def score(features, labels, linear, temperature=0.07, strength=1.0, minutes=MINU
     if linear:
         found = linear_accuracy(features[0], labels[0], features[1], labels[1], strength, minutes)
         if found is None:
-            tqdm.write(f"the linear probe takes more than {minutes:g} minutes, so there is no number for it (linear.max_minutes)")
+            tqdm.write(
+                f"the linear probe takes more than {minutes:g} minutes, so there is no number for it (linear.max_minutes)"
+            )
         else:
             results["linear"] = found
     return results
@@ -147,7 +163,9 @@ def judge(cfg):
     size = cfg.model.image_size
     features, rows = _features(machine.place(backbone), (train, test), size, machine, cfg.data, cfg.training.batch_size)
     labels = [torch.from_numpy(b.label)[r] for b, r in zip((train, test), rows)]
-    results = score(features, labels, cfg.linear.probe, cfg.knn.temperature, cfg.linear.strength, cfg.linear.max_minutes)
+    results = score(
+        features, labels, cfg.linear.probe, cfg.knn.temperature, cfg.linear.strength, cfg.linear.max_minutes
+    )
     skipped = len(train) + len(test) - sum(map(len, rows))
     if skipped:
         results["images_skipped"] = skipped
@@ -155,7 +173,14 @@ def judge(cfg):
         folder = Path(cfg.logging.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         draw_neighbours(
-            train.path, features[0], test.path, features[1], folder / "neighbours.png",
-            labels=(train.label, test.label, train.classes), rows=rows, seed=cfg.training.seed, size=max(size, 64),
-        )  # fmt: skip
+            train.path,
+            features[0],
+            test.path,
+            features[1],
+            folder / "neighbours.png",
+            labels=(train.label, test.label, train.classes),
+            rows=rows,
+            seed=cfg.training.seed,
+            size=max(size, 64),
+        )
     return results

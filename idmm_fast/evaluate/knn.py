@@ -14,7 +14,9 @@ def _nearest(rows, train, k, chunk):
     return best, at
 
 
-def knn_accuracy(train, train_labels, test, test_labels, ks=(10, 20), temperature=0.07, chunk=1024, train_chunk=1 << 16):
+def knn_accuracy(
+    train, train_labels, test, test_labels, ks=(10, 20), temperature=0.07, chunk=1024, train_chunk=1 << 16
+):
     """{"knn10": ..., "knn20": ...}, percent of `test` rows whose class wins the vote of their k nearest `train` rows.
 
     train, test: float (n, d) and (m, d); nearness is cosine similarity s, a vote weighs exp(s / temperature). *_labels:
@@ -24,7 +26,9 @@ def knn_accuracy(train, train_labels, test, test_labels, ks=(10, 20), temperatur
     for name, features in (("training", train), ("test", test)):
         bad = int((~features.isfinite().all(1)).sum())
         if bad:
-            raise ValueError(f"the features of {bad} of {len(features)} {name} images are not finite; the weights are spoilt")
+            raise ValueError(
+                f"the features of {bad} of {len(features)} {name} images are not finite; the weights are spoilt"
+            )
     train, test = normalize(train.float(), dim=1), normalize(test.float(), dim=1)
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     right = dict.fromkeys(ks, 0)

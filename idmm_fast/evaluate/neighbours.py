@@ -16,7 +16,9 @@ def images_of(path, rows, size):
     return group.images.permute(0, 2, 3, 1).numpy()
 
 
-def draw_neighbours(train_path, train, test_path, test, path, *, labels=None, rows=None, queries=8, k=8, size=96, seed=0):
+def draw_neighbours(
+    train_path, train, test_path, test, path, *, labels=None, rows=None, queries=8, k=8, size=96, seed=0
+):
     """Write a PNG: a row for each query from the test set, then its `k` nearest training images by cosine similarity.
 
     train, test: features, float (n, d) and (m, d). rows: which dataset rows these are, (int64 (n,), int64 (m,)); None: all,

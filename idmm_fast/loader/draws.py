@@ -16,24 +16,50 @@ from .randaugment import draw_operation
 # randaugment.draw_operation.
 DRAW = np.dtype(
     [
-        ("top", "i4"), ("left", "i4"), ("height", "i4"), ("width", "i4"),
-        ("flip", "i4"), ("jitter", "i4"), ("order", "i4", 4),
-        ("brightness", "f4"), ("contrast", "f4"), ("saturation", "f4"), ("hue", "f4"),
-        ("gray", "i4"), ("sigma", "f4"), ("operation", "i4", 2), ("argument", "f8", 2), ("cut_x", "f8", 2), ("cut_y", "f8", 2),
+        ("top", "i4"),
+        ("left", "i4"),
+        ("height", "i4"),
+        ("width", "i4"),
+        ("flip", "i4"),
+        ("jitter", "i4"),
+        ("order", "i4", 4),
+        ("brightness", "f4"),
+        ("contrast", "f4"),
+        ("saturation", "f4"),
+        ("hue", "f4"),
+        ("gray", "i4"),
+        ("sigma", "f4"),
+        ("operation", "i4", 2),
+        ("argument", "f8", 2),
+        ("cut_x", "f8", 2),
+        ("cut_y", "f8", 2),
     ],
     align=True,
-)  # fmt: skip
+)
 
 # What a view is drawn from: one record a view, in the order of the views.
 VIEW = np.dtype(
     [
-        ("group", "i4"), ("place", "i4"), ("size", "i4"), ("bicubic", "i4"), ("resize", "i4"),
-        ("scale", "f8", 2), ("ratio", "f8", 2),
-        ("flip", "f8"), ("jitter", "f8"), ("brightness", "f8"), ("contrast", "f8"), ("saturation", "f8"), ("hue", "f8"),
-        ("gray", "f8"), ("blur", "f8"), ("sigma", "f8", 2), ("operations", "i4"),
+        ("group", "i4"),
+        ("place", "i4"),
+        ("size", "i4"),
+        ("bicubic", "i4"),
+        ("resize", "i4"),
+        ("scale", "f8", 2),
+        ("ratio", "f8", 2),
+        ("flip", "f8"),
+        ("jitter", "f8"),
+        ("brightness", "f8"),
+        ("contrast", "f8"),
+        ("saturation", "f8"),
+        ("hue", "f8"),
+        ("gray", "f8"),
+        ("blur", "f8"),
+        ("sigma", "f8", 2),
+        ("operations", "i4"),
     ],
     align=True,
-)  # fmt: skip
+)
 
 # Blocks of the counter: 0..9 are the attempts at a crop.
 _SWITCHES, _FACTORS, _SHAPES = 16, 17, 18

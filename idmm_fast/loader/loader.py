@@ -53,9 +53,26 @@ class MultiCropLoader(Loader):
 
     # FFCV's constructor is not called: it reads 1.28 million rows into Python dictionaries (2.4 s, 633 MB), compiles for
     # seconds and changes torch's thread count. What its other methods use is set here.
-    def __init__(self, path, batch_size, num_workers=0, seed=0, cutmix_alpha=0.5, views=IDMM_VIEWS, augment=None, *,
-                 shuffle=True, rows=None, drop_last=False, batches_ahead=2, cutmix_chunk=0, cutmix_per_row=False, on_error="raise",
-                 rank=0, world_size=1):  # fmt: skip
+    def __init__(
+        self,
+        path,
+        batch_size,
+        num_workers=0,
+        seed=0,
+        cutmix_alpha=0.5,
+        views=IDMM_VIEWS,
+        augment=None,
+        *,
+        shuffle=True,
+        rows=None,
+        drop_last=False,
+        batches_ahead=2,
+        cutmix_chunk=0,
+        cutmix_per_row=False,
+        on_error="raise",
+        rank=0,
+        world_size=1,
+    ):
         self.beton = open_beton(path)
         self.fname, self.batch_size, self.seed, self.drop_last = str(path), int(batch_size), int(seed), drop_last
         self.batches_ahead, self.views, self.distributed, self.recompile = (
@@ -102,7 +119,11 @@ class MultiCropLoader(Loader):
             self.operation.buffer_size(min(self.batch_size, self.indices.size)), self.batches_ahead + 2
         )
         self.waited = 0.0  # seconds that consumers spent waiting for a batch
-        self.next_epoch, self._first_step, self._iterator = 0, 0, None  # where the next iteration begins, and the current one
+        self.next_epoch, self._first_step, self._iterator = (
+            0,
+            0,
+            None,
+        )  # where the next iteration begins, and the current one
         self._told = False  # whether where the next one begins has been told since the current one began
         self.traversal_order = _Order(self, shuffle)
         self.first_traversal_order = self.indices  # FFCV's __len__ counts these
@@ -207,7 +228,12 @@ class MultiCropLoader(Loader):
     def load_state_dict(self, state):
         """Make the next iteration go on where `state_dict` was taken, with the same batches bit for bit. It ends the current one."""
         self.close()
-        self.next_epoch, self._first_step, self._told, self._iterator = int(state["epoch"]), int(state["step"]), True, None
+        self.next_epoch, self._first_step, self._told, self._iterator = (
+            int(state["epoch"]),
+            int(state["step"]),
+            True,
+            None,
+        )
 
     def filter(self, field_name, condition):
         raise NotImplementedError("choose rows with MultiCropLoader(..., rows=...)")
@@ -247,4 +273,6 @@ def evaluation_loader(path, batch_size, size, num_workers=0, rows=None, on_error
     """Every image once, in order: the shorter side resized to size * 256 / 224, the centre cut out. One Group a batch; with on_error="skip" without
     the images that can't be decoded, see MultiCropLoader."""
     views = [Views(1, size, interpolation=interpolation, resize=round(size * 256 / 224))]
-    return MultiCropLoader(path, batch_size, num_workers, 0, 0, views, Augment.none(), shuffle=False, rows=rows, on_error=on_error)
+    return MultiCropLoader(
+        path, batch_size, num_workers, 0, 0, views, Augment.none(), shuffle=False, rows=rows, on_error=on_error
+    )

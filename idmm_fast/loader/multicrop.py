@@ -110,8 +110,32 @@ def write_mixed(planes, box, out, own, taker_box, taker):
 
 
 @kernel
-def make_views(first, last, rows, file, mode, height, width, ptr, length, sums, seed, epoch, views, offsets, boxes, takers, out,
-               decoder, pixels, planes, line, starts, tables, draw):  # fmt: skip
+def make_views(
+    first,
+    last,
+    rows,
+    file,
+    mode,
+    height,
+    width,
+    ptr,
+    length,
+    sums,
+    seed,
+    epoch,
+    views,
+    offsets,
+    boxes,
+    takers,
+    out,
+    decoder,
+    pixels,
+    planes,
+    line,
+    starts,
+    tables,
+    draw,
+):
     """Make every view of the images first .. last - 1 of the batch `rows`. Returns (failed place in the batch or -1, code).
 
     rows: int64 (B,), into the per-row tables mode, height, width, ptr, length, and sums where it is not empty. file: the beton, uint8. offsets: int64
@@ -144,6 +168,11 @@ def make_views(first, last, rows, file, mode, height, width, ptr, length, sums, 
             own, taker, whole = view.place * batch + b, takers[v * batch + b], 3 * size * size
             first = (v - view.place) * batch  # of the group's rows
             write_mixed(
-                canvas, boxes[first + own], out, offsets[group] + own * whole, boxes[first + taker], offsets[group] + taker * whole
-            )  # fmt: skip
+                canvas,
+                boxes[first + own],
+                out,
+                offsets[group] + own * whole,
+                boxes[first + taker],
+                offsets[group] + taker * whole,
+            )
     return -1, OK

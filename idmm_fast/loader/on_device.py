@@ -84,7 +84,9 @@ def blur(x, sigma, radius):
     weights = weights / weights.sum(1, keepdim=True)
     size, out = x.shape[-1], x
     for dim in (3, 2):
-        padded = torch.nn.functional.pad(out, (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius), mode="replicate")
+        padded = torch.nn.functional.pad(
+            out, (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius), mode="replicate"
+        )
         out = sum(weights[:, k, None, None, None] * padded.narrow(dim, k, size) for k in range(2 * radius + 1))
     return torch.where((sigma >= LEAST_SIGMA)[:, None, None, None], out, x)
 
@@ -93,7 +95,12 @@ def render(images, draws, box, partner, size, radius):
     """A group: uint8 (count * B, 3, size, size), channels-last, mixed. images: uint8 (B, H, W, 3), padded. draws: {field of DRAW: (count, B, ...)}. box:
     int64 (count * B, 4), partner: int64 (count * B,), CutMix's."""
     views = [
-        resample(images, *(draws[key][v].float() for key in ("top", "left", "height", "width")), draws["flip"][v].bool(), size)
+        resample(
+            images,
+            *(draws[key][v].float() for key in ("top", "left", "height", "width")),
+            draws["flip"][v].bool(),
+            size,
+        )
         for v in range(draws["top"].shape[0])
     ]
     x = torch.cat(views)
@@ -107,7 +114,21 @@ def render(images, draws, box, partner, size, radius):
     return torch.where(inside, x[partner], x).contiguous(memory_format=torch.channels_last)
 
 
-_FIELDS = ("top", "left", "height", "width", "flip", "jitter", "order", "brightness", "contrast", "saturation", "hue", "gray", "sigma")
+_FIELDS = (
+    "top",
+    "left",
+    "height",
+    "width",
+    "flip",
+    "jitter",
+    "order",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "gray",
+    "sigma",
+)
 
 
 class DeviceLoader(MultiCropLoader):
@@ -119,8 +140,13 @@ class DeviceLoader(MultiCropLoader):
 
     def __init__(self, path, batch_size, *args, device, compile=False, **options):
         super().__init__(path, batch_size, *args, **options)
-        if any(v.resize or v.interpolation != "bilinear" for v in self.views) or self.operation.table["operations"].any():
-            raise ValueError("views are made on the device from bilinear random crops without RandAugment only; use data.views_on=cpu")
+        if (
+            any(v.resize or v.interpolation != "bilinear" for v in self.views)
+            or self.operation.table["operations"].any()
+        ):
+            raise ValueError(
+                "views are made on the device from bilinear random crops without RandAugment only; use data.views_on=cpu"
+            )
         if self.operation.on_error != "raise":
             raise ValueError(f"data.on_error={self.operation.on_error} goes with data.views_on=cpu only")
         height, width = int(self.beton.height.max()), int(self.beton.width.max())
@@ -142,7 +168,11 @@ class DeviceLoader(MultiCropLoader):
     def _sent(self, array):
         """The array as a tensor on the device, without waiting for what the device is doing."""
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
+        return (
+            tensor.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else tensor.to(self.device)
+        )
 
     @torch.no_grad()
     def make(self, rows, step, first):
@@ -152,10 +182,16 @@ class DeviceLoader(MultiCropLoader):
         images, groups, done = self.images[self._sent(rows)], [], 0
         for view, mix in zip(self.views, mixes):
             fields = {key: self._sent(draws[key][done : done + view.count]) for key in _FIELDS}
-            radius = int(np.ceil(3 * self.operation.table["sigma"][done][1])) if self.operation.table["blur"][done] else 0
+            radius = (
+                int(np.ceil(3 * self.operation.table["sigma"][done][1])) if self.operation.table["blur"][done] else 0
+            )
             pixels = self._render(images, fields, self._sent(mix.box), self._sent(mix.partner), view.size, radius)
             idx = np.tile(rows, view.count)
-            a, b, lam = torch.from_numpy(idx), torch.from_numpy(idx[mix.partner]), torch.from_numpy(mix.lam.astype(np.float32))
+            a, b, lam = (
+                torch.from_numpy(idx),
+                torch.from_numpy(idx[mix.partner]),
+                torch.from_numpy(mix.lam.astype(np.float32)),
+            )
             groups.append(Group(pixels, a, b, lam))
             done += view.count
         return groups

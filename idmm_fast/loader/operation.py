@@ -55,7 +55,9 @@ def row_numbers(rows, beton):
     rows = np.asarray(rows)
     if rows.dtype == bool:
         if rows.shape != (count,):
-            raise ValueError(f"rows, as a mask, needs an entry for each of the {count} rows of {beton.path}, not shape {rows.shape}")
+            raise ValueError(
+                f"rows, as a mask, needs an entry for each of the {count} rows of {beton.path}, not shape {rows.shape}"
+            )
         rows = np.flatnonzero(rows)
     if rows.size == 0:
         raise ValueError(f"rows names none of the {count} rows of {beton.path}")
@@ -64,7 +66,9 @@ def row_numbers(rows, beton):
             f"rows holds numbers of rows, integers of shape (n,), or is a mask of bool of shape ({count},), not {rows.dtype} of shape {rows.shape}"
         )
     if rows.min() < 0 or rows.max() >= count:
-        raise ValueError(f"rows must be within 0..{count - 1}, the rows of {beton.path}, and holds {rows.min()}..{rows.max()}")
+        raise ValueError(
+            f"rows must be within 0..{count - 1}, the rows of {beton.path}, and holds {rows.min()}..{rows.max()}"
+        )
     return rows.astype(np.int64)
 
 
@@ -187,16 +191,28 @@ class MultiCropDecoder(Operation):
         m = self.mixing
         return [
             draw_cutmix(
-                np.uint64(self.seed), epoch, step, g, batch, v.count, v.size, m.alpha, chunk=m.chunk, first=first, per_row=m.per_row
+                np.uint64(self.seed),
+                epoch,
+                step,
+                g,
+                batch,
+                v.count,
+                v.size,
+                m.alpha,
+                chunk=m.chunk,
+                first=first,
+                per_row=m.per_row,
             )
             for g, v in enumerate(self.views)
-        ]  # fmt: skip
+        ]
 
     def draws(self, epoch, rows):
         """What is drawn for every view of `rows`: DRAW records (views, len(rows)). The pixels follow from it alone."""
         rows = np.asarray(rows, np.int64)
         result = np.zeros((self.table.size, rows.size), DRAW)
-        draw_views(np.uint64(self.seed), epoch, rows, self.beton.height[rows], self.beton.width[rows], self.table, result)
+        draw_views(
+            np.uint64(self.seed), epoch, rows, self.beton.height[rows], self.beton.width[rows], self.table, result
+        )
         return result
 
     def _start(self):
@@ -228,9 +244,26 @@ class MultiCropDecoder(Operation):
             try:
                 while first < last:
                     place, code = make_views(
-                        first, last, rows, b.bytes, b.mode, b.height, b.width, b.ptr, b.length, b.sums, np.uint64(self.seed), position.epoch,
-                        self.table, offsets, boxes, takers, position.buffer, scratch.decoder.handle, *scratch.arrays,
-                    )  # fmt: skip
+                        first,
+                        last,
+                        rows,
+                        b.bytes,
+                        b.mode,
+                        b.height,
+                        b.width,
+                        b.ptr,
+                        b.length,
+                        b.sums,
+                        np.uint64(self.seed),
+                        position.epoch,
+                        self.table,
+                        offsets,
+                        boxes,
+                        takers,
+                        position.buffer,
+                        scratch.decoder.handle,
+                        *scratch.arrays,
+                    )
                     if code == OK:
                         return
                     first = self._mend(rows, place, code)

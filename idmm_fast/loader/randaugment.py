@@ -14,11 +14,39 @@ from .color import PROGRAM, adjust_brightness, adjust_contrast, adjust_saturatio
 from .philox import uniforms
 
 OPERATIONS = (
-    "Invert", "Cutout", "Sharpness", "AutoContrast", "Posterize", "ShearX", "TranslateX", "TranslateY", "ShearY", "Rotate",
-    "Equalize", "Contrast", "Color", "Solarize", "Brightness",
-)  # fmt: skip
-(INVERT, CUTOUT, SHARPNESS, AUTO_CONTRAST, POSTERIZE, SHEAR_X, TRANSLATE_X, TRANSLATE_Y, SHEAR_Y, ROTATE, EQUALIZE, CONTRAST, COLOR,
- SOLARIZE, BRIGHTNESS) = range(15)  # fmt: skip
+    "Invert",
+    "Cutout",
+    "Sharpness",
+    "AutoContrast",
+    "Posterize",
+    "ShearX",
+    "TranslateX",
+    "TranslateY",
+    "ShearY",
+    "Rotate",
+    "Equalize",
+    "Contrast",
+    "Color",
+    "Solarize",
+    "Brightness",
+)
+(
+    INVERT,
+    CUTOUT,
+    SHARPNESS,
+    AUTO_CONTRAST,
+    POSTERIZE,
+    SHEAR_X,
+    TRANSLATE_X,
+    TRANSLATE_Y,
+    SHEAR_Y,
+    ROTATE,
+    EQUALIZE,
+    CONTRAST,
+    COLOR,
+    SOLARIZE,
+    BRIGHTNESS,
+) = range(15)
 FILL = 128.0  # what comes in from beyond the edge
 CUTOUT_COLOR = (125.0, 122.0, 113.0)
 _BLOCK = 24  # of the counter: what and how strong; where to cut out is drawn two blocks further

@@ -75,7 +75,9 @@ def _gradient(rows, columns, dtype, device):
     if device.type != "cpu":  # CUDA's allocator keeps memory by itself
         return torch.empty(rows, columns, dtype=dtype, device=device)
     key = rows, columns, dtype
-    if key not in _gradients or sys.getrefcount(_gradients[key]) > 2:  # the table and the call; every tensor on it counts
+    if (
+        key not in _gradients or sys.getrefcount(_gradients[key]) > 2
+    ):  # the table and the call; every tensor on it counts
         _gradients.clear()
         _gradients[key] = torch.empty(rows, columns, dtype=dtype).numpy()
     return torch.from_numpy(_gradients[key])
@@ -98,7 +100,9 @@ def _scan(z, weight, bias, tile, kept, low):
             zero = torch.zeros_like(s)
             return zero, s, pull, [zero] * -(-weight.shape[0] // tile)
     acc = torch.promote_types(z.dtype, torch.float32)
-    m = torch.full((z.shape[0],), torch.finfo(acc).min, dtype=acc, device=z.device)  # finite, since all logits of a tile may be -inf
+    m = torch.full(
+        (z.shape[0],), torch.finfo(acc).min, dtype=acc, device=z.device
+    )  # finite, since all logits of a tile may be -inf
     s, pull = torch.zeros_like(m), torch.zeros(z.shape, dtype=acc, device=z.device)
     at_tile = []
     for first in range(0, weight.shape[0], tile):
@@ -145,7 +149,9 @@ class _Fused(torch.autograd.Function):
         step = rows or batch
         tile = max(256, _TILE // step)
         kept = _keep(rows + 1, classes, acc, z_all.device) if rows else None
-        joined = rows and low is None and offset is None  # a row of ones in `kept` makes smoothing's part within the product
+        joined = (
+            rows and low is None and offset is None
+        )  # a row of ones in `kept` makes smoothing's part within the product
         if joined:
             kept[rows] = 1
         d_z = torch.empty_like(z_all) if wants else None

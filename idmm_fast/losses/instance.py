@@ -64,7 +64,9 @@ class _InstanceLoss(torch.autograd.Function):
             rest = (1 - eps) - share
             picked = weighed(share, o.gather(1, a)) + weighed(rest, o.gather(1, b))
             losses[part] = (top + s.log() - picked).squeeze(1) - eps * middle
-            p.mul_(unit / s).sub_(unit * eps / classes).scatter_add_(1, a, -unit * share).scatter_add_(1, b, -unit * rest)
+            p.mul_(unit / s).sub_(unit * eps / classes).scatter_add_(1, a, -unit * share).scatter_add_(
+                1, b, -unit * rest
+            )
         ctx.save_for_backward(grad)
         return losses.mean() if mean else losses
 
@@ -74,7 +76,9 @@ class _InstanceLoss(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         if upstream.dim():
             grad = grad * upstream[:, None]
-        elif upstream.device.type != "cpu" or upstream.item() != 1:  # on the CPU a look is free, and scaling by 1 a pass over all logits
+        elif (
+            upstream.device.type != "cpu" or upstream.item() != 1
+        ):  # on the CPU a look is free, and scaling by 1 a pass over all logits
             grad = grad * upstream
         return grad, None, None, None, None, None
 

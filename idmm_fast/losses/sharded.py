@@ -148,9 +148,13 @@ class ShardedHead(nn.Module):
         mesh = init_device_mesh(self.weight.device.type, (self.world,))
         d = self.weight.shape[1]
         return {
-            "weight": DTensor.from_local(self.weight.detach(), mesh, [Rows(0)], run_check=False, shape=torch.Size((self.total, d)), stride=(d, 1)),
-            "bias": DTensor.from_local(self.bias.detach(), mesh, [Rows(0)], run_check=False, shape=torch.Size((self.total,)), stride=(1,)),
-        }  # fmt: skip
+            "weight": DTensor.from_local(
+                self.weight.detach(), mesh, [Rows(0)], run_check=False, shape=torch.Size((self.total, d)), stride=(d, 1)
+            ),
+            "bias": DTensor.from_local(
+                self.bias.detach(), mesh, [Rows(0)], run_check=False, shape=torch.Size((self.total,)), stride=(1,)
+            ),
+        }
 
     def save(self, folder):
         """Write all slices to `folder` (torch.distributed.checkpoint); every process calls it."""

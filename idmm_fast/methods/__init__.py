@@ -30,7 +30,9 @@ def create_method(name, backbone, labels, views, options):
         if key not in known:
             raise ValueError(f"method.options: {name} has no '{key}'; it has {', '.join(known)}")
     if name.startswith("moco") and views != [2]:
-        raise ValueError(f"views.groups: {name} needs one group of two views; --config rn_configs/methods/{name}.yaml sets what it needs")
+        raise ValueError(
+            f"views.groups: {name} needs one group of two views; --config rn_configs/methods/{name}.yaml sets what it needs"
+        )
     if sum(views) < 2:
         raise ValueError(f"views.groups: {name} needs at least two views of an image")
     if name == "supcon" and int(labels.min()) < 0:

@@ -33,8 +33,19 @@ class DINO(Method):
     sharpened by their temperature. Its momentum rises from `momentum` to 1 as a cosine; the last layer rests for `frozen_epochs`. The teacher's
     backbone is what is kept, as in the authors' evaluations. views: how many each group has."""
 
-    def __init__(self, backbone, views, hidden=2048, bottleneck=256, outputs=65536, student_temperature=0.1, teacher_temperature=0.04,
-                 center_momentum=0.9, momentum=0.996, frozen_epochs=1):  # fmt: skip
+    def __init__(
+        self,
+        backbone,
+        views,
+        hidden=2048,
+        bottleneck=256,
+        outputs=65536,
+        student_temperature=0.1,
+        teacher_temperature=0.04,
+        center_momentum=0.9,
+        momentum=0.996,
+        frozen_epochs=1,
+    ):
         super().__init__(backbone)
         self.views = views
         self.temperatures = student_temperature, teacher_temperature
@@ -53,7 +64,10 @@ class DINO(Method):
         with torch.no_grad():
             teacher = self.embed(self.teacher, images[:1]).float()
         loss = dino_loss(student, teacher, self.center, sum(self.views), self.views[0], *self.temperatures)
-        self.said = teacher.sum(0), teacher.shape[0]  # for after_step: the backward pass still needs the centre as it is
+        self.said = (
+            teacher.sum(0),
+            teacher.shape[0],
+        )  # for after_step: the backward pass still needs the centre as it is
         return share * loss
 
     def after_backward(self, epoch):

@@ -26,7 +26,9 @@ class MoCoV3(Method):
 
     def forward(self, images, idx_a, idx_b, lam, share=1.0):
         """See Method; one group of two views."""
-        q = normalize(self.embed([self.backbone, self.head["projector"], self.head["predictor"]], images).float(), dim=1)
+        q = normalize(
+            self.embed([self.backbone, self.head["projector"], self.head["predictor"]], images).float(), dim=1
+        )
         with torch.no_grad():
             k = normalize(self.embed(self.teacher, images).float(), dim=1)
         ids = idx_a[0].chunk(2)[0]

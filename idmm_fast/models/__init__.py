@@ -11,4 +11,13 @@ from .backbone import (
 )
 from .head import init_head
 
-__all__ = ["Normalize", "create_backbone", "feature_dim", "init_head", "load_backbone", "save_backbone", "save_classifier", "timm_config"]
+__all__ = [
+    "Normalize",
+    "create_backbone",
+    "feature_dim",
+    "init_head",
+    "load_backbone",
+    "save_backbone",
+    "save_classifier",
+    "timm_config",
+]

@@ -40,7 +40,10 @@ def create_backbone(name, image_size, drop_path=0.0, options=None):
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 5)
-        raise ValueError(f"timm has no model '{name}'. " + (f"Names that come near: {', '.join(near)}." if near else "timm.list_models() lists all names."))
+        raise ValueError(
+            f"timm has no model '{name}'. "
+            + (f"Names that come near: {', '.join(near)}." if near else "timm.list_models() lists all names.")
+        )
     options = dict(options or {})
     options |= _size_options(name, image_size)
     try:
@@ -52,7 +55,9 @@ def create_backbone(name, image_size, drop_path=0.0, options=None):
             f"timm can't make '{name}' at {image_size} pixels with model.options {options}: {error}"
         ) from error
     if found != (1, feature_dim(backbone)):
-        raise ValueError(f"'{name}' gives no feature vector: of an image it makes {found}, not (1, {feature_dim(backbone)}). Use another model.name.")
+        raise ValueError(
+            f"'{name}' gives no feature vector: of an image it makes {found}, not (1, {feature_dim(backbone)}). Use another model.name."
+        )
     return backbone.train()
 
 
@@ -72,7 +77,9 @@ def save_backbone(backbone, path):
 
 
 def _save(weights, path):
-    weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in weights.items()}  # a copy: some models share tensors
+    weights = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in weights.items()
+    }  # a copy: some models share tensors
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:  # not by save_file, whose files nobody else may read
@@ -92,30 +99,47 @@ def classifier_names(backbone):
 
 def save_classifier(backbone, head, path):
     """Write the weights of backbone and classifier, with the keys of timm's model, as safetensors, whole or not at all. Raises OSError."""
-    _save(backbone.state_dict() | {f"{name}.{k}": v for name in classifier_names(backbone) for k, v in head.state_dict().items()}, path)
+    _save(
+        backbone.state_dict()
+        | {f"{name}.{k}": v for name in classifier_names(backbone) for k, v in head.state_dict().items()},
+        path,
+    )
 
 
 def timm_config(backbone, name, image_size, classes, options):
     """What timm's config.json holds: the architecture, its arguments, and how images must be prepared. With it and model.safetensors in one
     folder, timm.create_model("local-dir:FOLDER", pretrained=True) makes the classifier."""
     names = classifier_names(backbone)
-    resized = round(image_size * 256 / 224)  # what evaluation_loader does before it cuts the centre out; timm: floor(image_size / crop_pct)
+    resized = round(
+        image_size * 256 / 224
+    )  # what evaluation_loader does before it cuts the centre out; timm: floor(image_size / crop_pct)
     crop = image_size / resized
     crop = crop if math.floor(image_size / crop) == resized else math.nextafter(crop, 0)
     return {
-        "architecture": name, "num_classes": classes, "model_args": options | _size_options(name, image_size),
+        "architecture": name,
+        "num_classes": classes,
+        "model_args": options | _size_options(name, image_size),
         "pretrained_cfg": {
-            "input_size": [3, image_size, image_size], "interpolation": "bicubic", "crop_pct": crop, "crop_mode": "center",
-            "mean": [0.485, 0.456, 0.406], "std": list(FINETUNE_STD), "num_classes": classes, "classifier": names if len(names) > 1 else names[0],
+            "input_size": [3, image_size, image_size],
+            "interpolation": "bicubic",
+            "crop_pct": crop,
+            "crop_mode": "center",
+            "mean": [0.485, 0.456, 0.406],
+            "std": list(FINETUNE_STD),
+            "num_classes": classes,
+            "classifier": names if len(names) > 1 else names[0],
         },
-    }  # fmt: skip
+    }
 
 
 def read_weights(path):
     """{key: tensor} from a run folder, a checkpoint of this project or of others, or a `.safetensors` file. Raises ValueError."""
     path = Path(path)
     if path.is_dir():
-        path = next((f for f in (path / "backbone.safetensors", path / "model.safetensors") if f.exists()), path / "backbone.safetensors")
+        path = next(
+            (f for f in (path / "backbone.safetensors", path / "model.safetensors") if f.exists()),
+            path / "backbone.safetensors",
+        )
     if not path.exists():
         raise ValueError(
             f"{path} does not exist; name a run folder of a finished training, a checkpoint or a .safetensors file"
@@ -125,7 +149,9 @@ def read_weights(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
-        raise ValueError(f"{path} is damaged or holds more than tensors ({type(error).__name__}); a .safetensors file is safer") from error
+        raise ValueError(
+            f"{path} is damaged or holds more than tensors ({type(error).__name__}); a .safetensors file is safer"
+        ) from error
     weights = state.get("model", state.get("state_dict", state))
     ours = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     return ours | {k: v for k, v in weights.items() if k.startswith("head.")} if ours else weights
@@ -147,13 +173,23 @@ def load_backbone(backbone, path, head=None):
             prefix = wanted[1] - math.prod(grid)  # places for class token and registers; not all models have them
             if prefix >= 0 and math.isqrt(max(0, found.shape[1] - prefix)) ** 2 == found.shape[1] - prefix > 0:
                 weights[key] = resample_abs_pos_embed(found, new_size=list(grid), num_prefix_tokens=prefix)
-        elif key.endswith("relative_position_bias_table") and found.ndim == len(wanted) == 2 and found.shape[1] == wanted[1]:
-            attention = backbone.get_submodule(key.removesuffix(".relative_position_bias_table"))  # Swin: a window over a smaller map
+        elif (
+            key.endswith("relative_position_bias_table")
+            and found.ndim == len(wanted) == 2
+            and found.shape[1] == wanted[1]
+        ):
+            attention = backbone.get_submodule(
+                key.removesuffix(".relative_position_bias_table")
+            )  # Swin: a window over a smaller map
             weights[key] = resize_rel_pos_bias_table(found, attention.window_size, wanted)
     wrong = sorted(k for k in own if k not in weights or own[k].shape != weights[k].shape)
     if wrong:
         key = wrong[0]
-        has = f"of shape {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here" if key in weights else "not there"
+        has = (
+            f"of shape {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here"
+            if key in weights
+            else "not there"
+        )
         raise ValueError(
             f"{path} does not fit this model: {len(wrong)} of {len(own)} tensors are missing or of another shape, first '{key}', {has}. "
             f"Use the model.name and model.options that it was trained with, and its model.image_size too where a model can't change that."

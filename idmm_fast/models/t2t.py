@@ -65,7 +65,9 @@ class Tokens(nn.Module):
 
     def __init__(self, in_chans, dim, module, token_dim=64):
         super().__init__()
-        self.splits = nn.ModuleList([nn.Unfold(7, stride=4, padding=2), *(nn.Unfold(3, stride=2, padding=1) for _ in range(2))])
+        self.splits = nn.ModuleList(
+            [nn.Unfold(7, stride=4, padding=2), *(nn.Unfold(3, stride=2, padding=1) for _ in range(2))]
+        )
         self.attention = nn.ModuleList([module(in_chans * 49, token_dim), module(token_dim * 9, token_dim)])
         self.project = nn.Linear(token_dim * 9, dim)
 
@@ -86,8 +88,18 @@ def sinusoids(count, dim):
 class T2TViT(nn.Module):
     """timm's interface: num_features, forward_features, forward_head, num_classes 0 for features. img_size: a multiple of 16."""
 
-    def __init__(self, img_size=224, in_chans=3, num_classes=1000, tokens="performer", embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.0,
-                 drop_path_rate=0.0):  # fmt: skip
+    def __init__(
+        self,
+        img_size=224,
+        in_chans=3,
+        num_classes=1000,
+        tokens="performer",
+        embed_dim=256,
+        depth=7,
+        num_heads=4,
+        mlp_ratio=2.0,
+        drop_path_rate=0.0,
+    ):
         super().__init__()
         if img_size % 16:
             raise ValueError(f"T2T-ViT takes images whose side is a multiple of 16, not {img_size}")
@@ -97,7 +109,12 @@ class T2TViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.register_buffer("pos_embed", sinusoids(1 + (img_size // 16) ** 2, embed_dim), persistent=False)
         rates = torch.linspace(0, drop_path_rate, depth).tolist()
-        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads, mlp_ratio, qkv_bias=False, drop_path=rate, norm_layer=nn.LayerNorm) for rate in rates))
+        self.blocks = nn.Sequential(
+            *(
+                Block(embed_dim, num_heads, mlp_ratio, qkv_bias=False, drop_path=rate, norm_layer=nn.LayerNorm)
+                for rate in rates
+            )
+        )
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         trunc_normal_(self.cls_token, std=0.02)

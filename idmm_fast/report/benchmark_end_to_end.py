@@ -35,7 +35,9 @@ AHEAD = 4  # steps before the clock is started, and batches that are left when i
 
 def measure(beton, name, size, batch, workers, repeats, steps, device="auto", options=None, views_on="cpu"):
     """{"seconds_per_step": {"synthetic", "loading", "real"}, "lost": share of real's time that synthetic does not take, ...}, medians of `repeats`."""
-    rows = np.resize(np.arange(len(open_beton(beton))), (steps + 2 * AHEAD) * batch)  # over and over, so that an epoch is long enough
+    rows = np.resize(
+        np.arange(len(open_beton(beton))), (steps + 2 * AHEAD) * batch
+    )  # over and over, so that an epoch is long enough
     machine = choose(SimpleNamespace(device=device, amp="auto", channels_last="auto", compile="auto"), 10**6)
     where = {"device": machine.device, "compile": machine.compile} if views_on == "device" else {}
     views = [replace(view, size=size) for view in IDMM_VIEWS]
@@ -80,13 +82,22 @@ def measure(beton, name, size, batch, workers, repeats, steps, device="auto", op
                 waits.append(waited / took)
     rounds = list(zip(*seconds.values()))
     return {
-        "model": name, "image_size": size, "batch": batch, "workers": loader.num_workers, "images": len(loader.beton),
-        "views_on": views_on, "mode": "raw" if (loader.beton.mode == RAW).all() else "jpg", "steps": steps, "rounds": repeats,
-        "machine_chosen": str(machine), "seconds_per_step": {what: statistics.median(s) for what, s in seconds.items()},
+        "model": name,
+        "image_size": size,
+        "batch": batch,
+        "workers": loader.num_workers,
+        "images": len(loader.beton),
+        "views_on": views_on,
+        "mode": "raw" if (loader.beton.mode == RAW).all() else "jpg",
+        "steps": steps,
+        "rounds": repeats,
+        "machine_chosen": str(machine),
+        "seconds_per_step": {what: statistics.median(s) for what, s in seconds.items()},
         "images_per_s": {what: batch / statistics.median(s) for what, s in seconds.items()},
-        "lost": statistics.median(1 - s / r for s, _, r in rounds), "real / sum": statistics.median(r / (s + l) for s, l, r in rounds),
+        "lost": statistics.median(1 - s / r for s, _, r in rounds),
+        "real / sum": statistics.median(r / (s + l) for s, l, r in rounds),
         "waiting": statistics.median(waits),
-    }  # fmt: skip
+    }
 
 
 def report(result):
@@ -107,7 +118,17 @@ def run(args):
     with tempfile.TemporaryDirectory() as folder:
         jpg, raw = betons(args, Path(folder))
         beton = (jpg if args.mode == "jpg" else raw).path
-        result = measure(beton, args.model, args.size, args.batch, args.workers, args.repeats, args.steps, options=args.options, views_on=args.views_on)
+        result = measure(
+            beton,
+            args.model,
+            args.size,
+            args.batch,
+            args.workers,
+            args.repeats,
+            args.steps,
+            options=args.options,
+            views_on=args.views_on,
+        )
     result["machine"] = describe()
     print(report(result))
     if args.json:

@@ -61,10 +61,20 @@ def run(args):
         make_beton(beton, args.classes)
         script = Path(__file__).parents[2] / "train_idmm.py"
         command = [
-            sys.executable, str(script), f"--data.train={beton}", "--model.name=vit_tiny_patch16_224", "--model.image_size=16",
-            "--model.options={patch_size: 8, depth: 2}", f"--training.batch_size={args.batch}", f"--training.max_steps={args.steps}", "--training.epochs=1",
-            "--training.warmup_epochs=0", "--training.compile=false", "--training.device=cpu", f"--logging.run_dir={out}",
-        ]  # fmt: skip
+            sys.executable,
+            str(script),
+            f"--data.train={beton}",
+            "--model.name=vit_tiny_patch16_224",
+            "--model.image_size=16",
+            "--model.options={patch_size: 8, depth: 2}",
+            f"--training.batch_size={args.batch}",
+            f"--training.max_steps={args.steps}",
+            "--training.epochs=1",
+            "--training.warmup_epochs=0",
+            "--training.compile=false",
+            "--training.device=cpu",
+            f"--logging.run_dir={out}",
+        ]
         began = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - began
@@ -74,8 +84,17 @@ def run(args):
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         parts = (done.stdout + done.stderr).replace("\n", "; ").split("; ")
         said = next((part for part in parts if "loss (dense logits" in part), "")
-    result = {"classes": args.classes, "batch": args.batch, "steps": len(metrics), "seconds": seconds, "peak_mb": peak, "cores": os.cpu_count(),
-              "losses": [m["loss"] for m in metrics], "said": said, "machine": machine()}  # fmt: skip
+    result = {
+        "classes": args.classes,
+        "batch": args.batch,
+        "steps": len(metrics),
+        "seconds": seconds,
+        "peak_mb": peak,
+        "cores": os.cpu_count(),
+        "losses": [m["loss"] for m in metrics],
+        "said": said,
+        "machine": machine(),
+    }
     print(
         f"N = {args.classes:,}, {args.batch} images a step (six views each), {len(metrics)} steps in {seconds:.0f} s with start and data: {result['said']}"
     )

@@ -84,8 +84,14 @@ def machine():
             (l.split(":", 1)[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")), name
         )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": name, "cores": os.cpu_count(), "gpu": gpu, "python": platform.python_version(), "versions": found,
-            "threading": "threads of Python's own pool, numba's layer is not used"}  # fmt: skip
+    return {
+        "processor": name,
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "versions": found,
+        "threading": "threads of Python's own pool, numba's layer is not used",
+    }
 
 
 def _decoder(beton, rows, workers):
@@ -137,7 +143,11 @@ def run(args):
             for function in systems.values():
                 function()  # threads may use the cores that they were made with
             os.sched_setaffinity(0, few)
-        systems |= {"ours": ours(jpg, args.workers), "decode": _decoder(jpg, rows, args.workers), "ours, raw": ours(raw, args.workers)}
+        systems |= {
+            "ours": ours(jpg, args.workers),
+            "decode": _decoder(jpg, rows, args.workers),
+            "ours, raw": ours(raw, args.workers),
+        }
         absent = []
         for name in peers:
             try:
@@ -171,10 +181,17 @@ def run(args):
         ratios["ours, twice / ours"] = ratio("ours, twice", "ours")
         ratios["decode, twice / decode"] = ratio("decode, twice", "decode")
     result = {
-        "images": int(rows.size), "median_pixels": [int(np.median(jpg.height)), int(np.median(jpg.width))], "workers": args.workers,
-        "repeats": args.repeats, "ratios": ratios, "absent": absent, "microseconds_per_image": stages, "microseconds_per_view": kernels(),
-        "images_per_s": {n: {"median": medians[n], "min": min(r), "max": max(r)} for n, r in rates.items()}, "machine": machine(),
-    }  # fmt: skip
+        "images": int(rows.size),
+        "median_pixels": [int(np.median(jpg.height)), int(np.median(jpg.width))],
+        "workers": args.workers,
+        "repeats": args.repeats,
+        "ratios": ratios,
+        "absent": absent,
+        "microseconds_per_image": stages,
+        "microseconds_per_view": kernels(),
+        "images_per_s": {n: {"median": medians[n], "min": min(r), "max": max(r)} for n, r in rates.items()},
+        "machine": machine(),
+    }
     _print(result)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -183,8 +200,16 @@ def run(args):
     return result
 
 
-TARGETS = {"ours / official": (6, 10), "ours / dali": (5, 8), "ours / ffcv": (8, 12), "ours / albumentations": (2.2, 3.3), "ours / decode": (0.4, 0.6),
-           "ours, raw / official": (12, 20), "ours, twice / ours": (1.8, 1.95), "decode, twice / decode": ("-", "-")}  # fmt: skip
+TARGETS = {
+    "ours / official": (6, 10),
+    "ours / dali": (5, 8),
+    "ours / ffcv": (8, 12),
+    "ours / albumentations": (2.2, 3.3),
+    "ours / decode": (0.4, 0.6),
+    "ours, raw / official": (12, 20),
+    "ours, twice / ours": (1.8, 1.95),
+    "decode, twice / decode": ("-", "-"),
+}
 NAMES = {
     "ours / official": "the published recipe in PIL and torchvision",
     "ours / dali": "NVIDIA DALI, CPU pipeline",
@@ -213,8 +238,11 @@ def _plot(result, path):
     FigureCanvasAgg(figure)
     rates, stages = figure.subplots(1, 2)
     names = sorted(result["images_per_s"], key=lambda n: result["images_per_s"][n]["median"])
-    bars = rates.barh(names, [result["images_per_s"][n]["median"] for n in names],
-                      color=["tab:blue" if n.startswith("ours") else "silver" for n in names])  # fmt: skip
+    bars = rates.barh(
+        names,
+        [result["images_per_s"][n]["median"] for n in names],
+        color=["tab:blue" if n.startswith("ours") else "silver" for n in names],
+    )
     rates.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     rates.set(title=f"six views an image, {result['workers']} core(s)", xlabel="images/s")
     left = dict.fromkeys(result["microseconds_per_image"], 0.0)

@@ -71,8 +71,15 @@ def _fused(batch, d, classes, repeats):
         torch.mm(logits.T, z, out=d_w)
 
     seconds = _in_turn({"products": products, "fused": fused}, repeats)
-    return {"batch": batch, "d": d, "classes": classes, "seconds": seconds, "peak_mb": memory, "dense_logits_mb": batch * classes * 4 / 2**20,
-            "fused / products": seconds["fused"]["median"] / seconds["products"]["median"]}  # fmt: skip
+    return {
+        "batch": batch,
+        "d": d,
+        "classes": classes,
+        "seconds": seconds,
+        "peak_mb": memory,
+        "dense_logits_mb": batch * classes * 4 / 2**20,
+        "fused / products": seconds["fused"]["median"] / seconds["products"]["median"],
+    }
 
 
 def _index(batch, classes, repeats):
@@ -108,13 +115,17 @@ def run(args):
     print(
         f"B = {args.batch}, d = {args.dim}, N = {args.classes:,}, forward and backward, {torch.get_num_threads()} threads, medians of {args.repeats}"
     )
-    print(f"fused / three products of the dense path: {fused['fused / products']:.2f} "
-          f"({fused['seconds']['fused']['median']:.2f} s against {fused['seconds']['products']['median']:.2f} s)")  # fmt: skip
+    print(
+        f"fused / three products of the dense path: {fused['fused / products']:.2f} "
+        f"({fused['seconds']['fused']['median']:.2f} s against {fused['seconds']['products']['median']:.2f} s)"
+    )
     print(
         f"peak memory beyond weights and gradients: {fused['peak_mb']:.0f} MB (dense logits alone: {fused['dense_logits_mb']:.0f} MB)"
     )
-    print(f"B = 1,536, N = 2,040: dense targets / index form: {index['targets / index']:.2f} "
-          f"({1e3 * index['seconds']['targets']['median']:.1f} ms against {1e3 * index['seconds']['index']['median']:.1f} ms)")  # fmt: skip
+    print(
+        f"B = 1,536, N = 2,040: dense targets / index form: {index['targets / index']:.2f} "
+        f"({1e3 * index['seconds']['targets']['median']:.1f} ms against {1e3 * index['seconds']['index']['median']:.1f} ms)"
+    )
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     return result

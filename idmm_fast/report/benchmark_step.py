@@ -168,23 +168,40 @@ def measure(name, size, batch, instances, repeats, steps, device, low, options=N
             rates[p].append(multiply_rate(device, dtype))
     speed = {what: [crops / t for t in ts] for what, ts in times.items()}
     peak = {p: statistics.median(r) for p, r in rates.items()}
-    precision_of = {what: "float32" if machine.amp is None else str(machine.amp).removeprefix("torch.") for what, (_, _, machine) in compared.items()}
+    precision_of = {
+        what: "float32" if machine.amp is None else str(machine.amp).removeprefix("torch.")
+        for what, (_, _, machine) in compared.items()
+    }
     result = {what: {"median": statistics.median(s), "min": min(s), "max": max(s)} for what, s in speed.items()}
     for what, found in result.items():
         found["tflop_per_s"] = found["median"] * flop / crops / 1e12
         found["share"] = found["median"] * flop / crops / peak[precision_of[what]]
     return {
-        "model": name, "image_size": size, "batch": batch, "instances": instances, "crops": crops, "gflop_per_crop": flop / crops / 1e9,
-        "crops_per_s": result, "ratios": {w: statistics.median(a / b for a, b in zip(s, speed["published"])) for w, s in speed.items()},
-        "multiply_tflop_per_s": {p: r / 1e12 for p, r in peak.items()}, "first_two_steps_s": compiled, "steps": steps, "rounds": repeats,
-    }  # fmt: skip
+        "model": name,
+        "image_size": size,
+        "batch": batch,
+        "instances": instances,
+        "crops": crops,
+        "gflop_per_crop": flop / crops / 1e9,
+        "crops_per_s": result,
+        "ratios": {w: statistics.median(a / b for a, b in zip(s, speed["published"])) for w, s in speed.items()},
+        "multiply_tflop_per_s": {p: r / 1e12 for p, r in peak.items()},
+        "first_two_steps_s": compiled,
+        "steps": steps,
+        "rounds": repeats,
+    }
 
 
 def table(result):
     """The figures as a Markdown table."""
-    lines = ["| step | against the published one | crops/s | TFLOP/s | share of the machine's products |", "|---|---|---|---|---|"]
+    lines = [
+        "| step | against the published one | crops/s | TFLOP/s | share of the machine's products |",
+        "|---|---|---|---|---|",
+    ]
     for what, found in result["crops_per_s"].items():
-        lines.append(f"| {what} | **{result['ratios'][what]:.2f}** | {found['median']:,.0f} | {found['tflop_per_s']:.3g} | {found['share']:.0%} |")
+        lines.append(
+            f"| {what} | **{result['ratios'][what]:.2f}** | {found['median']:,.0f} | {found['tflop_per_s']:.3g} | {found['share']:.0%} |"
+        )
     return "\n".join(lines)
 
 
@@ -194,10 +211,18 @@ def run(args):
     if args.device == "cuda" and device.type != "cuda":
         raise ValueError("--device cuda, but torch sees no CUDA device")
     low = {"auto": lower_precision(device), "bf16": torch.bfloat16, "none": None}[args.low]
-    result = measure(args.model, args.size, args.batch, args.instances, args.repeats, args.steps, device, low, args.options)
-    result |= {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", "threads": torch.get_num_threads(), "machine": describe()}
-    print(f"{args.model} at {args.size}, {args.batch} images and {result['crops']} crops a step, {args.instances:,} instances; "
-          f"{result['gflop_per_crop']:.2f} GFLOP a crop, forward and backward; {result['device']}, {result['threads']} threads")  # fmt: skip
+    result = measure(
+        args.model, args.size, args.batch, args.instances, args.repeats, args.steps, device, low, args.options
+    )
+    result |= {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "machine": describe(),
+    }
+    print(
+        f"{args.model} at {args.size}, {args.batch} images and {result['crops']} crops a step, {args.instances:,} instances; "
+        f"{result['gflop_per_crop']:.2f} GFLOP a crop, forward and backward; {result['device']}, {result['threads']} threads"
+    )
     print(table(result))
     print("torch.mm: " + ", ".join(f"{p} {r:.3g} TFLOP/s" for p, r in result["multiply_tflop_per_s"].items()))
     if args.json:

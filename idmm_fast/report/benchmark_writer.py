@@ -115,16 +115,21 @@ def run(args):
     rates = {s: [args.count / t for t in ts] for s, ts in times.items()}
     medians = {s: statistics.median(r) for s, r in rates.items()}
     result = {
-        "images": args.count, "different": len(found), "median_pixels": np.median(sizes, axis=0).astype(int).tolist(), "workers": workers,
-        "repeats": args.repeats, "max_resolution": limit,
+        "images": args.count,
+        "different": len(found),
+        "median_pixels": np.median(sizes, axis=0).astype(int).tolist(),
+        "workers": workers,
+        "repeats": args.repeats,
+        "max_resolution": limit,
         "ratios": {
             "ours, as they are / ffcv": medians["ours, as they are"] / medians["ffcv"],
             "ours, as they are / ffcv, jpg": medians["ours, as they are"] / medians["ffcv, jpg"],
             "ours, encoded / ffcv, encoded": medians["ours, encoded"] / medians["ffcv, encoded"],
         },
         "images_per_s": {s: {"median": medians[s], "min": min(r), "max": max(r)} for s, r in rates.items()},
-        "peak_mb": {"a tenth of the images": few, "all": many}, "machine": machine(),
-    }  # fmt: skip
+        "peak_mb": {"a tenth of the images": few, "all": many},
+        "machine": machine(),
+    }
     width, height = result["median_pixels"]
     print(
         f"{args.count} JPEGs of about {width} x {height}, {workers} workers, medians of {args.repeats}; encoded: longer side at most {limit}"

@@ -75,7 +75,9 @@ class Setup:
 
     def _shared(self, schema, training):
         """What all trainings of a kind, "pretrain" or "finetune", have."""
-        return flatten(schema, {"model": self.tree.get("model", {})}, str(self.path)) | flatten(schema, self.tree.get(training), str(self.path))
+        return flatten(schema, {"model": self.tree.get("model", {})}, str(self.path)) | flatten(
+            schema, self.tree.get(training), str(self.path)
+        )
 
     def _method(self, method):
         from ..train.pretrain import SCHEMA
@@ -85,7 +87,9 @@ class Setup:
         if base is None:
             file = self.path.parent / "methods" / f"{method}.yaml"
             if not file.exists():
-                known = sorted({p.stem for p in file.parent.glob("*.yaml")} | set(self.tree.get("methods", {})) | {RANDOM})
+                known = sorted(
+                    {p.stem for p in file.parent.glob("*.yaml")} | set(self.tree.get("methods", {})) | {RANDOM}
+                )
                 raise ConfigError(f"there is no method '{method}'; there are {', '.join(known)}")
             values = read(SCHEMA, file)
             values |= self._shared(SCHEMA, "pretrain")
@@ -112,10 +116,16 @@ class Setup:
 
         epochs = max(1, round(cell.finetune_budget / images))
         values = self._shared(SCHEMA, "finetune")
-        return build(SCHEMA, {
-            "training.evaluate_every": max(1, epochs // 6), **values, "data.test": str(test), "model.init": init and str(init),
-            **self._common(cell, train, epochs, folder),
-        })  # fmt: skip
+        return build(
+            SCHEMA,
+            {
+                "training.evaluate_every": max(1, epochs // 6),
+                **values,
+                "data.test": str(test),
+                "model.init": init and str(init),
+                **self._common(cell, train, epochs, folder),
+            },
+        )
 
     def judging(self, tuned, target, test, init):
         """The configuration that judges frozen features, of `init` or of random weights: all at the resolution of the
@@ -123,19 +133,36 @@ class Setup:
         from ..evaluate.judge import SCHEMA
         from ..train import pretrain
 
-        size = self._shared(pretrain.SCHEMA, "pretrain").get("model.image_size", pretrain.SCHEMA["model"][1]["image_size"].default)
-        return build(SCHEMA, {
-            "data.train": str(target), "data.test": str(test), "model.init": init and str(init), "model.image_size": size,
-            "model.name": tuned.model.name, "model.options": tuned.model.options, "training.seed": tuned.training.seed,
-            "training.device": tuned.training.device, "training.amp": tuned.training.amp,
-        })  # fmt: skip
+        size = self._shared(pretrain.SCHEMA, "pretrain").get(
+            "model.image_size", pretrain.SCHEMA["model"][1]["image_size"].default
+        )
+        return build(
+            SCHEMA,
+            {
+                "data.train": str(target),
+                "data.test": str(test),
+                "model.init": init and str(init),
+                "model.image_size": size,
+                "model.name": tuned.model.name,
+                "model.options": tuned.model.options,
+                "training.seed": tuned.training.seed,
+                "training.device": tuned.training.device,
+                "training.amp": tuned.training.amp,
+            },
+        )
 
     def _common(self, cell, train, epochs, folder):
         warmup = {"training.warmup_epochs": float(self.tree["warmup"]) * epochs} if "warmup" in self.tree else {}
         return {
-            "data.train": str(train), "training.epochs": epochs, **warmup, "training.seed": cell.seed, "training.resume": "auto",
-            "training.keep_checkpoints": 1, "training.checkpoint_every": 1 << 20, "logging.run_dir": str(folder),
-        }  # fmt: skip
+            "data.train": str(train),
+            "training.epochs": epochs,
+            **warmup,
+            "training.seed": cell.seed,
+            "training.resume": "auto",
+            "training.keep_checkpoints": 1,
+            "training.checkpoint_every": 1 << 20,
+            "logging.run_dir": str(folder),
+        }
 
 
 # What cells are trained with besides their configuration; a line of results.jsonl without `recipe` has 1. A change of code by
@@ -149,10 +176,24 @@ RECIPE = max(RECIPES)
 # Of all keys only these are left out of a cell's settings. They change nothing, or but the rounding (device, compile,
 # channels_last); or they are told otherwise: the seed by the cell, files by what they hold, weights by the pretraining.
 _FREE = {
-    "data.train", "data.test", "data.num_workers", "model.init", "training.seed", "training.device", "training.compile", "training.channels_last",
-    "training.resume", "training.checkpoint_every", "training.checkpoint_minutes", "training.keep_checkpoints", "training.max_skipped",
-    "probe.every", "probe.linear", "ladder.stages", "logging.run_dir",
-}  # fmt: skip
+    "data.train",
+    "data.test",
+    "data.num_workers",
+    "model.init",
+    "training.seed",
+    "training.device",
+    "training.compile",
+    "training.channels_last",
+    "training.resume",
+    "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.keep_checkpoints",
+    "training.max_skipped",
+    "probe.every",
+    "probe.linear",
+    "ladder.stages",
+    "logging.run_dir",
+}
 
 
 def _counted(cfg):
@@ -160,7 +201,9 @@ def _counted(cfg):
     from ..train.device import choose
 
     values = {f"{section}.{key}": value for section, keys in as_dict(cfg).items() for key, value in keys.items()}
-    return {key: value for key, value in values.items() if key not in _FREE} | {"training.amp": str(choose(cfg.training, 0).amp)}
+    return {key: value for key, value in values.items() if key not in _FREE} | {
+        "training.amp": str(choose(cfg.training, 0).amp)
+    }
 
 
 def _digest(*what):
@@ -189,7 +232,9 @@ class Betons:
 
     def path(self, dataset, split):
         """NAME is data/NAME_train.beton and data/NAME_test.beton; a path is the same with a folder before it."""
-        return (self.folder / dataset if os.sep not in dataset else Path(dataset)).with_name(f"{Path(dataset).name}_{split}.beton")
+        return (self.folder / dataset if os.sep not in dataset else Path(dataset)).with_name(
+            f"{Path(dataset).name}_{split}.beton"
+        )
 
     def of(self, cell):
         """(training beton of the dataset, of which the subset is made, that of the target, the target's test beton)."""
@@ -205,7 +250,11 @@ class Betons:
 
         whole = self.path(cell.dataset, "train")
         try:
-            return draw_rows(_open(whole).label, cell.images, cell.sampling == "balanced", cell.seed) if cell.images else None
+            return (
+                draw_rows(_open(whole).label, cell.images, cell.sampling == "balanced", cell.seed)
+                if cell.images
+                else None
+            )
         except ValueError as error:
             raise ConfigError(f"{whole}: {error}") from None
 
@@ -255,7 +304,9 @@ class Results:
 
     def done(self):
         """{(cell, settings): line}."""
-        return {(Cell(**{k: line[k] for k in Cell.__dataclass_fields__}), line["settings"]): line for line in self.lines}
+        return {
+            (Cell(**{k: line[k] for k in Cell.__dataclass_fields__}), line["settings"]): line for line in self.lines
+        }
 
 
 class Runner:
@@ -274,7 +325,13 @@ class Runner:
         tuning = self.setup.finetuning(cell, "x", "x", labelled, None, "x")
         parts = [
             RANDOM if pretraining is None else _digest(recipe, _counted(pretraining), whole.fingerprint),
-            _digest(recipe, _counted(tuning), _counted(self.setup.judging(tuning, "x", "x", None)), target.fingerprint, test.fingerprint),
+            _digest(
+                recipe,
+                _counted(tuning),
+                _counted(self.setup.judging(tuning, "x", "x", None)),
+                target.fingerprint,
+                test.fingerprint,
+            ),
         ]
         if cell.images:
             parts.append(_digest(self.betons.rows(cell).tolist()))
@@ -301,18 +358,35 @@ class Runner:
         for cell in cells:
             _, target, test = self.betons.of(cell)
             target = train if cell.target == "same" else target
-            folder = home / f"finetune_{Path(cell.target).name}_{cell.finetune_budget}_{self.settings(cell).split('-')[1]}"
+            folder = (
+                home / f"finetune_{Path(cell.target).name}_{cell.finetune_budget}_{self.settings(cell).split('-')[1]}"
+            )
             cfg = self._threaded(self.setup.finetuning(cell, target, test, len(open_beton(target)), init, folder))
             began = time.monotonic()
             result = finetune(cfg)
             seconds = time.monotonic() - began
-            curve = [[line["epoch"] + 1, line["top1"]] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "top1" in line]
+            curve = [
+                [line["epoch"] + 1, line["top1"]]
+                for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+                if "top1" in line
+            ]
             _tidy(folder, "model.safetensors")
             if cell.target not in judged:
                 asked = self.setup.judging(cfg, target, test, init)
                 judged[cell.target] = judging.judge(asked) | {"judged_at": asked.model.image_size}
-            tell(cell, {**common, **judged[cell.target], "top1": result["top1"], "top5": result["top5"], "labels": result["train_images"],
-                        "curve": curve, "finetune_seconds": round(seconds, 1), "finetune_epochs": cfg.training.epochs})  # fmt: skip
+            tell(
+                cell,
+                {
+                    **common,
+                    **judged[cell.target],
+                    "top1": result["top1"],
+                    "top5": result["top5"],
+                    "labels": result["train_images"],
+                    "curve": curve,
+                    "finetune_seconds": round(seconds, 1),
+                    "finetune_epochs": cfg.training.epochs,
+                },
+            )
 
     def _threaded(self, cfg):
         cfg.data.num_workers = cfg.data.num_workers or self.threads
@@ -334,9 +408,16 @@ class Runner:
             began = time.monotonic()
             pretrain(cfg)
             steps = len((folder / "metrics.jsonl").read_text().splitlines())
-            seconds = (time.monotonic() - began) * steps / max(1, steps - already)  # of a run that was stopped: as if it had not been
+            seconds = (
+                (time.monotonic() - began) * steps / max(1, steps - already)
+            )  # of a run that was stopped: as if it had not been
             seen = cfg.training.epochs * images * sum(group["count"] for group in cfg.views.groups)
-            return {"crops": seen, "epochs": cfg.training.epochs, "pretrain_seconds": round(seconds, 1), "peak_mb": _peak_mb()}
+            return {
+                "crops": seen,
+                "epochs": cfg.training.epochs,
+                "pretrain_seconds": round(seconds, 1),
+                "peak_mb": _peak_mb(),
+            }
 
         cost = once(folder / "cost.json", make)
         _tidy(folder)
@@ -389,7 +470,9 @@ def crops(text, images):
         if not number >= 1:
             raise ValueError
     except ValueError:
-        raise ConfigError(f"a budget is a number of crops like 400000, or of crops an image like 4800x, not {text}") from None
+        raise ConfigError(
+            f"a budget is a number of crops like 400000, or of crops an image like 4800x, not {text}"
+        ) from None
     return int(number)
 
 
@@ -400,11 +483,15 @@ def make_cells(datasets, images, samplings, methods, seeds, targets, budget, fin
 
     betons, cells = Betons(data, data), []
     sizes = {d: len(open_beton(betons.path(d, "train"))) for d in {*datasets, *targets} - {"same"}}
-    for seed, dataset, n, sampling, method, target, tuning in product(seeds, datasets, images, samplings, methods, targets, finetune_budgets):
+    for seed, dataset, n, sampling, method, target, tuning in product(
+        seeds, datasets, images, samplings, methods, targets, finetune_budgets
+    ):
         first = n or sizes[dataset]
         labelled = first if target == "same" else sizes[target]
         pretrain = 0 if method == RANDOM else crops(budget, first)
-        cells.append(Cell(dataset, n, sampling if n else "balanced", method, seed, pretrain, target, crops(tuning, labelled)))
+        cells.append(
+            Cell(dataset, n, sampling if n else "balanced", method, seed, pretrain, target, crops(tuning, labelled))
+        )
     return cells
 
 
@@ -440,10 +527,19 @@ def _compare(cells, setup, betons, out, jobs):
     waiting, running, failed, again = list(groups.values()), {}, [], set()
     (out / "runs").mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "sklearn.pipeline", "matplotlib.figure"])  # not numba: LLVM's state does not bear a fork
+    context.set_forkserver_preload(
+        ["torch", "timm", "sklearn.pipeline", "matplotlib.figure"]
+    )  # not numba: LLVM's state does not bear a fork
     stop = []
     old = {s: signal.signal(s, lambda number, frame: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    bar = tqdm(total=len(settings), initial=len(settings) - sum(map(len, waiting)), desc="cells", unit="cell", disable=None, dynamic_ncols=True)
+    bar = tqdm(
+        total=len(settings),
+        initial=len(settings) - sum(map(len, waiting)),
+        desc="cells",
+        unit="cell",
+        disable=None,
+        dynamic_ncols=True,
+    )
     said = False
     try:
         while (waiting and not stop) or running:
@@ -470,7 +566,9 @@ def _compare(cells, setup, betons, out, jobs):
                             waiting.append(left)
                             tqdm.write(f"{_name(left[0])} ended by {end}; it is tried once more")
                             continue
-                        failed.append(f"{_name(left[0])} ended by {end} (signal 9 is most often want of memory; --jobs 1 needs less); see {log}")
+                        failed.append(
+                            f"{_name(left[0])} ended by {end} (signal 9 is most often want of memory; --jobs 1 needs less); see {log}"
+                        )
                     continue
                 if error:
                     seen["error"] = 1
@@ -478,15 +576,26 @@ def _compare(cells, setup, betons, out, jobs):
                     continue
                 seen[cell] = 1
                 line = {
-                    **asdict(cell), "like": setup.like(cell.method), "settings": settings[cell], "recipe": RECIPE, **result,
-                    "jobs": jobs, "finished": round(time.time()),
-                }  # fmt: skip
+                    **asdict(cell),
+                    "like": setup.like(cell.method),
+                    "settings": settings[cell],
+                    "recipe": RECIPE,
+                    **result,
+                    "jobs": jobs,
+                    "finished": round(time.time()),
+                }
                 results.add(line)
                 if not said:
                     tqdm.write(_row("cell", "knn20", "linear", "top1", "crops/s"))
                     said = True
                 speed = f"{line['crops'] / line['pretrain_seconds']:.0f}" if line["crops"] else "-"
-                tqdm.write(_row(_name(cell), *(f"{line[m]:.2f}" if m in line else "-" for m in ("knn20", "linear", "top1")), speed))
+                tqdm.write(
+                    _row(
+                        _name(cell),
+                        *(f"{line[m]:.2f}" if m in line else "-" for m in ("knn20", "linear", "top1")),
+                        speed,
+                    )
+                )
                 bar.update()
             if stop:
                 for process, *_ in running.values():
@@ -500,7 +609,9 @@ def _compare(cells, setup, betons, out, jobs):
         for number, handler in old.items():
             signal.signal(number, handler)
     if stop:
-        raise Stopped(f"stopped at your wish; {len(results.lines)} cells are in {results.path}. The same command goes on.")
+        raise Stopped(
+            f"stopped at your wish; {len(results.lines)} cells are in {results.path}. The same command goes on."
+        )
     return results.lines, failed
 
 

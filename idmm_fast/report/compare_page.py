@@ -13,9 +13,15 @@ from ..config import ConfigError
 from .compare import RANDOM, RECIPE, RECIPES, Results
 
 NAMES = {
-    RANDOM: "random initialisation", "instance": "instance discrimination", "idmm": "IDMM", "simclr": "SimCLR", "supcon": "SupCon (uses labels)",
-    "moco_v2": "MoCo v2", "moco_v3": "MoCo v3", "dino": "DINO",
-}  # fmt: skip
+    RANDOM: "random initialisation",
+    "instance": "instance discrimination",
+    "idmm": "IDMM",
+    "simclr": "SimCLR",
+    "supcon": "SupCon (uses labels)",
+    "moco_v2": "MoCo v2",
+    "moco_v3": "MoCo v3",
+    "dino": "DINO",
+}
 MEASURES = {"top1": "fine-tuned, top-1", "knn20": "kNN, k = 20", "linear": "linear probe"}
 
 
@@ -121,7 +127,15 @@ def bars(axis, groups, series, get, ylabel):
         found = [get(g, key) for g in groups]
         at = np.arange(len(groups)) + (k - (len(series) - 1) / 2) * width
         stats = [spread(f.values()) if f else (np.nan, np.nan) for f in found]
-        axis.bar(at, [m for m, _ in stats], width * 0.95, yerr=np.nan_to_num([s for _, s in stats]), capsize=2, label=title, color=colours[k % 20])
+        axis.bar(
+            at,
+            [m for m, _ in stats],
+            width * 0.95,
+            yerr=np.nan_to_num([s for _, s in stats]),
+            capsize=2,
+            label=title,
+            color=colours[k % 20],
+        )
         for x, f in zip(at, found):
             axis.plot([x] * len(f), list(f.values()), "k.", markersize=3)
     axis.set_xticks(np.arange(len(groups)), list(groups.values()))
@@ -138,7 +152,9 @@ def lines_of(axis, xs, series, get, xlabel, ylabel, level=None):
         points = [(x, *spread(f.values())) for x, f in found if f]
         if points:
             x, mean, deviation = zip(*points)
-            axis.errorbar(x, mean, np.nan_to_num(deviation), marker="o", markersize=4, capsize=3, label=title, color=f"C{k % 10}")
+            axis.errorbar(
+                x, mean, np.nan_to_num(deviation), marker="o", markersize=4, capsize=3, label=title, color=f"C{k % 10}"
+            )
     axis.set_xscale("log")
     axis.set_xticks(xs, [f"{x:,}" for x in xs])
     axis.minorticks_off()
@@ -161,7 +177,10 @@ def alike(lines, budget, images_of):
     """[(crops, "of each image" or "in all", lines)]: those with as many crops of `budget`, a key: by the image where several
     numbers of images have so many; in all likewise, and where lines are left that were not among those by the image."""
     told, groups = [], []
-    for unit, crops in (("of each image", lambda line: round(line[budget] / images_of(line))), ("in all", lambda line: line[budget])):
+    for unit, crops in (
+        ("of each image", lambda line: round(line[budget] / images_of(line))),
+        ("in all", lambda line: line[budget]),
+    ):
         for amount in sorted({crops(line) for line in lines if line[budget]}):
             group = [line for line in lines if line[budget] and crops(line) == amount]
             alone = len({images_of(line) for line in group}) < 2
@@ -173,7 +192,11 @@ def alike(lines, budget, images_of):
 
 def main_lines(lines):
     """What the main table is made of: all images of a dataset for both trainings, the methods themselves, and the budgets that most cells of a dataset have."""
-    own = [line for line in newest(lines) if not line["images"] and line["target"] == "same" and line["method"] == line["like"]]
+    own = [
+        line
+        for line in newest(lines)
+        if not line["images"] and line["target"] == "same" and line["method"] == line["like"]
+    ]
     main = []
     for dataset in dict.fromkeys(line["dataset"] for line in own):
         mine = [line for line in own if line["dataset"] == dataset]
@@ -215,7 +238,10 @@ def gains(lines):
 def costs(lines):
     """What a method costs: crops seen, minutes of pretraining and of fine-tuning, memory."""
     main = main_lines(lines)
-    rows = ["| on average over the cells | crops seen | pretraining, min | crops/s | fine-tuning, min | peak memory, MB |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| on average over the cells | crops seen | pretraining, min | crops/s | fine-tuning, min | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
     for method in order(line["method"] for line in main):
         mine = [line for line in main if line["method"] == method]
         mine = [line for line in mine if recipe_of(line) == max(map(recipe_of, mine))]
@@ -227,8 +253,10 @@ def costs(lines):
             rows.append(f"| {name_of(method)} | 0 | 0 | - | {mean('finetune_seconds') / 60:.1f} | - |")
             continue
         speed = sum(line["crops"] for line in mine) / sum(line["pretrain_seconds"] for line in mine)
-        rows.append(f"| {name_of(method)} | {mean('crops'):,.0f} | {mean('pretrain_seconds') / 60:.1f} | {speed:,.0f} | "
-                    f"{mean('finetune_seconds') / 60:.1f} | {mean('peak_mb'):,.0f} |")  # fmt: skip
+        rows.append(
+            f"| {name_of(method)} | {mean('crops'):,.0f} | {mean('pretrain_seconds') / 60:.1f} | {speed:,.0f} | "
+            f"{mean('finetune_seconds') / 60:.1f} | {mean('peak_mb'):,.0f} |"
+        )
     return "\n".join(rows) + "\n"
 
 
@@ -293,7 +321,12 @@ def _main(page, lines, main):
     page.say("## Methods")
     for measure in MEASURES:
         page.say(main_table(lines, measure))
-    page.picture("methods", lambda axis: bars(axis, datasets, methods, lambda d, m: values(main, "top1", dataset=d, method=m), "fine-tuned, top-1, %"))
+    page.picture(
+        "methods",
+        lambda axis: bars(
+            axis, datasets, methods, lambda d, m: values(main, "top1", dataset=d, method=m), "fine-tuned, top-1, %"
+        ),
+    )
     page.say(gains(lines), "### Cost", costs(lines))
     jobs = sorted({line["jobs"] for line in main})
     together = f"{' or '.join(map(str, jobs))} pretraining{'s' if jobs != [1] else ''} at a time"
@@ -305,7 +338,9 @@ def _main(page, lines, main):
             found = [np.array(line["curve"]) for line in main if line["dataset"] == first and line["method"] == m]
             found = [c for c in found if len(c) and c.shape == found[0].shape]
             if found:
-                axis.plot(found[0][:, 0], np.mean([c[:, 1] for c in found], 0), marker=".", label=title, color=f"C{k % 10}")
+                axis.plot(
+                    found[0][:, 0], np.mean([c[:, 1] for c in found], 0), marker=".", label=title, color=f"C{k % 10}"
+                )
         axis.set(xlabel="epoch of fine-tuning", ylabel="top-1, %", title=first)
         axis.legend(fontsize=8)
 
@@ -313,7 +348,11 @@ def _main(page, lines, main):
 
 
 def _fewer(page, lines):
-    own = [line for line in lines if line["target"] == "same" and line["sampling"] == "balanced" and line["method"] == line["like"]]
+    own = [
+        line
+        for line in lines
+        if line["target"] == "same" and line["sampling"] == "balanced" and line["method"] == line["like"]
+    ]
 
     def images_of(line):
         return line["images"]
@@ -332,7 +371,9 @@ def _fewer(page, lines):
 def _sizes(page, dataset, lines, pretraining, tuning):
     """Top-1 against the number of images, where trainings see so many crops: (number, "in all" or "of each image")."""
     sizes = sorted({line["images"] for line in lines if line["budget"]})
-    methods = {m: name_of(m) for m in order(line["method"] for line in lines if line["images"] in (sizes[:-1] or sizes))}
+    methods = {
+        m: name_of(m) for m in order(line["method"] for line in lines if line["images"] in (sizes[:-1] or sizes))
+    }
 
     def get(n, m):
         return values(lines, "top1", method=m, images=n)
@@ -348,15 +389,30 @@ def _sizes(page, dataset, lines, pretraining, tuning):
     )
     page.say(table(methods, {n: f"{n:,}" for n in sizes}, lambda m, n: get(n, m), "fine-tuned, top-1, %"))
     draw = partial(lines_of, xs=sizes, series=methods, get=get, xlabel="images", ylabel="top-1, %")
-    page.picture(f"fewer_{dataset}_" + "_".join(f"{n}{'' if unit == 'in all' else 'x'}" for n, unit in (pretraining, tuning)), draw)
-    page.say(table({m: t for m, t in methods.items() if m != RANDOM}, {n: f"{n:,}" for n in sizes}, gain, "gain over random initialisation, points"))
+    page.picture(
+        f"fewer_{dataset}_" + "_".join(f"{n}{'' if unit == 'in all' else 'x'}" for n, unit in (pretraining, tuning)),
+        draw,
+    )
+    page.say(
+        table(
+            {m: t for m, t in methods.items() if m != RANDOM},
+            {n: f"{n:,}" for n in sizes},
+            gain,
+            "gain over random initialisation, points",
+        )
+    )
 
 
 def _transfer(page, lines):
     whole = [line for line in lines if not line["images"]]
     others = [line for line in whole if line["target"] not in ("same", line["dataset"])]
     pretrained = {(line["dataset"], line["method"], line["budget"]) for line in others}
-    home = [line for line in whole if line["target"] == "same" and (not line["budget"] or (line["dataset"], line["method"], line["budget"]) in pretrained)]
+    home = [
+        line
+        for line in whole
+        if line["target"] == "same"
+        and (not line["budget"] or (line["dataset"], line["method"], line["budget"]) in pretrained)
+    ]
     for tuning, of_what, tuned in alike(others + home, "finetune_budget", lambda line: line["labels"]):
         away = [line for line in tuned if line["target"] != "same"]
         if away:
@@ -374,14 +430,30 @@ def _targets(page, others, lines, tuning):
     )
     lengths = {s: sorted({line["budget"] for line in others if line["dataset"] == s}) for s in sources}
     methods = order(line["method"] for line in others)
-    rows = {(s, n, m): f"{s}, {n:,}, {name_of(m)}" for s in sources for n in lengths[s] for m in methods} | {(None, 0, RANDOM): name_of(RANDOM)}
+    rows = {(s, n, m): f"{s}, {n:,}, {name_of(m)}" for s in sources for n in lengths[s] for m in methods} | {
+        (None, 0, RANDOM): name_of(RANDOM)
+    }
 
     def get(row, target):
         source, crops, method = row
         at_home = source in (target, None)
-        return values(lines, "top1", dataset=target if at_home else source, budget=crops, method=method, target="same" if at_home else target)
+        return values(
+            lines,
+            "top1",
+            dataset=target if at_home else source,
+            budget=crops,
+            method=method,
+            target="same" if at_home else target,
+        )
 
-    page.say(table({r: t for r, t in rows.items() if any(get(r, target) for target in targets)}, targets, get, "fine-tuned, top-1, %"))
+    page.say(
+        table(
+            {r: t for r, t in rows.items() if any(get(r, target) for target in targets)},
+            targets,
+            get,
+            "fine-tuned, top-1, %",
+        )
+    )
     means = []
     for m in methods:
         found = [f for f in (get((s, n, m), t) for s in sources for n in lengths[s] for t in targets if s != t) if f]
@@ -395,22 +467,48 @@ def _sampling(page, lines):
     kinds = {k: k for k in ("balanced", "random") if any(line["sampling"] == k for line in drawn)}
     if len(kinds) < 2:
         return
-    page.say("## Class-balanced or random", "Pretrained on so many images, drawn with regard to their classes or without, then fine-tuned on all.")
+    page.say(
+        "## Class-balanced or random",
+        "Pretrained on so many images, drawn with regard to their classes or without, then fine-tuned on all.",
+    )
     keys = ("method", "images", "dataset", "budget", "finetune_budget")
     rows = {
-        (m, images, dataset, crops, tuning): f"{name_of(m)} on {images:,} of {dataset}, {crops:,} crops, then {tuning:,}"
+        (
+            m,
+            images,
+            dataset,
+            crops,
+            tuning,
+        ): f"{name_of(m)} on {images:,} of {dataset}, {crops:,} crops, then {tuning:,}"
         for m, images, dataset, crops, tuning in (tuple(line[k] for k in keys) for line in drawn)
     }
-    page.say(table(rows, kinds, lambda r, k: values(drawn, "top1", sampling=k, **dict(zip(keys, r))), "fine-tuned, top-1, %", best=False))
+    page.say(
+        table(
+            rows,
+            kinds,
+            lambda r, k: values(drawn, "top1", sampling=k, **dict(zip(keys, r))),
+            "fine-tuned, top-1, %",
+            best=False,
+        )
+    )
 
 
 def _variants(page, lines):
     whole = [line for line in lines if not line["images"] and line["target"] == "same"]
-    for dataset, crops, tuning in dict.fromkeys((line["dataset"], line["budget"], line["finetune_budget"]) for line in whole if line["method"] != line["like"]):
-        mine = [line for line in whole if (line["dataset"], line["budget"], line["finetune_budget"]) == (dataset, crops, tuning)]
+    for dataset, crops, tuning in dict.fromkeys(
+        (line["dataset"], line["budget"], line["finetune_budget"]) for line in whole if line["method"] != line["like"]
+    ):
+        mine = [
+            line
+            for line in whole
+            if (line["dataset"], line["budget"], line["finetune_budget"]) == (dataset, crops, tuning)
+        ]
         rows = {}
         for base in order(line["like"] for line in mine if line["method"] != line["like"]):
-            rows |= {m: name_of(m) for m in (base, *order(line["method"] for line in mine if line["like"] == base != line["method"]))}
+            rows |= {
+                m: name_of(m)
+                for m in (base, *order(line["method"] for line in mine if line["like"] == base != line["method"]))
+            }
 
         def get(m, measure, mine=mine):
             return values(mine, measure, method=m)
@@ -422,12 +520,18 @@ def _variants(page, lines):
 
 def _length(page, lines, which, training, other, other_training):
     """Top-1 against the budget `which`, a key, for the methods that have several, a section for each value of the `other` one."""
-    own = [line for line in lines if line["sampling"] == "balanced" and line["target"] == "same" and line["method"] == line["like"]]
+    own = [
+        line
+        for line in lines
+        if line["sampling"] == "balanced" and line["target"] == "same" and line["method"] == line["like"]
+    ]
     for dataset, images in dict.fromkeys((line["dataset"], line["images"]) for line in own):
         here = [line for line in own if (line["dataset"], line["images"]) == (dataset, images)]
         for crops in sorted({line[other] for line in here if line[other]}):
             mine = with_budget(here, other, crops)
-            lengths_of = {m: {line[which] for line in mine if line["method"] == m} for m in {line["method"] for line in mine}}
+            lengths_of = {
+                m: {line[which] for line in mine if line["method"] == m} for m in {line["method"] for line in mine}
+            }
             several = {m for m, lengths in lengths_of.items() if len(lengths) > 1}
             if not several - {RANDOM}:
                 continue
@@ -439,12 +543,27 @@ def _length(page, lines, which, training, other, other_training):
 
             some = f"{images:,} images of " if images else ""
             page.say(f"## Length of {training}: {some}{dataset}, {crops:,} crops of {other_training}")
-            page.say(table(methods, {n: f"{n:,} crops" for n in lengths}, lambda m, n, get=get: get(n, m), "fine-tuned, top-1, %"))
+            page.say(
+                table(
+                    methods,
+                    {n: f"{n:,} crops" for n in lengths},
+                    lambda m, n, get=get: get(n, m),
+                    "fine-tuned, top-1, %",
+                )
+            )
             none = values(mine, "top1", method=RANDOM) if which == "budget" else {}
             if none:
                 page.say(f"Random initialisation: {cell(none)}.")
             level = spread(none.values())[0] if none else None
-            draw = partial(lines_of, xs=lengths, series=methods, get=get, xlabel=f"crops of {training}", ylabel="top-1, %", level=level)
+            draw = partial(
+                lines_of,
+                xs=lengths,
+                series=methods,
+                get=get,
+                xlabel=f"crops of {training}",
+                ylabel="top-1, %",
+                level=level,
+            )
             page.picture(f"{which}_{dataset}{f'_{images}' if images else ''}_{crops}", draw)
 
 
@@ -452,10 +571,13 @@ def _mixed(lines):
     """Sentences about rows whose cells were run with different settings."""
     seen, what = {}, ("dataset", "images", "sampling", "method", "budget", "target", "finetune_budget")
     for line in lines:
-        settings = "-".join(line["settings"].split("-")[:2])  # the third part is the rows, which each seed draws for itself
+        settings = "-".join(
+            line["settings"].split("-")[:2]
+        )  # the third part is the rows, which each seed draws for itself
         seen.setdefault(tuple(line[k] for k in what), {}).setdefault(settings, []).append(line["seed"])
     return [
-        f"- {'/'.join(map(str, key))}: not all seeds were run with the same settings: " + ", ".join(f"{s}: seeds {sorted(n)}" for s, n in kinds.items())
+        f"- {'/'.join(map(str, key))}: not all seeds were run with the same settings: "
+        + ", ".join(f"{s}: seeds {sorted(n)}" for s, n in kinds.items())
         for key, kinds in seen.items()
         if len(kinds) > 1
     ]

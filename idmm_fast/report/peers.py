@@ -41,14 +41,16 @@ def official(beton, data, workers):
     from torchvision import transforms
 
     def view(scale):
-        return transforms.Compose([
-            transforms.RandomResizedCrop(SIZE, scale=scale),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
-            transforms.RandomGrayscale(p=0.2),
-            transforms.RandomApply([_Blur()], p=0.5),
-            transforms.PILToTensor(),
-        ])  # fmt: skip
+        return transforms.Compose(
+            [
+                transforms.RandomResizedCrop(SIZE, scale=scale),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+                transforms.RandomGrayscale(p=0.2),
+                transforms.RandomApply([_Blur()], p=0.5),
+                transforms.PILToTensor(),
+            ]
+        )
 
     views = [view(v.scale) for v in IDMM_VIEWS for _ in range(v.count)]
 
@@ -67,13 +69,15 @@ def albumentations(beton, data, workers):
     cv2.setNumThreads(0)
 
     def view(scale):
-        return A.Compose([
-            A.RandomResizedCrop((SIZE, SIZE), scale=scale, ratio=(3 / 4, 4 / 3)),
-            A.HorizontalFlip(p=0.5),
-            A.ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), p=0.8),
-            A.ToGray(p=0.2),
-            A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
-        ])  # fmt: skip
+        return A.Compose(
+            [
+                A.RandomResizedCrop((SIZE, SIZE), scale=scale, ratio=(3 / 4, 4 / 3)),
+                A.HorizontalFlip(p=0.5),
+                A.ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), p=0.8),
+                A.ToGray(p=0.2),
+                A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+            ]
+        )
 
     views = [view(v.scale) for v in IDMM_VIEWS for _ in range(v.count)]
 
@@ -112,9 +116,12 @@ def dali(beton, data, workers):
                 x = fn.flip(x, horizontal=fn.random.coin_flip(probability=0.5))
                 if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
                     x = fn.color_twist(
-                        x, brightness=fn.random.uniform(range=(0.2, 1.8)), contrast=fn.random.uniform(range=(0.2, 1.8)),
-                        saturation=fn.random.uniform(range=(0.2, 1.8)), hue=fn.random.uniform(range=(-72.0, 72.0)),
-                    )  # fmt: skip
+                        x,
+                        brightness=fn.random.uniform(range=(0.2, 1.8)),
+                        contrast=fn.random.uniform(range=(0.2, 1.8)),
+                        saturation=fn.random.uniform(range=(0.2, 1.8)),
+                        hue=fn.random.uniform(range=(-72.0, 72.0)),
+                    )
                 else:
                     x = x  # DALI wants both branches
                 if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
@@ -166,9 +173,15 @@ def ffcv(beton, data, workers):
             ]
             pipelines[f"view{len(pipelines)}"] = PipelineSpec("image", decoder=decoder, transforms=steps)
     loader = Loader(
-        str(beton.path), batch_size=64, num_workers=workers, order=OrderOption.RANDOM, seed=0, drop_last=False,
-        indices=np.arange(len(data)), pipelines=pipelines,
-    )  # fmt: skip
+        str(beton.path),
+        batch_size=64,
+        num_workers=workers,
+        order=OrderOption.RANDOM,
+        seed=0,
+        drop_last=False,
+        indices=np.arange(len(data)),
+        pipelines=pipelines,
+    )
 
     def everything():
         for _ in loader:

@@ -16,7 +16,9 @@ STAGES = ("read", "decode", "resize", "colour", "blur", "mix")
 
 
 @kernel
-def _run(upto, raw, rows, file, ptr, length, height, width, views, out, decoder, pixels, planes, line, starts, tables, draw):  # fmt: skip
+def _run(
+    upto, raw, rows, file, ptr, length, height, width, views, out, decoder, pixels, planes, line, starts, tables, draw
+):
     """All images up to a stage (its number in STAGES). Returns a number, so that no stage can be left out as unused."""
     seen = 0
     for row in rows:
@@ -64,9 +66,19 @@ class Stages:
         """Run all stages up to and with this one, over all images."""
         b = self._beton
         return _run(
-            STAGES.index(stage), self._raw, self._rows, b.bytes, b.ptr, b.length, b.height, b.width, self._views, self._out,
-            self._scratch.decoder.handle, *self._scratch.arrays,
-        )  # fmt: skip
+            STAGES.index(stage),
+            self._raw,
+            self._rows,
+            b.bytes,
+            b.ptr,
+            b.length,
+            b.height,
+            b.width,
+            self._views,
+            self._out,
+            self._scratch.decoder.handle,
+            *self._scratch.arrays,
+        )
 
     def microseconds(self, repeats=5):
         """{stage: microseconds an image}, the best of several runs: what a stage adds to those before it."""

@@ -38,9 +38,16 @@ def train(cfg, smoothing, alpha, images, epochs, batch_size, head_lr, progress):
     torch.manual_seed(cfg.training.seed)
     size = cfg.model.image_size
     loader = MultiCropLoader(
-        cfg.data.train, batch_size, cfg.data.num_workers, cfg.training.seed, alpha, [Views(1, size, (0.6, 1.0))],
-        Augment(flip=0.5, jitter=0, gray=0, blur=0), rows=np.arange(images), drop_last=True,
-    )  # fmt: skip
+        cfg.data.train,
+        batch_size,
+        cfg.data.num_workers,
+        cfg.training.seed,
+        alpha,
+        [Views(1, size, (0.6, 1.0))],
+        Augment(flip=0.5, jitter=0, gray=0, blur=0),
+        rows=np.arange(images),
+        drop_last=True,
+    )
     backbone = create_backbone(cfg.model.name, size, 0.0, cfg.model.options)
     normalize, head = Normalize(std=PRETRAIN_STD), init_head(feature_dim(backbone), images)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=cfg.training.lr, weight_decay=cfg.training.weight_decay)
@@ -94,7 +101,11 @@ def updates(cfg, out, images=128, epochs=250, batch_size=16, head_lr=1.0):
     )
     sizes.set(yscale="log", xlabel="epoch", title="gradient of a class\nout of the batch (median)")
     loss.set(xlabel="epoch", title="loss")
-    often.set(ylim=(0, 105), xlabel="epoch", title="of the classes out of the batch, so many %\nmove by over 5 % of what one in it moves")
+    often.set(
+        ylim=(0, 105),
+        xlabel="epoch",
+        title="of the classes out of the batch, so many %\nmove by over 5 % of what one in it moves",
+    )
     often.legend(fontsize=8)
     sizes.legend(fontsize=7)
     figure.savefig(out / "updates.png", dpi=110)

@@ -67,5 +67,5 @@ def verify(path, workers=0):
         f"checksums: {'every row' if beton.sums.size else 'none (not written by this project)'}; sidecar: {'agrees' if said else 'none'}",
         f"{counts.size} classes of {counts.min()} to {counts.max()} images"
         + (": " + ", ".join(f"{name} {n}" for name, n in zip(beton.classes, counts)) if counts.size <= 40 else ""),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)

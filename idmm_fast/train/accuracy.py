@@ -16,7 +16,9 @@ def check_same_classes(train, test):
     for beton in (train, test):
         missing = int((beton.label < 0).sum())
         if missing:
-            raise BetonError(f"{missing} of {len(beton)} images of {beton.path} have no label; judging and fine-tuning need them")
+            raise BetonError(
+                f"{missing} of {len(beton)} images of {beton.path} have no label; judging and fine-tuning need them"
+            )
     first, second = (beton.sidecar.get("classes") for beton in (train, test))
     if first is None or second is None or first == second:
         return
@@ -46,7 +48,9 @@ def judged(path, batch_size, size, machine, num_workers=0, rows=None, on_error="
 def say_skipped(path, skipped, images):
     """Say how many images were left out; raise LoaderError if that is all of them."""
     if skipped == images:
-        raise LoaderError(f"none of the {images} images of {path} can be decoded. Convert it again with write_datasets.py.")
+        raise LoaderError(
+            f"none of the {images} images of {path} can be decoded. Convert it again with write_datasets.py."
+        )
     if skipped:
         tqdm.write(f"{path}: {skipped} of {images} images can't be decoded and are left out of the judgement")
 
@@ -68,7 +72,9 @@ def top_k(model, path, labels, machine, batch_size, size, num_workers=0, ks=(1, 
                 logits = model(images)
             wanted = labels.to(idx.device)[idx].unsqueeze(1)
             order = logits.float().topk(min(max(ks), logits.shape[1]), dim=1).indices
-            right += torch.stack([*((order[:, :k] == wanted).sum() for k in ks), torch.tensor(len(idx), device=right.device)])
+            right += torch.stack(
+                [*((order[:, :k] == wanted).sum() for k in ks), torch.tensor(len(idx), device=right.device)]
+            )
     model.train(was_training)
     *right, seen = distributed.total(right).tolist()
     skipped = labels.numel() - seen

@@ -135,8 +135,9 @@ def step_of(path):
 
 def listing(folder):
     """The checkpoints in `folder`, oldest first."""
-    return sorted((p for p in Path(folder).glob("epoch_*.pt") if re.fullmatch(r"epoch_\d+_step_\d+\.pt", p.name)),
-                  key=step_of)  # fmt: skip
+    return sorted(
+        (p for p in Path(folder).glob("epoch_*.pt") if re.fullmatch(r"epoch_\d+_step_\d+\.pt", p.name)), key=step_of
+    )
 
 
 def load(path):

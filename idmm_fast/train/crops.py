@@ -32,7 +32,9 @@ def draw_batch(loader, path, epoch=0, images=6):
         for view in range(spec.count):
             for b in range(shown):
                 axis, row = axes[b, column], view * size + b
-                axis.imshow(np.ascontiguousarray(group.images[row].permute(1, 2, 0).cpu().numpy()), interpolation="nearest")
+                axis.imshow(
+                    np.ascontiguousarray(group.images[row].permute(1, 2, 0).cpu().numpy()), interpolation="nearest"
+                )
                 axis.set_xticks([])
                 axis.set_yticks([])
                 top, left, bottom, right = mix.box[row]

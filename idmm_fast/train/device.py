@@ -45,8 +45,13 @@ class Machine:
         """
         if distributed.world() > 1:
             constant = [name for name, _ in module.named_buffers()]  # normalisation, sinusoids: nothing to send about
-            module._ddp_params_and_buffers_to_ignore = [*getattr(module, "_ddp_params_and_buffers_to_ignore", ()), *constant]
-            module = DistributedDataParallel(module, [self.device] if self.device.type == "cuda" else None, gradient_as_bucket_view=True)
+            module._ddp_params_and_buffers_to_ignore = [
+                *getattr(module, "_ddp_params_and_buffers_to_ignore", ()),
+                *constant,
+            ]
+            module = DistributedDataParallel(
+                module, [self.device] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
+            )
         if not self.compile:
             return module
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))

@@ -68,10 +68,15 @@ def processes(device):
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         here = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
         if here > gpus:
-            raise ConfigError(f"{here} processes and {gpus} GPU{'s' if gpus > 1 else ''}; use --nproc-per-node {gpus} or --training.device=cpu")
+            raise ConfigError(
+                f"{here} processes and {gpus} GPU{'s' if gpus > 1 else ''}; use --nproc-per-node {gpus} or --training.device=cpu"
+            )
         torch.cuda.set_device(local)
     several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1"
+    shared = (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1"
+    )
     if several and shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         raise ConfigError(
             "torchrun with --max-restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it on each of them, "
@@ -94,11 +99,15 @@ def processes(device):
         torch.set_num_threads(cores())
     try:
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        _restarted = any(of_all(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))  # only the agent of the dead process counts it
+        _restarted = any(
+            of_all(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+        )  # only the agent of the dead process counts it
         yield
     except BaseException as error:
         why = _lost(error)
-        watch.leave(failed=True)  # no barrier: the others may wait for this one, and learn from this that they wait in vain
+        watch.leave(
+            failed=True
+        )  # no barrier: the others may wait for this one, and learn from this that they wait in vain
         if not cuda and not watch.silent:  # left as they are, gloo's threads now and then abort the process at its end
             dist.destroy_process_group()
         if why:
@@ -115,7 +124,9 @@ def _lost(error):
     text, backend = str(error), isinstance(error, dist.DistBackendError)
     if "Timed out waiting" in text or (backend and "timeout" in text.lower()):
         return f"process {rank()} stopped, since another one does not answer: it hangs, or its machine or the network between them is down"
-    if backend or any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")):
+    if backend or any(
+        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    ):
         return f"process {rank()} stopped, since another one has ended; the message of that one says why"
     return None
 
@@ -158,7 +169,9 @@ class _Watch:
                 break
         if lowest > 0:
             return
-        self._why = self._why or f"process {rank()} stopped, since another one has ended; the message of that one says why"
+        self._why = (
+            self._why or f"process {rank()} stopped, since another one has ended; the message of that one says why"
+        )
         if self._mine == 0 and not self._left.wait(GRACE):
             print(f"error: {self._why}", file=sys.stderr, flush=True)
             os._exit(1)

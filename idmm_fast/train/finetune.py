@@ -48,9 +48,13 @@ SCHEMA = {
             **settings.MODEL[1],
             "image_size": Param(Whole(8, 4096), "side of the input in pixels", default=224),
             "init": Param(
-                Text(), "run folder, checkpoint or .safetensors (timm's too) to start from; none: random weights", default=None
+                Text(),
+                "run folder, checkpoint or .safetensors (timm's too) to start from; none: random weights",
+                default=None,
             ),
-            "keep_head": Param(Flag(), "take the classifier from there too, which a fine-tuning of the same classes has", default=False),
+            "keep_head": Param(
+                Flag(), "take the classifier from there too, which a fine-tuning of the same classes has", default=False
+            ),
         },
     ),
     "views": (
@@ -76,7 +80,9 @@ SCHEMA = {
         "what --stages runs",
         {
             "stages": Param(
-                Stages(), "changes for each stage; each begins with the weights and the classifier of the one before, in RUN_DIR/stage_K", default=[]
+                Stages(),
+                "changes for each stage; each begins with the weights and the classifier of the one before, in RUN_DIR/stage_K",
+                default=[],
             )
         },
     ),
@@ -138,17 +144,27 @@ def ladder(cfg):
     Raises what `finetune` does.
     """
     if not cfg.ladder.stages:
-        raise ConfigError("ladder.stages is empty: the configurations *_finetune.yaml in rn_configs/ have some, to begin from")
+        raise ConfigError(
+            "ladder.stages is empty: the configurations *_finetune.yaml in rn_configs/ have some, to begin from"
+        )
     if cfg.training.max_steps:
-        raise ConfigError("training.max_steps does not go with --stages: a trial leaves no weights for the next stage to begin with")
+        raise ConfigError(
+            "training.max_steps does not go with --stages: a trial leaves no weights for the next stage to begin with"
+        )
     folder, results = Path(cfg.logging.run_dir), []
     stages = [
-        changed(SCHEMA, cfg, {
-            "training.resume": "auto", **({"model.init": str(folder / f"stage_{k - 1}"), "model.keep_head": True} if k > 1 else {}),
-            **changes, "logging.run_dir": str(folder / f"stage_{k}"),
-        })
+        changed(
+            SCHEMA,
+            cfg,
+            {
+                "training.resume": "auto",
+                **({"model.init": str(folder / f"stage_{k - 1}"), "model.keep_head": True} if k > 1 else {}),
+                **changes,
+                "logging.run_dir": str(folder / f"stage_{k}"),
+            },
+        )
         for k, changes in enumerate(cfg.ladder.stages, 1)
-    ]  # fmt: skip
+    ]
     with distributed.processes(cfg.training.device):
         for stage in stages:
             results.append(finetune(stage))
@@ -189,14 +205,22 @@ def _finetune(cfg, stack):
 
     cfg = settings.fix_batch_size(SCHEMA, cfg, trial)
     loader = MultiCropLoader(
-        cfg.data.train, seed=cfg.training.seed, cutmix_alpha=0.0, views=[Views(1, size, tuple(cfg.views.scale), interpolation="bicubic")],
-        augment=settings.make_augment(cfg), rows=rows, on_error=cfg.data.on_error, **settings.share_of_process(cfg),
-    )  # fmt: skip
+        cfg.data.train,
+        seed=cfg.training.seed,
+        cutmix_alpha=0.0,
+        views=[Views(1, size, tuple(cfg.views.scale), interpolation="bicubic")],
+        augment=settings.make_augment(cfg),
+        rows=rows,
+        on_error=cfg.data.on_error,
+        **settings.share_of_process(cfg),
+    )
     if cfg.model.init is not None:
         load_backbone(backbone, cfg.model.init, head if cfg.model.keep_head else None)
     elif cfg.model.keep_head:
         raise ConfigError("model.keep_head needs model.init, the fine-tuning whose classifier is kept")
-    run = stack.enter_context(contextlib.closing(Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train, "test": test})))
+    run = stack.enter_context(
+        contextlib.closing(Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train, "test": test}))
+    )
     machine = choose(cfg.training, cfg.training.epochs * len(loader))
     model = machine.place(Classifier(backbone, head)).train()
     labels = labels.to(machine.device)
@@ -223,29 +247,47 @@ def _finetune(cfg, stack):
         else:
             partner, share = torch.arange(rows_a.numel(), device=rows_a.device), 1.0
         logits = prepared(images, partner, torch.tensor(share, dtype=torch.float32))
-        return loader.share_of(step) * instance_loss(logits, labels[rows_a], labels[rows_b], lam, cfg.training.smoothing)
+        return loader.share_of(step) * instance_loss(
+            logits, labels[rows_a], labels[rows_b], lam, cfg.training.smoothing
+        )
 
     test_labels = torch.from_numpy(test.label)
 
     def end_epoch(epoch, last):
         every = cfg.training.evaluate_every
         if last or (every and (epoch + 1) % every == 0):
-            return top_k(model, cfg.data.test, test_labels, machine, loader.batch_size, size, loader.num_workers, on_error=cfg.data.on_error)
+            return top_k(
+                model,
+                cfg.data.test,
+                test_labels,
+                machine,
+                loader.batch_size,
+                size,
+                loader.num_workers,
+                on_error=cfg.data.on_error,
+            )
         return None
 
-    with memory.explained(cfg.training.batch_size, lambda: memory.largest_batch(model, machine, *_forward(model, size, machine))):
+    with memory.explained(
+        cfg.training.batch_size, lambda: memory.largest_batch(model, machine, *_forward(model, size, machine))
+    ):
         fit(run, cfg, loader, model, machine, loss_of, title="fine-tune", begin_epoch=begin_epoch, end_epoch=end_epoch)
     if cfg.training.max_steps:  # a trial
         return {}
     tested = run.tested()
     last, best = tested[-1], max(tested, key=lambda line: line["top1"])
     result = {key: last[key] for key in ("top1", "top5")}
-    result |= {"best_top1": best["top1"], "best_epoch": best["epoch"]}  # chosen on data.test itself, so flattering; top1 is the last epoch's
+    result |= {
+        "best_top1": best["top1"],
+        "best_epoch": best["epoch"],
+    }  # chosen on data.test itself, so flattering; top1 is the last epoch's
     skipped = {"images_skipped": last["images_skipped"]} if "images_skipped" in last else {}
     result = {**result, **skipped, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
     if run.main:
         save_classifier(model.backbone, model.head, run.folder / "model.safetensors")
-        write_json(run.folder / "config.json", timm_config(model.backbone, cfg.model.name, size, classes, cfg.model.options))
+        write_json(
+            run.folder / "config.json", timm_config(model.backbone, cfg.model.name, size, classes, cfg.model.options)
+        )
         write_json(run.folder / "result.json", result)
         draw_curves(run.folder)
     return result

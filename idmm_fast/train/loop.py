@@ -20,7 +20,9 @@ def _groups(model, training):
     for p in model.parameters():
         if p.requires_grad:
             key = (id(p) in head, training.decay_vectors or p.dim() > 1)
-            groups.setdefault(key, {"params": [], "scale": training.head_lr if key[0] else 1.0, "decays": float(key[1])})["params"].append(p)
+            groups.setdefault(
+                key, {"params": [], "scale": training.head_lr if key[0] else 1.0, "decays": float(key[1])}
+            )["params"].append(p)
     return [groups[key] for key in sorted(groups)]
 
 
@@ -80,7 +82,11 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
         meter.show(loss=f"{loss:.3f}", lr=f"{entry['lr']:.1e}", **({"skipped": skipped} if skipped else {}))
         if in_a_row >= (2 if entry["step"] == steps - 1 else training.max_skipped):
             named = ", ".join(map(str, rows.unique().tolist()[:20]))
-            what = f"the gradients of a finite loss ({loss:.4g}) were not finite" if math.isfinite(loss) else f"the loss became {loss}"
+            what = (
+                f"the gradients of a finite loss ({loss:.4g}) were not finite"
+                if math.isfinite(loss)
+                else f"the loss became {loss}"
+            )
             raise FloatingPointError(
                 f"{what} at step {entry['step']} (epoch {entry['epoch']}), {in_a_row} times in a row; the last batch held the rows {named} "
                 f"of {cfg.data.train}. The last good checkpoint is kept. Go on from it, or begin again, with a smaller training.lr or training.amp=fp32."
@@ -92,7 +98,9 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
         results = end_epoch(epoch, last) if end_epoch else None
         if not results:
             return
-        if results.get("top1", -1.0) > best and not (last and not run.tested()):  # if it is the only one, it is the last
+        if results.get("top1", -1.0) > best and not (
+            last and not run.tested()
+        ):  # if it is the only one, it is the last
             best = results["top1"]
             run.save_best({**state.weights(), "epoch": epoch, "config": as_dict(cfg), **results}, step)
         run.add(**results)
@@ -100,7 +108,9 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
     with Interrupt() as interrupt:
         try:
             agreement = distributed.Agreement()
-            if step and step % per_epoch == 0 and not run.is_evaluated():  # stopped between an epoch's last step and its evaluation
+            if (
+                step and step % per_epoch == 0 and not run.is_evaluated()
+            ):  # stopped between an epoch's last step and its evaluation
                 evaluate(step // per_epoch - 1)
             while step < steps:
                 epoch = step // per_epoch
@@ -123,7 +133,9 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                         for p in trained:
                             torch.nn.utils.clip_grad_norm_([p], training.clip)
                     loss_and_bad = _looked_at(loss, trained)
-                    if not scaler.is_enabled():  # it looks at the gradients itself; without it the fused step skips by this, unlooked at
+                    if (
+                        not scaler.is_enabled()
+                    ):  # it looks at the gradients itself; without it the fused step skips by this, unlooked at
                         optimizer.found_inf = loss_and_bad[1]
                     scaler.step(optimizer)
                     scaler.update()
@@ -132,13 +144,24 @@ def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, e
                         model.after_step(step / steps)
                     meter.step(loader.images_of(step % per_epoch))
                     flush()  # a step late, so that a GPU is never waited for
-                    pending = {"epoch": epoch, "step": step, "loss_and_bad": loss_and_bad, "rows": groups[0][1], "lr": lr,
-                               "images_per_s": round(meter.images_per_s, 2), "wait": round(meter.wait, 4)}  # fmt: skip
+                    pending = {
+                        "epoch": epoch,
+                        "step": step,
+                        "loss_and_bad": loss_and_bad,
+                        "rows": groups[0][1],
+                        "lr": lr,
+                        "images_per_s": round(meter.images_per_s, 2),
+                        "wait": round(meter.wait, 4),
+                    }
                     step += 1
                     minutes = (time.monotonic() - saved_at) / 60
-                    late = 0 < training.checkpoint_minutes < minutes and distributed.rank() == 0  # the clocks of the others don't count
+                    late = (
+                        0 < training.checkpoint_minutes < minutes and distributed.rank() == 0
+                    )  # the clocks of the others don't count
                     stop, late = agreement.ask(interrupt.signal, late)
-                    late = late and step - saved_step > agreement.delay  # else it was asked before the last one was written
+                    late = (
+                        late and step - saved_step > agreement.delay
+                    )  # else it was asked before the last one was written
                     if stop:
                         flush()
                         save(epoch)

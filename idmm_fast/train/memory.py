@@ -16,7 +16,11 @@ USUAL = 256  # images a step, the recipe's: more than that is not what the learn
 def free_bytes(device):
     """Bytes that this process may still take: on a GPU those of the device, else the least of what the system, its cgroup and ulimit allow."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
     found = [limits.free_memory()]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:

@@ -35,7 +35,10 @@ SCHEMA = {
         {
             "name": Param(OneOf(*METHODS), "idmm, or one to compare it with", default="idmm"),
             "options": Param(
-                Mapping(), "of a method other than idmm: " + "; ".join(f"{m}: {', '.join(options_of(m))}" for m in METHODS if m != "idmm"), default={}
+                Mapping(),
+                "of a method other than idmm: "
+                + "; ".join(f"{m}: {', '.join(options_of(m))}" for m in METHODS if m != "idmm"),
+                default={},
             ),
         },
     ),
@@ -99,9 +102,16 @@ def make_loader(cfg, machine):
 
         made = functools.partial(DeviceLoader, device=machine.device, compile=machine.compile)
     return made(
-        cfg.data.train, seed=cfg.training.seed, cutmix_alpha=cfg.cutmix.alpha, views=groups, augment=settings.make_augment(cfg),
-        cutmix_chunk=cfg.cutmix.chunk, cutmix_per_row=cfg.cutmix.per_row, on_error=cfg.data.on_error, **part,
-    )  # fmt: skip
+        cfg.data.train,
+        seed=cfg.training.seed,
+        cutmix_alpha=cfg.cutmix.alpha,
+        views=groups,
+        augment=settings.make_augment(cfg),
+        cutmix_chunk=cfg.cutmix.chunk,
+        cutmix_per_row=cfg.cutmix.per_row,
+        on_error=cfg.data.on_error,
+        **part,
+    )
 
 
 def pretrain(cfg, probe=None):
@@ -123,18 +133,35 @@ def _make_model(cfg, labels):
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
     if cfg.method.name != "idmm":
         if cfg.cutmix.alpha > 0:
-            raise ConfigError(f"{cfg.method.name} can't use mixed images: cutmix.alpha must be 0. --config rn_configs/methods/{cfg.method.name}.yaml says so")
-        model = create_method(cfg.method.name, backbone, labels, [g["count"] for g in cfg.views.groups], cfg.method.options)
+            raise ConfigError(
+                f"{cfg.method.name} can't use mixed images: cutmix.alpha must be 0. --config rn_configs/methods/{cfg.method.name}.yaml says so"
+            )
+        model = create_method(
+            cfg.method.name, backbone, labels, [g["count"] for g in cfg.views.groups], cfg.method.options
+        )
         return machine.place(model).train(), machine, cfg.method.name
     if cfg.method.options:
-        raise ConfigError("method.options is for the other methods; idmm has its keys under head, cutmix and training.smoothing")
-    dense_mb = cfg.training.batch_size // distributed.world() * sum(g["count"] for g in cfg.views.groups) * instances * 4 / 2**20
+        raise ConfigError(
+            "method.options is for the other methods; idmm has its keys under head, cutmix and training.smoothing"
+        )
+    dense_mb = (
+        cfg.training.batch_size
+        // distributed.world()
+        * sum(g["count"] for g in cfg.views.groups)
+        * instances
+        * 4
+        / 2**20
+    )
     fused = dense_mb > cfg.head.dense_mb if cfg.head.loss == "auto" else cfg.head.loss == "fused"
     if cfg.head.sample_rate < 1 and cfg.head.loss == "dense":
         raise ConfigError("head.loss=dense does not go with head.sample_rate below 1; leave head.loss at auto")
     rate = cfg.head.sample_rate
     model = IDMM(backbone, instances, cfg.training.smoothing, fused, cfg.head.scratch_mb << 20, rate)
-    kind = f"fused loss over the batch's images and {rate:.3g} of the others" if rate < 1 else f"{'fused' if model.fused else 'dense'} loss"
+    kind = (
+        f"fused loss over the batch's images and {rate:.3g} of the others"
+        if rate < 1
+        else f"{'fused' if model.fused else 'dense'} loss"
+    )
     return machine.place(model).train(), machine, f"{kind} (dense logits: {dense_mb:,.0f} MB)"
 
 
@@ -143,7 +170,9 @@ def _forward(model, cfg, machine):
     groups = [(g["count"], g.get("size", cfg.model.image_size)) for g in cfg.views.groups]
 
     def forward(n):
-        images = [torch.zeros(count * n, 3, size, size, dtype=torch.uint8, device=machine.device) for count, size in groups]
+        images = [
+            torch.zeros(count * n, 3, size, size, dtype=torch.uint8, device=machine.device) for count, size in groups
+        ]
         rows = [torch.zeros(count * n, dtype=torch.int64, device=machine.device) for count, _ in groups]
         return model(images, rows, rows, [torch.ones(count * n, device=machine.device) for count, _ in groups])
 
@@ -187,7 +216,9 @@ def _pretrain(cfg, probe, stack):
         run.say(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.2f} %" for name, value in found.items()))
         return found
 
-    with memory.explained(cfg.training.batch_size, lambda: memory.largest_batch(model, machine, *_forward(model, cfg, machine))):
+    with memory.explained(
+        cfg.training.batch_size, lambda: memory.largest_batch(model, machine, *_forward(model, cfg, machine))
+    ):
         fit(run, cfg, loader, model, machine, loss_of, title="pretrain", end_epoch=end_epoch)
     if run.main:
         if not cfg.training.max_steps:

@@ -28,7 +28,12 @@ from . import checkpoint, distributed
 def config_of(path):
     """The config.yaml of the run that `path`, a run folder or a file in it, belongs to; None if there is none."""
     path = Path(path)
-    folders = (path, path.parent, path.parent.parent, path.parent.parent.parent)  # the last for RUN/checkpoints/aside_1/*.pt
+    folders = (
+        path,
+        path.parent,
+        path.parent.parent,
+        path.parent.parent.parent,
+    )  # the last for RUN/checkpoints/aside_1/*.pt
     return next((f / "config.yaml" for f in folders if (f / "config.yaml").is_file()), None)
 
 
@@ -62,7 +67,9 @@ def record(path, step):
 
     commit = changed = None
     with contextlib.suppress(OSError):  # no git here
-        if git("ls-files", "--error-unmatch", here):  # a checkout of this project, not a folder that happens to lie in one of another
+        if git(
+            "ls-files", "--error-unmatch", here
+        ):  # a checkout of this project, not a folder that happens to lie in one of another
             commit, changed = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     line = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -71,7 +78,8 @@ def record(path, step):
         "commit": commit,
         "changed": changed,
         "versions": {
-            "python": platform.python_version(), "torch": torch.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
             **{name: _version(name) for name in ("idmm-fast", "torchvision", "timm", "ffcv", "numpy", "numba")},
         },
         "host": platform.node(),
@@ -106,13 +114,23 @@ def _version(name):
 # What may change from one part of a run to the next, since no number depends on it but for rounding. Everything else may not. Of data.train and
 # data.test the images count, not where they are.
 _FREE = {
-    "training": ("resume", "device", "compile", "amp", "channels_last", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "max_skipped",
-                 "max_steps"),
+    "training": (
+        "resume",
+        "device",
+        "compile",
+        "amp",
+        "channels_last",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "max_skipped",
+        "max_steps",
+    ),
     "data": ("train", "test", "num_workers", "on_error"),
     "logging": ("run_dir",),
     "probe": ("every", "linear"),
     "ladder": ("stages",),
-}  # fmt: skip
+}
 _ABSENT = "nothing (there was no such key)"
 
 
@@ -152,7 +170,9 @@ class Run:
             self._reopen()
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(self.folder / "events"), purge_step=self.state["step"] if self.state else None)
+            self._events = SummaryWriter(
+                str(self.folder / "events"), purge_step=self.state["step"] if self.state else None
+            )
         except BaseException:
             self._lock.close()
             raise
@@ -184,7 +204,9 @@ class Run:
                     f"training.resume: {resume} is not a checkpoint file; use auto for the newest of {self.checkpoints}"
                 )
             if checkpoint.listing(self.checkpoints) and path.resolve().parent not in self._own_folders():
-                raise ConfigError(f"{self.folder} holds a run already, and {resume} is of another one. Use another --logging.run_dir.")
+                raise ConfigError(
+                    f"{self.folder} holds a run already, and {resume} is of another one. Use another --logging.run_dir."
+                )
             self.state = checkpoint.load(path)
         elif checkpoint.listing(self.checkpoints):
             raise ConfigError(
@@ -241,7 +263,9 @@ class Run:
                     if json.loads(line)["step"] < step:
                         kept.append(line)
         self._line = json.loads(kept[-1]) if kept else {}
-        if step and self._line.get("step") != step - 1 and "line" in self.state:  # it is lost, or this is another folder
+        if (
+            step and self._line.get("step") != step - 1 and "line" in self.state
+        ):  # it is lost, or this is another folder
             self._line = self.state["line"]
             kept.append(json.dumps(self._line))
         temporary = path.with_suffix(".tmp")
@@ -271,7 +295,9 @@ class Run:
         """Add the results of an evaluation to the last line."""
         if self.main:
             self._line = self._line | results
-            _write(self._metrics.fileno(), (json.dumps(self._line) + "\n").encode(), self._start)  # over its shorter self
+            _write(
+                self._metrics.fileno(), (json.dumps(self._line) + "\n").encode(), self._start
+            )  # over its shorter self
             self._show(results)
 
     def _show(self, values):
@@ -292,7 +318,9 @@ class Run:
     def save_best(self, state, step):
         """Beside the numbered ones: the state that tested best so far. Returns when it is written."""
         if self.main:
-            self._writer.begin(lambda: (checkpoint.check_finite(state, step), checkpoint.write(self.checkpoints / "best.pt", state)))
+            self._writer.begin(
+                lambda: (checkpoint.check_finite(state, step), checkpoint.write(self.checkpoints / "best.pt", state))
+            )
             self._writer.wait()
 
     def best(self, epochs):
@@ -409,7 +437,12 @@ def advice(loader):
         turns.append("make the views on the GPU (--data.views_on=device)")
     if (loader.beton.mode != RAW).any():
         turns.append("store pixels instead of JPEGs (write_datasets.py --mode raw)")
-    longer, largest = int(np.median(np.maximum(loader.beton.width, loader.beton.height))), max(view.size for view in loader.views)
+    longer, largest = (
+        int(np.median(np.maximum(loader.beton.width, loader.beton.height))),
+        max(view.size for view in loader.views),
+    )
     if longer > 4 * largest:
-        turns.append(f"store smaller images (write_datasets.py --max-resolution {4 * largest}; now half of them have more than {longer} pixels a side)")
+        turns.append(
+            f"store smaller images (write_datasets.py --max-resolution {4 * largest}; now half of them have more than {longer} pixels a side)"
+        )
     return "To have it faster: " + "; or ".join(turns or ["use a machine with more cores for each GPU"]) + "."

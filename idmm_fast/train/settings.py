@@ -51,7 +51,9 @@ def data(test):
                 f"beton to test on{'' if test else ' (pretraining reads it for probe.every only)'}",
                 default=None,
             ),
-            "num_workers": Param(Whole(0, 1024), "loader threads of each process, 0 to share the cores among them", default=0),
+            "num_workers": Param(
+                Whole(0, 1024), "loader threads of each process, 0 to share the cores among them", default=0
+            ),
             "on_error": Param(
                 OneOf("raise", "replace"),
                 "what to do with an image of data.train that can't be decoded: stop, or let the next row stand in",
@@ -77,7 +79,11 @@ def augment(defaults):
             "gray": Param(Number(0, 1), "probability of grayscale", default=defaults.gray),
             "blur": Param(Number(0, 1), "probability of a Gaussian blur", default=defaults.blur),
             "sigma": Param(Pair(), "its sigma in pixels is drawn from this range", default=list(defaults.sigma)),
-            "operations": Param(Whole(0, 2), "how many operations of RandAugment follow, the authors' fifteen", default=defaults.operations),
+            "operations": Param(
+                Whole(0, 2),
+                "how many operations of RandAugment follow, the authors' fifteen",
+                default=defaults.operations,
+            ),
         },
     )
 
@@ -102,9 +108,15 @@ def fix_batch_size(schema, cfg, make_model, chunk=1):
     if begun and begun.is_file():
         size = yaml.safe_load(begun.read_text(encoding="utf-8"))["training"]["batch_size"]
     else:
-        fits = min(memory.USUAL // distributed.world(), *distributed.of_all(memory.largest_batch(*make_model()))) // chunk * chunk
+        fits = (
+            min(memory.USUAL // distributed.world(), *distributed.of_all(memory.largest_batch(*make_model())))
+            // chunk
+            * chunk
+        )
         if fits < 1:
-            raise MemoryError(f"not even the {chunk} images of cutmix.chunk fit into memory; use a smaller model.image_size or cutmix.chunk")
+            raise MemoryError(
+                f"not even the {chunk} images of cutmix.chunk fit into memory; use a smaller model.image_size or cutmix.chunk"
+            )
         size = fits * distributed.world()
         if distributed.rank() == 0:
             print(f"training.batch_size=auto: {size}")
@@ -115,7 +127,10 @@ def check_warmup(cfg):
     """Say so where the warm-up is as long as the training, which then ends at its highest rate, or below."""
     epochs, warmup = cfg.training.epochs, cfg.training.warmup_epochs
     if warmup >= epochs and not cfg.training.max_steps and distributed.rank() == 0:
-        print(f"training.warmup_epochs {warmup:g} is not below training.epochs {epochs}: the learning rate will only rise", file=sys.stderr)
+        print(
+            f"training.warmup_epochs {warmup:g} is not below training.epochs {epochs}: the learning rate will only rise",
+            file=sys.stderr,
+        )
 
 
 def share_of_process(cfg):
@@ -155,9 +170,15 @@ def training(lr, epochs):
                 Whole(0), "for a trial: stop after so many steps, without a checkpoint; 0: go to the end", default=0
             ),
             "checkpoint_every": Param(Whole(1), "epochs between checkpoints", default=10),
-            "checkpoint_minutes": Param(Number(0), "a checkpoint also after so many minutes, in mid-epoch; 0: no", default=10.0),
+            "checkpoint_minutes": Param(
+                Number(0), "a checkpoint also after so many minutes, in mid-epoch; 0: no", default=10.0
+            ),
             "keep_checkpoints": Param(Whole(1), "the last so many are kept, and in fine-tuning the best", default=2),
-            "max_skipped": Param(Whole(1), "stop after so many steps in a row whose loss is not finite; each of them is skipped", default=10),
+            "max_skipped": Param(
+                Whole(1),
+                "stop after so many steps in a row whose loss is not finite; each of them is skipped",
+                default=10,
+            ),
             "device": Param(OneOf("auto", "cpu", "cuda"), "where to compute", default="auto"),
             "amp": Param(
                 OneOf("auto", "fp32", "bf16", "fp16"),

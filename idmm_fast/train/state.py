@@ -25,7 +25,9 @@ class State:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self._spread = getattr(model.head, "spread", False)
         head = {id(p) for p in model.head.parameters()}
-        self._head = [k for k, p in enumerate(p for group in optimizer.param_groups for p in group["params"]) if id(p) in head]
+        self._head = [
+            k for k, p in enumerate(p for group in optimizer.param_groups for p in group["params"]) if id(p) in head
+        ]
 
     def weights(self):
         """{"model": its weights, copied to the CPU}, in process 0; every process must call it. Elsewhere {}."""
@@ -35,7 +37,11 @@ class State:
     def take(self):
         """The whole tree, in process 0; every process must call it. Elsewhere {}."""
         optimizer = self._with_moments(self.optimizer.state_dict(), "collect")
-        rest = {"optimizer": optimizer, "scaler": self.scaler.state_dict(), "random": distributed.of_all(_random_state())}
+        rest = {
+            "optimizer": optimizer,
+            "scaler": self.scaler.state_dict(),
+            "random": distributed.of_all(_random_state()),
+        }
         return self.weights() | ({} if distributed.rank() else _copied(rest))
 
     def restore(self, tree):
