@@ -32,8 +32,8 @@ def main(argv=None):
     from idmm_fast.beton import BetonError
     from idmm_fast.config import ConfigError, parse
     from idmm_fast.loader import LoaderError
-    from idmm_fast.report.updates import summary, updates
-    from idmm_fast.train.pretrain import SCHEMA
+    from idmm_fast.studies.class_updates import summary, updates
+    from idmm_fast.train.pretraining import SCHEMA
 
     try:
         cfg = parse(SCHEMA, rest, __doc__)

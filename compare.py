@@ -95,9 +95,9 @@ def main(argv=None):
     args = parse(sys.argv[1:] if argv is None else argv)
 
     from idmm_fast.beton import BetonError
+    from idmm_fast.compare.page import write_page
+    from idmm_fast.compare.runner import Setup, Stopped, compare, make_cells
     from idmm_fast.config import ConfigError
-    from idmm_fast.report.compare import Setup, Stopped, compare, make_cells
-    from idmm_fast.report.compare_page import write_page
 
     if hasattr(args, "report"):
         try:

@@ -23,8 +23,8 @@ def main(argv=None):
     from idmm_fast.config import ConfigError
     from idmm_fast.datasets import DatasetError
     from idmm_fast.loader import LoaderError
-    from idmm_fast.report.demo import run_demo, table
-    from idmm_fast.train.run import Interrupted
+    from idmm_fast.studies.demo import run_demo, table
+    from idmm_fast.train.signals import Interrupted
 
     try:
         report = run_demo("rn_configs/demo.yaml", "rn_configs/demo_finetune.yaml", args.out, args.seeds, overrides)

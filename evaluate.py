@@ -16,9 +16,11 @@ from pathlib import Path
 def main(argv=None):
     from idmm_fast.beton import BetonError
     from idmm_fast.config import ConfigError, keys, parse
-    from idmm_fast.evaluate.judge import SCHEMA, judge, run_config
+    from idmm_fast.config.evaluate import SCHEMA
+    from idmm_fast.evaluate.frozen import evaluate_frozen, run_config
     from idmm_fast.loader import LoaderError
-    from idmm_fast.train import finetune, pretrain
+    from idmm_fast.train import finetuning as finetune
+    from idmm_fast.train import pretraining as pretrain
 
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -29,7 +31,7 @@ def main(argv=None):
             aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test"},
             ignored=[*keys(pretrain.SCHEMA), *keys(finetune.SCHEMA)],
         )
-        result = judge(cfg)
+        result = evaluate_frozen(cfg)
     except (ConfigError, BetonError, LoaderError, FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(

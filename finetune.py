@@ -6,7 +6,7 @@
     python finetune.py --config rn_configs/pets_finetune.yaml --init runs/pets_deit_tiny --stages
 
 --init NAME is short for --model.init=NAME: the run folder of a pretraining, a checkpoint, or a .safetensors file.
---stages: the stages of ladder.stages one after another, each from the end of the one before it: 800 epochs at 224 pixels, then 100 at 448. Called again,
+--stages: the stages of progressive.stages one after another, each from the end of the one before it: 800 epochs at 224 pixels, then 100 at 448. Called again,
 it goes on where it was stopped.
 """
 
@@ -17,10 +17,10 @@ def main(argv=None):
     from idmm_fast.beton import BetonError
     from idmm_fast.config import ConfigError, keys, parse
     from idmm_fast.loader import LoaderError
-    from idmm_fast.train import pretrain
-    from idmm_fast.train.distributed import talks
-    from idmm_fast.train.finetune import SCHEMA, finetune, ladder
-    from idmm_fast.train.run import Interrupted
+    from idmm_fast.runtime.distributed import is_main_process
+    from idmm_fast.train import pretraining as pretrain
+    from idmm_fast.train.finetuning import SCHEMA, finetune, run_stages
+    from idmm_fast.train.signals import Interrupted
 
     argv = list(sys.argv[1:] if argv is None else argv)
     stages = "--stages" in argv
@@ -29,13 +29,13 @@ def main(argv=None):
         cfg = parse(
             SCHEMA, rest, __doc__, aliases={"init": "model.init"}, others={"train_idmm.py": keys(pretrain.SCHEMA)}
         )
-        results = ladder(cfg) if stages else [finetune(cfg)]
+        results = run_stages(cfg) if stages else [finetune(cfg)]
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
     except (ConfigError, BetonError, LoaderError, FloatingPointError, MemoryError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    if not talks():
+    if not is_main_process():
         return
     for k, result in enumerate(results, 1):
         folder = f"{cfg.logging.run_dir}/stage_{k}" if stages else cfg.logging.run_dir

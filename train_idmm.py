@@ -12,24 +12,24 @@ import sys
 def main(argv=None):
     from idmm_fast.beton import BetonError
     from idmm_fast.config import ConfigError, keys, parse
-    from idmm_fast.evaluate.judge import Probe
+    from idmm_fast.evaluate.frozen import OnlineEvaluation
     from idmm_fast.loader import LoaderError
-    from idmm_fast.train import finetune
-    from idmm_fast.train.distributed import talks
-    from idmm_fast.train.pretrain import SCHEMA, pretrain
-    from idmm_fast.train.run import Interrupted
+    from idmm_fast.runtime.distributed import is_main_process
+    from idmm_fast.train import finetuning as finetune
+    from idmm_fast.train.pretraining import SCHEMA, pretrain
+    from idmm_fast.train.signals import Interrupted
 
     try:
         cfg = parse(
             SCHEMA, sys.argv[1:] if argv is None else argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)}
         )
-        folder = pretrain(cfg, Probe(cfg))
+        folder = pretrain(cfg, OnlineEvaluation(cfg))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
     except (ConfigError, BetonError, LoaderError, FloatingPointError, MemoryError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    if not talks():
+    if not is_main_process():
         return
     if cfg.training.max_steps:
         print(

@@ -168,13 +168,13 @@ def main(argv=None):
         elif args.ds:
             convert(args, lambda: bool(stopped))
         elif args.verify:
-            from idmm_fast.report.verify import verify
+            from idmm_fast.beton.verify import verify
 
             print(verify(args.verify))
         else:
-            from idmm_fast.report.contact_sheet import draw_contact_sheet
+            from idmm_fast.plots.image_grid import plot_image_grid
 
-            print(draw_contact_sheet(args.show))
+            print(plot_image_grid(args.show))
     except (datasets.DatasetError, WriteError, Locked, BetonError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

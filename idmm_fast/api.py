@@ -85,9 +85,9 @@ def _model(model):
 
 def _model_of(run):
     """The `model` section of the run that `run` (a run folder, or a file in it) belongs to, or {}."""
-    from .train.run import config_of
+    from .config.load import find_run_config
 
-    found = config_of(run)
+    found = find_run_config(run)
     return yaml.safe_load(found.read_text(encoding="utf-8"))["model"] if found else {}
 
 
@@ -100,8 +100,8 @@ def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):
     training={"batch_size": 64}, cutmix={"alpha": 0}. Raises what the script reports.
     """
     from .config import build
-    from .evaluate.judge import Probe
-    from .train import pretrain as training
+    from .evaluate.frozen import OnlineEvaluation
+    from .train import pretraining as training
 
     betons = convert(data)
     test = betons.get("test")
@@ -113,7 +113,7 @@ def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):
         "logging.run_dir": str(out),
     }
     cfg = build(training.SCHEMA, values | _model(model) | _values(sections))
-    return _begun_anew_for_other_images(out, lambda: training.pretrain(cfg, Probe(cfg)))
+    return _begun_anew_for_other_images(out, lambda: training.pretrain(cfg, OnlineEvaluation(cfg)))
 
 
 def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections):
@@ -123,7 +123,7 @@ def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections
     (name and options) is taken unless `model` says otherwise; None: random weights. sections: as for `pretrain`, keys of `finetune.py --help`.
     """
     from .config import build
-    from .train import finetune as training
+    from .train import finetuning as training
 
     betons = convert(data)
     test = test or betons.get("test")
@@ -146,7 +146,7 @@ def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections
 
 def _begun_anew_for_other_images(out, train):
     """What `train()` gives. Where the run folder `out` was begun with other images, it is renamed first, and the run is a new one."""
-    from .train.run import OtherImages
+    from .train.run_dir import OtherImages
 
     try:
         return train()
@@ -185,7 +185,7 @@ def embed(data, checkpoint, out=None, image_size=None, batch_size=256):
     from .config import ConfigError
     from .evaluate.features import extract
     from .models import load_backbone
-    from .train.device import choose
+    from .runtime.device import choose
 
     out = out and Path(out)
     if out and out.suffix not in (".npz", ".csv"):
@@ -221,17 +221,17 @@ def export(checkpoint, out):
     import torch
 
     from .config import ConfigError
+    from .config.load import find_run_config
     from .models import Normalize, feature_dim, init_head, load_backbone
     from .models.backbone import PRETRAIN_STD
-    from .train.finetune import Classifier
-    from .train.run import config_of
+    from .train.finetuning import Classifier
 
     try:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise ConfigError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
     backbone, size = _network(checkpoint)
-    tuned = config_of(checkpoint).with_name("config.json")
+    tuned = find_run_config(checkpoint).with_name("config.json")
     if tuned.is_file():  # a fine-tuning, with its classifier
         head = init_head(feature_dim(backbone), json.loads(tuned.read_text(encoding="utf-8"))["num_classes"])
         load_backbone(backbone, checkpoint, head)

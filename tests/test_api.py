@@ -17,7 +17,7 @@ from idmm_fast.datasets import DatasetError
 from idmm_fast.models import Normalize, create_backbone, feature_dim, init_head, load_backbone
 from idmm_fast.models.backbone import PRETRAIN_STD
 from idmm_fast.train import checkpoint
-from idmm_fast.train.finetune import Classifier
+from idmm_fast.train.finetuning import Classifier
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 TINY = {

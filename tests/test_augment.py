@@ -1,7 +1,6 @@
 """Each augmentation against PIL, torchvision or SciPy on the same parameters. Tolerances are in levels of 0..255."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +9,10 @@ import torchvision.transforms.functional as F
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
 
-from idmm_fast import resize
-from idmm_fast.loader import MultiCropLoader, Views, blur, color, randaugment
-from idmm_fast.resize import taps, weights
-from idmm_fast.train.finetune import AUGMENT
+from idmm_fast.config.finetune import AUGMENT
+from idmm_fast.kernels import blur, color, randaugment, resize
+from idmm_fast.kernels.resize import taps, weights
+from idmm_fast.loader import Augment, MultiCropLoader, Views
 
 SIZE = 112
 
@@ -224,7 +223,7 @@ def test_fine_tuning_hands_out_no_black_image(jpg_beton):
     views = [Views(10, 32, (0.5, 1.0), interpolation="bicubic")]
     loaders = [
         MultiCropLoader(jpg_beton, 40, 2, 3, 0, views, a, shuffle=False)
-        for a in (AUGMENT, replace(AUGMENT, operations=0))
+        for a in (Augment(**AUGMENT), Augment(**AUGMENT | {"randaugment": 0}))
     ]
     spreads = []
     for loader in loaders:

@@ -152,7 +152,7 @@ def test_every_system_of_the_step_benchmark_computes_the_same_loss():
     """What is timed against each other is the same work: one step from the same weights, dropping paths alike."""
     import torch
 
-    from idmm_fast.report.benchmark_step import batch_of, systems
+    from idmm_fast.bench.step import batch_of, systems
 
     device = torch.device("cpu")
     groups = batch_of(3, 40, 32, device)

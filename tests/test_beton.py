@@ -19,13 +19,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from idmm_fast.beton import BetonError, WriteError, open_beton, write_beton
+from idmm_fast.beton.decode import decode_rows
 from idmm_fast.beton.encode import encode, plain_jpeg, stored_size, to_rgb
 from idmm_fast.beton.format import HEADER, MIN_PAGE
 from idmm_fast.beton.jpeg import OK, Decoder, decode_jpeg
-from idmm_fast.beton.scan import is_whole
+from idmm_fast.beton.jpeg_check import is_intact
 from idmm_fast.datasets import Split, load
-from idmm_fast.loader.whole import decode_rows
-from idmm_fast.resize import crop_resize_rounded, resized, scratch_size, taps, weights
+from idmm_fast.kernels.resize import crop_resize_rounded, resized, scratch_size, taps, weights
 
 SCRIPT = Path(__file__).parent.parent / "write_datasets.py"
 
@@ -156,10 +156,10 @@ def jpegs(photo):
 def test_whole_jpegs_are_found_to_be_whole_without_decoding(photos):
     for photo in photos[:4]:
         for data, _ in jpegs(photo):
-            assert is_whole(data)
-            assert is_whole(np.append(data, np.uint8([0, 1, 2])))  # what comes after the end is nobody's
-            assert not is_whole(data[: data.size - 2])
-            assert not is_whole(data[: data.size // 2])
+            assert is_intact(data)
+            assert is_intact(np.append(data, np.uint8([0, 1, 2])))  # what comes after the end is nobody's
+            assert not is_intact(data[: data.size - 2])
+            assert not is_intact(data[: data.size // 2])
 
 
 def test_a_jpeg_that_seems_whole_is_one_that_libjpeg_turbo_reads_without_a_warning(photos):
@@ -181,7 +181,7 @@ def test_a_jpeg_that_seems_whole_is_one_that_libjpeg_turbo_reads_without_a_warni
                 data = np.delete(data, at)
             else:
                 data = np.insert(data, at, rng.choice([0, 255, 0xD0, 0xD9]))
-        if is_whole(data):
+        if is_intact(data):
             size = plain_jpeg(data.tobytes()) or (height, width)
             assert decode_jpeg(decoder.handle, data, *size, np.empty(3 * size[0] * size[1], np.uint8)) == OK, k
             agreed += 1

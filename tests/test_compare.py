@@ -19,14 +19,14 @@ from test_train import TINY
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.beton.format import SUMS_MARK
-from idmm_fast.beton.subset import draw_rows, write_subset
+from idmm_fast.beton.subset import sample_rows, write_subset
+from idmm_fast.compare.page import main_table, write_page
+from idmm_fast.compare.runner import RECIPE, Betons, Cell, Results, Runner, Setup, _counted, crops
 from idmm_fast.config import ConfigError, build, keys, read
 from idmm_fast.datasets import Split
 from idmm_fast.loader import Augment, MultiCropLoader, Views
-from idmm_fast.report.compare import RECIPE, Betons, Cell, Results, Runner, Setup, _counted, crops
-from idmm_fast.report.compare_page import main_table, write_page
-from idmm_fast.train import finetune
-from idmm_fast.train.pretrain import SCHEMA
+from idmm_fast.train import finetuning as finetune
+from idmm_fast.train.pretraining import SCHEMA
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +48,7 @@ def place(tmp_path, tiny_beton):
                 "finetune": {"model": {"image_size": 32}, "training": small},
                 "methods": {
                     "simclr": {"method.options": {"hidden": 16, "dim": 8}},
-                    "wild": {"like": "idmm", "training.lr": 1e30, "training.max_skipped": 2},
+                    "wild": {"like": "idmm", "training.lr": 1e30, "training.max_nonfinite_steps": 2},
                     "idmm_plain": {"like": "idmm", "cutmix.alpha": 0},
                 },
             }
@@ -267,8 +267,8 @@ def test_a_transfer_within_another_folder_is_judged_there(place):
 @pytest.mark.parametrize(
     ("schema", "free"),
     [
-        (SCHEMA, {"probe.every", "probe.linear"}),
-        (finetune.SCHEMA, {"model.init", "ladder.stages"}),
+        (SCHEMA, {"online_eval.every", "online_eval.linear"}),
+        (finetune.SCHEMA, {"model.init", "progressive.stages"}),
     ],
 )
 def test_every_key_counts_but_these(schema, free):
@@ -284,7 +284,7 @@ def test_every_key_counts_but_these(schema, free):
             "checkpoint_every",
             "checkpoint_minutes",
             "keep_checkpoints",
-            "max_skipped",
+            "max_nonfinite_steps",
         )
     }
     cfg = build(
@@ -364,7 +364,7 @@ def test_every_method_sees_the_budget(place):
         "idmm_two_crops",
     ):
         cfg = setup.pretraining(Cell("x", 0, "balanced", method, 3, 800_000, "same", 1), "x", 2040, "x")
-        crops = cfg.training.epochs * 2040 * sum(g["count"] for g in cfg.views.groups)
+        crops = cfg.training.epochs * 2040 * sum(g["count"] for g in cfg.crops.groups)
         assert abs(crops / 800_000 - 1) < 0.01
         assert cfg.training.seed == 3
         assert (cfg.training.batch_size, cfg.training.lr, cfg.model.image_size) == (128, 1e-3, 24)
@@ -381,7 +381,7 @@ def test_the_papers_comparison_has_the_methods_own_settings(method):
     setup, file = Setup(ROOT / "rn_configs" / "compare_paper.yaml"), ROOT / "rn_configs" / "methods" / f"{method}.yaml"
     cell = Cell("x", 0, "balanced", method, 0, crops("4800x", 2040), "same", crops("200x", 2040))
     cfg = setup.pretraining(cell, "x", 2040, "x")
-    assert cfg.training.epochs == round(4800 / sum(g["count"] for g in cfg.views.groups))
+    assert cfg.training.epochs == round(4800 / sum(g["count"] for g in cfg.crops.groups))
     if file.exists():
         for key, value in read(SCHEMA, file).items():
             section, name = key.split(".")
@@ -410,7 +410,7 @@ def test_the_floor_on_crops_is_the_same_for_all(place):
     cfg = Setup(place / "compare.yaml").pretraining(
         Cell("tiny", 0, "balanced", "idmm", 0, 1500, "same", 100), "x", 64, "x"
     )
-    assert [g["scale"] for g in cfg.views.groups] == [[0.2, 1.0], [0.2, 0.4]]
+    assert [g["scale"] for g in cfg.crops.groups] == [[0.2, 1.0], [0.2, 0.4]]
 
 
 @pytest.mark.parametrize("kind", ["jpg", "raw"])
@@ -443,13 +443,13 @@ def test_a_subset_of_an_altered_file_is_refused(tmp_path):
 
 def test_rows_are_balanced_or_random():
     labels = np.repeat(np.arange(4), [50, 30, 15, 5])
-    assert np.bincount(labels[draw_rows(labels, 20, True, 0)]).tolist() == [5, 5, 5, 5]
-    assert np.bincount(labels[draw_rows(labels, 47, True, 0)]).tolist() == [14, 14, 14, 5]
-    counts = np.mean([np.bincount(labels[draw_rows(labels, 20, False, seed)], minlength=4) for seed in range(400)], 0)
+    assert np.bincount(labels[sample_rows(labels, 20, True, 0)]).tolist() == [5, 5, 5, 5]
+    assert np.bincount(labels[sample_rows(labels, 47, True, 0)]).tolist() == [14, 14, 14, 5]
+    counts = np.mean([np.bincount(labels[sample_rows(labels, 20, False, seed)], minlength=4) for seed in range(400)], 0)
     assert np.abs(counts - 20 * np.array([0.5, 0.3, 0.15, 0.05])).max() < 0.4  # about 4 standard errors
-    assert not np.array_equal(draw_rows(labels, 20, True, 0), draw_rows(labels, 20, True, 1))
+    assert not np.array_equal(sample_rows(labels, 20, True, 0), sample_rows(labels, 20, True, 1))
     with pytest.raises(ValueError, match="101 images"):
-        draw_rows(labels, 101, True, 0)
+        sample_rows(labels, 101, True, 0)
 
 
 def line(

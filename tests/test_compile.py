@@ -6,9 +6,9 @@ import torch
 from test_train import FINETUNE, losses, settings
 from torch._dynamo.utils import counters
 
-from idmm_fast.train import run as running
-from idmm_fast.train.finetune import finetune
-from idmm_fast.train.pretrain import pretrain
+from idmm_fast.train import throughput
+from idmm_fast.train.finetuning import finetune
+from idmm_fast.train.pretraining import pretrain
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -19,14 +19,14 @@ def strict(monkeypatch, tmp_path):
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    graphs, end_epoch = [], running.Meter.end_epoch
+    graphs, end_epoch = [], throughput.Throughput.end_epoch
 
     def count(meter):
         graphs.append(counters["stats"]["unique_graphs"])
         torch.compiler.set_stance("fail_on_recompile")
         end_epoch(meter)
 
-    monkeypatch.setattr(running.Meter, "end_epoch", count)
+    monkeypatch.setattr(throughput.Throughput, "end_epoch", count)
     yield graphs
     torch.compiler.set_stance("default")
 

@@ -7,7 +7,8 @@ import yaml
 from conftest import call
 
 from idmm_fast.config import ConfigError, as_dict, build, parse
-from idmm_fast.train import finetune, pretrain
+from idmm_fast.train import finetuning as finetune
+from idmm_fast.train import pretraining as pretrain
 
 CONFIGS = [
     p for p in sorted((Path(__file__).parent.parent / "rn_configs").glob("*.yaml")) if not p.stem.startswith("compare")
@@ -27,25 +28,25 @@ def test_defaults_are_the_papers():
         5e-4,
         1e-3,
     )
-    assert (cfg.training.smoothing, cfg.training.warmup_epochs, cfg.cutmix.alpha, cfg.model.drop_path) == (
+    assert (cfg.training.label_smoothing, cfg.training.warmup_epochs, cfg.cutmix.alpha, cfg.model.drop_path) == (
         0.1,
         2,
         0.5,
         0.1,
     )
     assert cfg.model.image_size == 112
-    assert cfg.views.groups == [{"count": 2, "scale": [0.14, 1.0]}, {"count": 4, "scale": [0.05, 0.4]}]
+    assert cfg.crops.groups == [{"count": 2, "scale": [0.14, 1.0]}, {"count": 4, "scale": [0.05, 0.4]}]
     assert vars(cfg.augment) == {
-        "flip": 0.5,
-        "jitter": 0.8,
+        "flip_prob": 0.5,
+        "jitter_prob": 0.8,
         "brightness": 0.8,
         "contrast": 0.8,
         "saturation": 0.8,
         "hue": 0.2,
-        "gray": 0.2,
-        "blur": 0.5,
-        "sigma": [0.1, 2.0],
-        "operations": 0,
+        "grayscale_prob": 0.2,
+        "blur_prob": 0.5,
+        "blur_sigma": [0.1, 2.0],
+        "randaugment": 0,
     }
 
 
@@ -137,8 +138,8 @@ def test_file_then_command_line(tmp_path, form):
         (["--training.lr=fast"], "'fast' is not a number"),
         (["--training.compile=maybe"], "one of auto, true, false"),
         (["--training.compile=1"], "one of auto, true, false"),
-        (["--augment.flip=2"], "number in 0..1|number in 0"),
-        (["--views.groups=[{count: 2}]"], "list of groups"),
+        (["--augment.flip_prob=2"], "number in 0..1|number in 0"),
+        (["--crops.groups=[{count: 2}]"], "list of groups"),
         (["--config=/nowhere.yaml"], "does not exist"),
         (["nonsense"], "not understood"),
         (["--training.lr"], "needs a value"),

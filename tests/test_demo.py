@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from idmm_fast.config import ConfigError
-from idmm_fast.report.demo import run_demo, table
+from idmm_fast.studies.demo import run_demo, table
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -84,7 +84,7 @@ def test_options_reach_the_parts_that_have_them(tmp_path, monkeypatch, tiny_beto
         seen["cfg"] = cfg
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("idmm_fast.train.pretrain.pretrain", stop)
+    monkeypatch.setattr("idmm_fast.train.pretraining.pretrain", stop)
     args = [
         f"--data.train={tiny_beton}",
         f"--data.test={tiny_beton}",

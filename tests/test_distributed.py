@@ -17,17 +17,18 @@ from test_train import FINETUNE, TINY, losses, settings
 
 from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError
+from idmm_fast.evaluate.accuracy import top_k
 from idmm_fast.models import create_backbone, init_head
-from idmm_fast.train import checkpoint, distributed
-from idmm_fast.train.accuracy import top_k
-from idmm_fast.train.device import choose
-from idmm_fast.train.finetune import Classifier
-from idmm_fast.train.pretrain import pretrain
+from idmm_fast.runtime import distributed
+from idmm_fast.runtime.device import choose
+from idmm_fast.train import checkpoint
+from idmm_fast.train.finetuning import Classifier
+from idmm_fast.train.pretraining import pretrain
 from idmm_fast.train.state import State
 
 ROOT = Path(__file__).parent.parent
 # 64 images: a step of 36, then one of 28, which two processes share as 15 and 13, four as 9, 9, 9 and 1
-CASE = {"training__batch_size": 36, "cutmix__chunk": 3, "training__epochs": 10}
+CASE = {"training__batch_size": 36, "cutmix__chunk_size": 3, "training__epochs": 10}
 
 
 def torchrun(processes, beton, folder, *args, script="train_idmm.py", restarts=0):
@@ -96,7 +97,7 @@ def test_the_curve_is_that_of_one_process(alone, tiny_beton, tmp_path, processes
         processes,
         tiny_beton,
         tmp_path / "run",
-        "--cutmix.chunk=3",
+        "--cutmix.chunk_size=3",
         f"--head.loss={kind}",
         "--training.checkpoint_every=4",
     )
@@ -193,7 +194,7 @@ def test_processes_meet_again_after_a_restart_though_one_is_late(tmp_path, late,
     (tmp_path / "meet.py").write_text(f"""
 import os, signal, time
 import torch
-from idmm_fast.train import distributed
+from idmm_fast.runtime import distributed
 rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 time.sleep(3 if attempt == 1 and rank == {late} else 0)
 with distributed.processes("cpu"):
@@ -232,7 +233,7 @@ def meeting(tmp_path, body):
 import datetime, os, signal, sys, time
 import torch
 import torch.distributed as dist
-from idmm_fast.train import distributed
+from idmm_fast.runtime import distributed
 rank, start = int(os.environ["RANK"]), dist.init_process_group
 dist.init_process_group = lambda *args, **named: start(*args, timeout=datetime.timedelta(seconds=2), **named)
 distributed.BEAT, distributed.SILENCE, distributed.GRACE = 0.2, 4.0, 1.0

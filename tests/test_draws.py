@@ -8,21 +8,21 @@ import torch
 from scipy import stats
 from torchvision.transforms import RandomResizedCrop
 
+from idmm_fast.kernels.randaugment import OPERATIONS
 from idmm_fast.loader import Augment, Views
-from idmm_fast.loader.cutmix import draw_cutmix
-from idmm_fast.loader.draws import DRAW, draw_view
-from idmm_fast.loader.operation import view_table
-from idmm_fast.loader.randaugment import OPERATIONS
+from idmm_fast.loader.cutmix import sample_cutmix
+from idmm_fast.loader.decoder import crop_table
+from idmm_fast.loader.sampling import DRAW, sample_crop
 
 N, H, W = 100_000, 375, 500
 P = 1e-3
 
 
 def draw(augment=None, scale=(0.14, 1.0), n=N, height=H, width=W, seed=11):
-    view = view_table([Views(1, 112, scale)], augment or Augment())[0]
+    view = crop_table([Views(1, 112, scale)], augment or Augment())[0]
     result = np.zeros(n, DRAW)
     for row in range(n):
-        draw_view(np.uint64(seed), 0, row, 0, height, width, view, result[row])
+        sample_crop(np.uint64(seed), 0, row, 0, height, width, view, result[row])
     return result
 
 
@@ -71,7 +71,7 @@ def test_all_24_orders_of_the_colour_operations_are_equally_likely(drawn):
 
 def test_randaugment_draws():
     """Operations, levels and signs uniform, the two of a view independent; each fires half the time; a cutout's centre anywhere."""
-    drawn = draw(Augment(operations=2))
+    drawn = draw(Augment(randaugment=2))
     operation, argument = drawn["operation"], drawn["argument"]
     fired = operation >= 0
     for k in range(2):
@@ -100,7 +100,7 @@ def test_randaugment_draws():
 
 def test_rotations_are_counter_clockwise_before_the_flip():
     """The authors flip last: 0..30 degrees one way, and the other way in a view that was flipped."""
-    drawn = draw(Augment(operations=2), n=20_000)
+    drawn = draw(Augment(randaugment=2), n=20_000)
     turned = drawn["operation"] == OPERATIONS.index("Rotate")
     ways = drawn["argument"] * np.where(drawn["flip"], -1, 1)[:, None]
     seen, counts = np.unique(np.round(ways[turned], 5), return_counts=True)
@@ -109,7 +109,7 @@ def test_rotations_are_counter_clockwise_before_the_flip():
 
 
 def test_switching_one_augmentation_off_leaves_the_others(drawn):
-    without = draw(Augment(gray=0, blur=0), n=500)
+    without = draw(Augment(grayscale_prob=0, blur_prob=0), n=500)
     for name in ("top", "left", "height", "width", "flip", "jitter", "brightness", "hue"):
         assert (without[name] == drawn[name][:500]).all()
     assert not without["gray"].any()
@@ -119,7 +119,7 @@ def test_switching_one_augmentation_off_leaves_the_others(drawn):
 def test_cutmix_share_and_box():
     """At 112 pixels and alpha 0.5: mean share 0.869, median 0.895, none below 0.5, 2.2 % not mixed at all."""
     n = 100_000
-    mixes = [draw_cutmix(np.uint64(2), 0, step, 0, 1, 1, 112, 0.5) for step in range(n)]
+    mixes = [sample_cutmix(np.uint64(2), 0, step, 0, 1, 1, 112, 0.5) for step in range(n)]
     shares = np.concatenate([m.lam for m in mixes])
     boxes = np.concatenate([m.box for m in mixes])
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -145,17 +145,17 @@ def authors_shares(n):
 
 
 def test_cutmix_with_a_box_for_each_row_draws_the_same_way():
-    mix = draw_cutmix(np.uint64(2), 0, 0, 0, 50_000, 2, 112, 0.5, per_row=True)
+    mix = sample_cutmix(np.uint64(2), 0, 0, 0, 50_000, 2, 112, 0.5, per_row=True)
     assert np.unique(mix.lam).size > 1000
     assert stats.ks_2samp(mix.lam, authors_shares(100_000)).pvalue > P
 
 
 def test_cutmix_chunks_are_the_same_however_the_batch_is_split():
-    whole = draw_cutmix(np.uint64(2), 3, 5, 1, 24, 4, 112, 0.5, chunk=4)
+    whole = sample_cutmix(np.uint64(2), 3, 5, 1, 24, 4, 112, 0.5, chunk=4)
     rows = np.arange(24 * 4).reshape(4, 24)
     assert len({tuple(b) for b in whole.box}) > 3
     for first in (0, 8, 16):
-        part = draw_cutmix(np.uint64(2), 3, 5, 1, 8, 4, 112, 0.5, chunk=4, first=first)
+        part = sample_cutmix(np.uint64(2), 3, 5, 1, 8, 4, 112, 0.5, chunk=4, first=first)
         mine = rows[:, first : first + 8].reshape(-1)
         assert (part.lam == whole.lam[mine]).all()
         assert (part.box == whole.box[mine]).all()
@@ -165,14 +165,14 @@ def test_cutmix_chunks_are_the_same_however_the_batch_is_split():
 
 
 def test_cutmix_groups_and_steps_are_drawn_independently():
-    a = np.array([draw_cutmix(np.uint64(2), 0, s, 0, 8, 2, 112, 0.5).lam[0] for s in range(4000)])
-    b = np.array([draw_cutmix(np.uint64(2), 0, s, 1, 8, 4, 112, 0.5).lam[0] for s in range(4000)])
+    a = np.array([sample_cutmix(np.uint64(2), 0, s, 0, 8, 2, 112, 0.5).lam[0] for s in range(4000)])
+    b = np.array([sample_cutmix(np.uint64(2), 0, s, 1, 8, 4, 112, 0.5).lam[0] for s in range(4000)])
     assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / math.sqrt(4000)
     assert abs(np.corrcoef(a[1:], a[:-1])[0, 1]) < 4.5 / math.sqrt(4000)
 
 
 def test_cutmix_partner_is_a_uniform_permutation_that_may_keep_a_row():
-    first = np.array([draw_cutmix(np.uint64(4), 1, s, 0, 3, 2, 112, 0.5).partner for s in range(100_000)])
+    first = np.array([sample_cutmix(np.uint64(4), 1, s, 0, 3, 2, 112, 0.5).partner for s in range(100_000)])
     assert (np.sort(first, axis=1) == np.arange(6)).all()
     for place in range(6):
         assert stats.chisquare(np.bincount(first[:, place], minlength=6)).pvalue > P

@@ -15,17 +15,19 @@ from test_loader import corrupt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
+from idmm_fast.beton.decode import decode_rows
 from idmm_fast.beton.subset import write_subset
 from idmm_fast.config import ConfigError, build
+from idmm_fast.config.evaluate import SCHEMA
 from idmm_fast.datasets import Split
 from idmm_fast.evaluate import knn_accuracy, linear, linear_accuracy
-from idmm_fast.evaluate.judge import SCHEMA, Probe, judge
-from idmm_fast.evaluate.neighbours import images_of
+from idmm_fast.evaluate.accuracy import top_k
+from idmm_fast.evaluate.frozen import OnlineEvaluation, evaluate_frozen
 from idmm_fast.loader import LoaderError
-from idmm_fast.loader.whole import decode_rows
-from idmm_fast.train import finetune, pretrain
-from idmm_fast.train.accuracy import top_k
-from idmm_fast.train.device import choose
+from idmm_fast.plots.neighbours import images_of
+from idmm_fast.runtime.device import choose
+from idmm_fast.train import finetuning as finetune
+from idmm_fast.train import pretraining as pretrain
 
 TINY = {
     "model.name": "vit_tiny_patch16_224",
@@ -115,12 +117,12 @@ def test_linear_probe_is_scikit_learns_or_none_in_time(blobs, monkeypatch):
 
 def test_judge_a_backbone_that_has_learnt_nothing(tiny_beton, tmp_path):
     values = {**TINY, "data.train": str(tiny_beton), "data.test": str(tiny_beton), "logging.run_dir": str(tmp_path)}
-    result = judge(build(SCHEMA, values))
+    result = evaluate_frozen(build(SCHEMA, values))
     assert set(result) == {"knn10", "knn20", "linear"}
     assert result["linear"] > 60  # colours alone tell the four classes apart
     assert (tmp_path / "neighbours.png").stat().st_size > 10_000
     nearest = {k: v for k, v in result.items() if k != "linear"}
-    assert judge(build(SCHEMA, {**values, "linear.probe": False})) == nearest
+    assert evaluate_frozen(build(SCHEMA, {**values, "linear.enabled": False})) == nearest
 
 
 def arguments(values):
@@ -160,26 +162,32 @@ def test_labels_that_can_not_be_compared_are_refused(tmp_path, kind):
     test = labelled(tmp_path / "test.beton", labels, names)
     values = {**TINY, "data.train": str(train), "data.test": str(test), "logging.run_dir": str(tmp_path / "run")}
     with pytest.raises(BetonError, match=says):
-        judge(build(SCHEMA, values))
+        evaluate_frozen(build(SCHEMA, values))
     with pytest.raises(BetonError, match=says):
         finetune.finetune(build(finetune.SCHEMA, values))
     with pytest.raises(BetonError, match=says):
-        Probe(build(pretrain.SCHEMA, {**values, "probe.every": 1})).check()
+        OnlineEvaluation(build(pretrain.SCHEMA, {**values, "online_eval.every": 1})).check()
     test.with_suffix(".json").unlink()
     if kind != "unlabelled":  # without names nothing is known
-        Probe(build(pretrain.SCHEMA, {**values, "probe.every": 1})).check()
+        OnlineEvaluation(build(pretrain.SCHEMA, {**values, "online_eval.every": 1})).check()
 
 
 def test_a_probe_is_tried_before_training(tmp_path, tiny_beton):
-    values = {**TINY, "data.train": str(tiny_beton), "logging.run_dir": "x", "probe.every": 1, "probe.linear": True}
+    values = {
+        **TINY,
+        "data.train": str(tiny_beton),
+        "logging.run_dir": "x",
+        "online_eval.every": 1,
+        "online_eval.linear": True,
+    }
 
     def check(**more):
-        Probe(build(pretrain.SCHEMA, values | {k.replace("__", "."): v for k, v in more.items()})).check()
+        OnlineEvaluation(build(pretrain.SCHEMA, values | {k.replace("__", "."): v for k, v in more.items()})).check()
 
     state = torch.get_rng_state()
     check(data__test=str(tiny_beton))
     assert torch.equal(torch.get_rng_state(), state)
-    check(probe__every=0)
+    check(online_eval__every=0)
     with pytest.raises(ConfigError, match=r"needs data\.test"):
         check()
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -201,7 +209,7 @@ def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys
 
     def judged(test, on_error):
         values = {"data.train": str(tiny_beton), "data.test": str(test), "data.on_error": on_error}
-        return judge(build(SCHEMA, {**TINY, **values, "logging.run_dir": str(tmp_path)}))
+        return evaluate_frozen(build(SCHEMA, {**TINY, **values, "logging.run_dir": str(tmp_path)}))
 
     with pytest.raises(LoaderError, match="row 0 of"):
         judged(path, "raise")

@@ -7,9 +7,9 @@ from test_methods import OTHERS, options
 from test_train import FINETUNE, losses, settings
 
 from idmm_fast.loader import MultiCropLoader, Views
-from idmm_fast.train.device import to_device
-from idmm_fast.train.finetune import finetune
-from idmm_fast.train.pretrain import pretrain
+from idmm_fast.runtime.device import to_device
+from idmm_fast.train.finetuning import finetune
+from idmm_fast.train.pretraining import pretrain
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -13,12 +13,12 @@ import pytest
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.beton.checksum import checksum, tables_sum
+from idmm_fast.beton.decode import decode_row, decode_rows
 from idmm_fast.beton.format import ALLOCATION, FIELD, HEADER, MIN_PAGE, SAMPLE, SUMS_MARK, sums_start
 from idmm_fast.beton.jpeg import OK, Decoder
+from idmm_fast.beton.verify import verify
 from idmm_fast.datasets import Split
 from idmm_fast.loader import LoaderError, MultiCropLoader, Views
-from idmm_fast.loader.whole import decode_row, decode_rows
-from idmm_fast.report.verify import verify
 
 ROOT = Path(__file__).parent.parent
 FIRST = HEADER.itemsize + 2 * FIELD.itemsize  # where the table of the samples is

@@ -14,12 +14,12 @@ import pytest
 from test_distributed import torchrun
 from test_train import losses, settings
 
-from idmm_fast.train.pretrain import pretrain
+from idmm_fast.train.pretraining import pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CASE = {
     "training__batch_size": 8,
-    "cutmix__chunk": 4,
+    "cutmix__chunk_size": 4,
     "training__epochs": 25,
     "model__drop_path": 0.0,
     "training__checkpoint_every": 1,

@@ -11,12 +11,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from idmm_fast.beton import open_beton, write_beton
+from idmm_fast.beton.decode import decode_rows
 from idmm_fast.beton.encode import encode, plain_jpeg, to_rgb
 from idmm_fast.beton.jpeg import NOT_A_JPEG, OK, Decoder, Encoder, decode_jpeg
-from idmm_fast.beton.scan import is_whole
+from idmm_fast.beton.jpeg_check import is_intact
 from idmm_fast.datasets import Split
 from idmm_fast.loader import Augment, MultiCropLoader, Views
-from idmm_fast.loader.whole import decode_rows
 
 SOI, EOI, SOS, SOF, DHT, DQT, DRI, APP0, APP1, ADOBE, COMMENT = (
     0xD8,
@@ -344,7 +344,7 @@ def as_wide_as(width):
 def test_the_quick_check_says_yes_only_where_libjpeg_gives_no_warning(plain, change, silent):
     data = change(plain)
     assert read_without_a_warning(data) == silent
-    assert is_whole(np.frombuffer(data, np.uint8)) == silent
+    assert is_intact(np.frombuffer(data, np.uint8)) == silent
 
 
 @pytest.mark.parametrize("mode", ["jpg", "raw"])

@@ -20,8 +20,8 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
 from idmm_fast.beton import BetonError, open_beton
+from idmm_fast.beton.decode import decode_rows
 from idmm_fast.loader import Augment, LoaderError, MultiCropLoader, Views, evaluation_loader
-from idmm_fast.loader.whole import decode_rows
 
 VIEWS = [Views(2, 48, (0.14, 1.0)), Views(4, 32, (0.05, 0.4))]
 

@@ -12,11 +12,12 @@ from test_train import FINETUNE, command, losses, settings
 
 from idmm_fast.methods import IDMM
 from idmm_fast.models import create_backbone
-from idmm_fast.train import distributed, memory
-from idmm_fast.train.device import Machine
-from idmm_fast.train.finetune import finetune
-from idmm_fast.train.pretrain import SCHEMA, _forward, pretrain
-from idmm_fast.train.settings import fix_batch_size
+from idmm_fast.runtime import distributed
+from idmm_fast.runtime.device import Runtime
+from idmm_fast.train import batch_size as memory
+from idmm_fast.train.batch_size import fix_batch_size
+from idmm_fast.train.finetuning import finetune
+from idmm_fast.train.pretraining import SCHEMA, _forward, pretrain
 
 OPTIONS = {"embed_dim": 192, "depth": 4, "num_heads": 3}
 
@@ -43,7 +44,7 @@ def limited(beton, folder, gigabytes, *args):
 def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
     """The process's peak grows by that much from 2 to 10 images a step of the real thing, within a third (backward needs some for a moment)."""
     cfg = settings(tiny_beton, tmp_path, model__options=OPTIONS, model__image_size=112)
-    machine = Machine(torch.device("cpu"), None, True, False)
+    machine = Runtime(torch.device("cpu"), None, True, False)
     model = machine.place(IDMM(create_backbone("vit_tiny_patch16_224", 112, options=OPTIONS), 64)).train()
     forward, _ = _forward(model, cfg, machine)
     said = memory.bytes_of_a_step(forward, 10) - memory.bytes_of_a_step(forward, 2)
@@ -68,20 +69,20 @@ def test_auto_takes_what_fits_and_keeps_it_on_resume(tiny_beton, tmp_path, monke
     few = {}
     for megabytes in (4, 8):
         monkeypatch.setattr(memory, "free_bytes", lambda device, m=megabytes: m << 20)
-        folder = pretrain(settings(tiny_beton, tmp_path / f"{megabytes}", **values, cutmix__chunk=2))
+        folder = pretrain(settings(tiny_beton, tmp_path / f"{megabytes}", **values, cutmix__chunk_size=2))
         few[megabytes] = yaml.safe_load((folder / "config.yaml").read_text())["training"]["batch_size"]
         assert len(losses(folder)) == 2 * -(-64 // few[megabytes])
     assert 2 <= few[4] < few[8] < 64
     assert few[4] % 2 == few[8] % 2 == 0
     assert few[8] == pytest.approx(2 * few[4], rel=0.5)
     pretrain(
-        settings(tiny_beton, tmp_path / "4", **values, cutmix__chunk=2)
+        settings(tiny_beton, tmp_path / "4", **values, cutmix__chunk_size=2)
     )  # finished with another batch size than would fit now
     assert f"training.batch_size=auto: {few[4]}" in "".join(capfd.readouterr())
     finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, training__batch_size="auto", training__epochs=1))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(MemoryError, match="not even the 32 images"):
-        pretrain(settings(tiny_beton, tmp_path / "none", training__batch_size="auto", cutmix__chunk=32))
+        pretrain(settings(tiny_beton, tmp_path / "none", training__batch_size="auto", cutmix__chunk_size=32))
 
 
 def test_auto_asks_the_run_folder_itself_and_no_other(tmp_path, monkeypatch):
@@ -91,7 +92,7 @@ def test_auto_asks_the_run_folder_itself_and_no_other(tmp_path, monkeypatch):
         cfg = settings("x.beton", tmp_path / "old" / "stages" / "new", training__batch_size="auto", **values)
         return fix_batch_size(SCHEMA, cfg, lambda: ()).training.batch_size
 
-    monkeypatch.setattr(memory, "largest_batch", lambda *_: 24)
+    monkeypatch.setattr(memory, "max_batch_size", lambda *_: 24)
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump({"training": {"batch_size": 8}}))
     assert size(training__resume="auto") == 24

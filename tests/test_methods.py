@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy, kl_div, normalize
 from idmm_fast.config import ConfigError, build, flatten, read
 from idmm_fast.loader import Augment, MultiCropLoader, Views
 from idmm_fast.losses import contrastive_loss, dino_loss
-from idmm_fast.losses.distillation import moved
+from idmm_fast.losses.dino import moved
 from idmm_fast.methods import DINO, METHODS, MoCoV2, MoCoV3, SimCLR, create_method, options_of
-from idmm_fast.methods.method import momentum_copy, move, risen
+from idmm_fast.methods.base import cosine_momentum, momentum_copy, move
 from idmm_fast.models import create_backbone, load_backbone
 from idmm_fast.models.projector import BatchNorm, mlp
 from idmm_fast.train import checkpoint
-from idmm_fast.train.pretrain import SCHEMA, pretrain
+from idmm_fast.train.pretraining import SCHEMA, pretrain
 
 ROOT = Path(__file__).parent.parent
 OTHERS = [name for name in METHODS if name != "idmm"]
@@ -136,7 +136,7 @@ def test_moving_average():
     move(copies, networks, 0.75)
     assert torch.allclose(copies[0].weight, before + 0.25)
     assert not any(p.requires_grad for p in copies.parameters())
-    assert [risen(0.9, p) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.95, 1.0])
+    assert [cosine_momentum(0.9, p) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.95, 1.0])
 
 
 def tiny(kind, *args, **options):
@@ -270,7 +270,9 @@ def test_every_method_trains_and_resumes_to_the_last_bit(tiny_beton, tmp_path, n
 def trained(name, beton, labels, lr=2e-3, **options):
     """(the method after 200 steps on the same two views of 32 images, these views, their numbers, its embedding of them before and after)."""
     torch.manual_seed(0)
-    loader = MultiCropLoader(beton, 32, 1, 0, 0.0, [Views(2, 32, (0.3, 1.0))], Augment(jitter=0, gray=0, blur=0))
+    loader = MultiCropLoader(
+        beton, 32, 1, 0, 0.0, [Views(2, 32, (0.3, 1.0))], Augment(jitter_prob=0, grayscale_prob=0, blur_prob=0)
+    )
     (group,) = next(iter(loader))
     model = create_method(
         name, create_backbone("vit_tiny_patch16_224", 32, options=TINY), labels, [2], SMALL[name] | options
@@ -371,7 +373,7 @@ def test_two_processes_see_what_one_sees(tiny_beton, tmp_path):
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_train import settings
-from idmm_fast.train import distributed
+from idmm_fast.runtime import distributed
 from idmm_fast.train.pretrain import pretrain
 with distributed.processes("cpu"):
     for name, options in json.load(open({str(tmp_path / "cases.json")!r})).items():
@@ -394,11 +396,11 @@ with distributed.processes("cpu"):
 
 
 def test_weight_decay_follows_its_schedule_and_spares_vectors(tiny_beton, tmp_path):
-    from idmm_fast.train.loop import _groups
     from idmm_fast.train.schedule import cosine
+    from idmm_fast.train.trainer import _groups
 
     model = tiny(SimCLR, **SMALL["simclr"])
-    cfg = settings(tiny_beton, tmp_path, training__decay_vectors=False)
+    cfg = settings(tiny_beton, tmp_path, training__decay_norm_bias=False)
     groups = _groups(model, cfg.training)
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     assert all((p.dim() > 1) == bool(g["decays"]) for g in groups for p in g["params"])
@@ -408,7 +410,9 @@ def test_weight_decay_follows_its_schedule_and_spares_vectors(tiny_beton, tmp_pa
 def test_gradients_are_clipped_one_by_one(tiny_beton, tmp_path):
     """With a norm that nothing exceeds the curve is as without; with a tiny one it is another."""
     curves = [
-        losses(pretrain(settings(tiny_beton, tmp_path / str(clip), **options("simclr", **{"training.clip": clip}))))
+        losses(
+            pretrain(settings(tiny_beton, tmp_path / str(clip), **options("simclr", **{"training.clip_grad": clip})))
+        )
         for clip in (0.0, 1e6, 1e-4)
     ]
     assert np.array_equal(curves[0], curves[1])
@@ -425,7 +429,7 @@ def test_gradients_are_clipped_one_by_one(tiny_beton, tmp_path):
         ),
         ({"method.name": "moco_v2", "cutmix.alpha": 0}, "moco_v2 needs one group of two views"),
         (
-            {"method.name": "dino", "cutmix.alpha": 0, "views.groups": [{"count": 1, "scale": [0.1, 1.0]}]},
+            {"method.name": "dino", "cutmix.alpha": 0, "crops.groups": [{"count": 1, "scale": [0.1, 1.0]}]},
             "at least two views",
         ),
         ({"method.options": {"dim": 3}}, "idmm has its keys"),

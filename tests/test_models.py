@@ -21,7 +21,7 @@ from idmm_fast.models import (
     save_classifier,
     timm_config,
 )
-from idmm_fast.train.device import Machine, choose_attention
+from idmm_fast.runtime.device import Runtime, choose_attention
 
 
 def reference(state, images, kind, heads, depth):
@@ -344,9 +344,9 @@ def test_attention_of_short_sequences_is_multiplied_out_on_a_cpu(size, patch, am
         return [features.detach(), *(p.grad.clone() for p in model.parameters())]
 
     wanted = computed()
-    choose_attention(model, Machine(torch.device("cuda"), amp, True, False))
+    choose_attention(model, Runtime(torch.device("cuda"), amp, True, False))
     assert all(block.attn.fused_attn for block in model.blocks)
-    choose_attention(model, Machine(torch.device("cpu"), amp, True, False))
+    choose_attention(model, Runtime(torch.device("cpu"), amp, True, False))
     assert all(block.attn.fused_attn != plain for block in model.blocks)
     for mine, its in zip(computed(), wanted):
         assert torch.allclose(mine, its, atol=1e-4 * max(1.0, its.abs().max().item()))

@@ -6,9 +6,9 @@ import torch
 from test_train import losses, settings
 
 from idmm_fast.loader import Augment, MultiCropLoader, Views
-from idmm_fast.loader.on_device import DeviceLoader, filters
+from idmm_fast.loader.gpu import DeviceLoader, filters
 from idmm_fast.train import checkpoint
-from idmm_fast.train.pretrain import pretrain
+from idmm_fast.train.pretraining import pretrain
 
 DEVICES = [
     "cpu",
@@ -27,9 +27,9 @@ VIEWS = [Views(2, 64, (0.14, 1.0)), Views(3, 48, (0.05, 0.4))]
         {"cutmix_chunk": 2},
         {"cutmix_per_row": True},
         {"augment": Augment.none()},
-        {"augment": Augment(jitter=1, gray=0, blur=0)},
-        {"augment": Augment(jitter=0, gray=0, blur=1)},
-        {"augment": Augment(jitter=0, gray=1, blur=0)},
+        {"augment": Augment(jitter_prob=1, grayscale_prob=0, blur_prob=0)},
+        {"augment": Augment(jitter_prob=0, grayscale_prob=0, blur_prob=1)},
+        {"augment": Augment(jitter_prob=0, grayscale_prob=1, blur_prob=0)},
     ],
     ids=["all", "chunk", "row", "crop", "jitter", "blur", "gray"],
 )
@@ -81,7 +81,7 @@ def test_it_goes_on_in_mid_epoch_and_in_parts(jpg_beton):
 
 
 def test_what_it_can_not_do_is_said(jpg_beton):
-    with pytest.raises(ValueError, match=r"data\.views_on=cpu"):
+    with pytest.raises(ValueError, match=r"data\.augment_on=cpu"):
         DeviceLoader(jpg_beton, 8, device="cpu", views=[Views(1, 32, interpolation="bicubic")])
     with pytest.raises(ValueError, match=r"data\.on_error=replace"):
         DeviceLoader(jpg_beton, 8, device="cpu", on_error="replace")
@@ -91,7 +91,7 @@ def test_training_on_such_views_follows_training_on_the_kernels(tiny_beton, tmp_
     """The same curve to a thousandth, and resume to the last bit."""
     options = {"model__drop_path": 0.0, "training__keep_checkpoints": 10}
     kernels = losses(pretrain(settings(tiny_beton, tmp_path / "cpu", **options)))
-    cfg = settings(tiny_beton, tmp_path / "device", data__views_on="device", training__resume="auto", **options)
+    cfg = settings(tiny_beton, tmp_path / "device", data__augment_on="device", training__resume="auto", **options)
     folder = pretrain(cfg)
     curve = losses(folder)
     assert np.abs(curve / kernels - 1).max() < 1e-3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from idmm_fast.loader.philox import permutation, philox, uniforms
+from idmm_fast.kernels.philox import permutation, philox, uniforms
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,16 @@ from test_train import FINETUNE, losses, settings
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import Split
-from idmm_fast.evaluate.judge import Probe
+from idmm_fast.evaluate.frozen import OnlineEvaluation
 from idmm_fast.methods import IDMM
-from idmm_fast.train import checkpoint, distributed, loop
-from idmm_fast.train.device import Machine
-from idmm_fast.train.finetune import finetune
-from idmm_fast.train.pretrain import pretrain
-from idmm_fast.train.run import Interrupt, Interrupted, OtherImages, Run
+from idmm_fast.runtime import distributed
+from idmm_fast.runtime.device import Runtime
+from idmm_fast.train import checkpoint
+from idmm_fast.train import trainer as loop
+from idmm_fast.train.finetuning import finetune
+from idmm_fast.train.pretraining import pretrain
+from idmm_fast.train.run_dir import OtherImages, Run
+from idmm_fast.train.signals import Interrupted, SignalFlag
 
 SMALL = {"model__options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}, "model__image_size": 16}
 
@@ -35,7 +38,7 @@ SMALL = {"model__options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_h
 def metrics(folder):
     """The lines of metrics.jsonl, but for how fast it was."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in ("images_per_s", "wait")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("images_per_s", "data_wait")} for line in lines]
 
 
 class Killed(BaseException):
@@ -49,7 +52,7 @@ class Stops:
         self.signal_at = self.kill_at = None
         for name in ("log", "add", "save", "save_best"):
             monkeypatch.setattr(Run, name, self._counted(getattr(Run, name)))
-        original = loop.Meter.step
+        original = loop.Throughput.step
 
         def step(meter, images):
             if self.signal_at is not None:
@@ -59,14 +62,14 @@ class Stops:
                     self.interrupt.signal = 15
             return original(meter, images)
 
-        monkeypatch.setattr(loop.Meter, "step", step)
-        entered = Interrupt.__enter__
+        monkeypatch.setattr(loop.Throughput, "step", step)
+        entered = SignalFlag.__enter__
 
         def enter(interrupt):
             self.interrupt = interrupt
             return entered(interrupt)
 
-        monkeypatch.setattr(Interrupt, "__enter__", enter)
+        monkeypatch.setattr(SignalFlag, "__enter__", enter)
 
     def _counted(self, original):
         def counted(run, *args, **kwargs):
@@ -166,18 +169,18 @@ _options = strategies.fixed_dictionaries(
         "training__checkpoint_minutes": strategies.sampled_from([0.0, 1e-9]),
         "training__keep_checkpoints": strategies.integers(1, 3),
         "model__drop_path": strategies.sampled_from([0.0, 0.3]),
-        "training__head_lr": strategies.sampled_from([1.0, 3.0]),
+        "training__head_lr_scale": strategies.sampled_from([1.0, 3.0]),
     }
 )
 _own = {
     "pretrain": {
-        "probe__every": strategies.integers(0, 2),
+        "online_eval__every": strategies.integers(0, 2),
         "cutmix__alpha": strategies.sampled_from([0.0, 0.5]),
         "head__loss": strategies.sampled_from(["dense", "fused"]),
     },
     "finetune": {
         "training__evaluate_every": strategies.integers(0, 2),
-        "mixing__alpha": strategies.sampled_from([0.0, 0.5]),
+        "mixup_cutmix__alpha": strategies.sampled_from([0.0, 0.5]),
         "data__per_class": strategies.sampled_from([0, 2]),
     },
 }
@@ -224,7 +227,7 @@ def test_a_run_stopped_in_each_step_of_two_epochs(kind, batch_size, few, tmp_pat
     """With one and with two steps an epoch; the stop in an epoch's last step had lost that epoch's evaluation, and with it best.pt."""
     stops = Stops(monkeypatch)
     _run_without_pictures(monkeypatch)
-    own = {"probe__every": 1} if kind == "pretrain" else {"training__evaluate_every": 1}
+    own = {"online_eval__every": 1} if kind == "pretrain" else {"training__evaluate_every": 1}
     options = {**SMALL, **own, "training__batch_size": batch_size, "training__epochs": 2}
     for step in range(2 * 12 // batch_size):
         assert _stopped_and_resumed(kind, few, options, stops, ("signal", step), tmp_path / str(step))
@@ -232,12 +235,12 @@ def test_a_run_stopped_in_each_step_of_two_epochs(kind, batch_size, few, tmp_pat
 
 def _run_without_pictures(monkeypatch):
     """They take most of the time of so small a run, and have their own tests."""
-    from idmm_fast.train import finetune as tuning
-    from idmm_fast.train import pretrain as training
+    from idmm_fast.train import finetuning as tuning
+    from idmm_fast.train import pretraining as training
 
     for module in (tuning, training):
-        monkeypatch.setattr(module, "draw_batch", lambda *args: None)
-        monkeypatch.setattr(module, "draw_curves", lambda *args: None)
+        monkeypatch.setattr(module, "plot_batch", lambda *args: None)
+        monkeypatch.setattr(module, "plot_curves", lambda *args: None)
 
 
 @pytest.fixture
@@ -312,7 +315,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite(
     folder = pretrain(settings(few, tmp_path / "run", **SMALL, training__batch_size=3, training__epochs=2))
     lines = metrics(folder)
     assert [line["step"] for line in lines if "loss" not in line] == [1]
-    assert lines[1]["skipped"] == 1
+    assert lines[1]["nonfinite_steps"] == 1
     assert torch.equal(seen[1], seen[2])
     assert not torch.equal(seen[2], seen[3])
     assert all(torch.isfinite(v).all() for v in load_file(folder / "backbone.safetensors").values())
@@ -326,12 +329,17 @@ def test_fp16_stops_too_where_every_gradient_is_not_finite(few, tmp_path, monkey
         "forward",
         lambda self, *args: forward(self, *args) + 0 * sum(p.mul(0).sum() for p in self.parameters()).sqrt(),
     )
-    monkeypatch.setattr(Machine, "scaler", lambda self: torch.amp.GradScaler("cpu", enabled=True))
+    monkeypatch.setattr(Runtime, "scaler", lambda self: torch.amp.GradScaler("cpu", enabled=True))
     _run_without_pictures(monkeypatch)
     with pytest.raises(FloatingPointError, match=r"gradients of a finite loss .* 4 times in a row"):
         pretrain(
             settings(
-                few, tmp_path / "run", **SMALL, training__batch_size=1, training__epochs=2, training__max_skipped=4
+                few,
+                tmp_path / "run",
+                **SMALL,
+                training__batch_size=1,
+                training__epochs=2,
+                training__max_nonfinite_steps=4,
             )
         )
 
@@ -346,7 +354,7 @@ def test_a_signal_in_the_last_evaluation_is_obeyed(few, tmp_path, monkeypatch):
             stops.interrupt.signal = 15
             return super().__call__(backbone, machine)
 
-    options = {**SMALL, "training__batch_size": 6, "training__epochs": 2, "probe__every": 2}
+    options = {**SMALL, "training__batch_size": 6, "training__epochs": 2, "online_eval__every": 2}
     with pytest.raises(Interrupted):
         pretrain(settings(few, tmp_path / "run", **options), Stopping())
     lines = metrics(tmp_path / "run")
@@ -371,7 +379,7 @@ def test_a_job_that_is_started_again_goes_on_from_its_newest_checkpoint_and_with
 
 
 def test_what_fails_before_the_first_step_lets_go_of_the_run_folder(few, tmp_path, monkeypatch):
-    from idmm_fast.train import pretrain as training
+    from idmm_fast.train import pretraining as training
 
     cfg = settings(few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto")
     _run_without_pictures(monkeypatch)
@@ -388,7 +396,7 @@ def test_weights_that_are_not_finite_are_never_saved(kept, few, monkeypatch):
     options, folder = kept
     for path in checkpoint.listing(folder / "checkpoints")[2:]:
         path.unlink()
-    images_of, steps = loop.Meter.step, []
+    images_of, steps = loop.Throughput.step, []
 
     def break_one(meter, images):
         steps.append(images)
@@ -399,7 +407,7 @@ def test_weights_that_are_not_finite_are_never_saved(kept, few, monkeypatch):
 
     models, forward = [], IDMM.forward
     monkeypatch.setattr(IDMM, "forward", lambda self, *args: models.append(self) or forward(self, *args))
-    monkeypatch.setattr(loop.Meter, "step", break_one)
+    monkeypatch.setattr(loop.Throughput, "step", break_one)
     with pytest.raises(FloatingPointError, match=r"head\.weight"):
         pretrain(settings(few, folder, training__resume="auto", **options))
     assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")] == [2, 4]
@@ -558,7 +566,7 @@ def test_the_same_call_on_a_folder_that_changed_begins_a_new_run_and_says_so(tre
 
 
 def test_what_a_probe_needs_is_looked_at_before_training(few, tmp_path):
-    """It had been found after probe.every epochs, and without a checkpoint."""
+    """It had been found after online_eval.every epochs, and without a checkpoint."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (20, 20, 3), np.uint8) for _ in range(3)]
     unlabelled = _beton(tmp_path / "unlabelled.beton", images, (-1,))
@@ -568,9 +576,9 @@ def test_what_a_probe_needs_is_looked_at_before_training(few, tmp_path):
         (unlabelled, BetonError, "label"),
         (other, (BetonError, ConfigError), "class"),
     ):
-        cfg = settings(few, tmp_path / "run", **SMALL, data__test=str(test), probe__every=2)
+        cfg = settings(few, tmp_path / "run", **SMALL, data__test=str(test), online_eval__every=2)
         with pytest.raises(error, match=says):
-            pretrain(cfg, Probe(cfg))
+            pretrain(cfg, OnlineEvaluation(cfg))
         assert not (tmp_path / "run").exists()
 
 

@@ -4,8 +4,8 @@ import pytest
 from conftest import call
 from test_train import FINETUNE, SCHEMA, settings
 
-from idmm_fast.train.finetune import finetune
-from idmm_fast.train.pretrain import pretrain
+from idmm_fast.train.finetuning import finetune
+from idmm_fast.train.pretraining import pretrain
 
 TINY = [
     "--model.name=vit_tiny_patch16_224",
@@ -40,8 +40,8 @@ def test_a_warm_up_as_long_as_the_training_is_remarked_on(tiny_beton, tmp_path, 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("idmm_fast.train.pretrain.make_loader", stop)
-    monkeypatch.setattr("idmm_fast.train.finetune.create_backbone", stop)
+    monkeypatch.setattr("idmm_fast.train.pretraining.make_loader", stop)
+    monkeypatch.setattr("idmm_fast.train.finetuning.create_backbone", stop)
     for train, schema in ((pretrain, SCHEMA), (finetune, FINETUNE)):
         for warmup, times in ((2, 1), (3, 1), (1.5, 0)):
             with pytest.raises(KeyboardInterrupt):

@@ -120,7 +120,7 @@ def test_readme_names_only_files_that_exist():
 def test_the_speed_tables_are_those_that_the_benchmark_made():
     import json
 
-    from idmm_fast.report.benchmark_loader import table
+    from idmm_fast.bench.loader import table
 
     made = table(json.loads((ROOT / "docs" / "benchmark_loader.json").read_text()))
     assert made in README
@@ -130,7 +130,7 @@ def test_the_speed_tables_are_those_that_the_benchmark_made():
 def test_the_table_of_the_step_is_the_one_that_the_benchmark_made():
     import json
 
-    from idmm_fast.report.benchmark_step import table
+    from idmm_fast.bench.step import table
 
     assert (
         table(json.loads((ROOT / "docs" / "benchmark_step.json").read_text()))
@@ -147,6 +147,6 @@ def test_documents_name_only_pictures_that_exist():
 def test_readmes_demo_table_is_the_one_that_the_demo_made():
     import json
 
-    from idmm_fast.report.demo import table
+    from idmm_fast.studies.demo import table
 
     assert table(json.loads((ROOT / "docs" / "demo.json").read_text())) in README

@@ -22,12 +22,11 @@ from idmm_fast.loader import MultiCropLoader, Views
 from idmm_fast.losses import instance_loss
 from idmm_fast.methods import IDMM
 from idmm_fast.models import Normalize, create_backbone, init_head, load_backbone
-from idmm_fast.train import checkpoint
-from idmm_fast.train import run as running
-from idmm_fast.train.curves import read_metrics
-from idmm_fast.train.finetune import SCHEMA as FINETUNE
-from idmm_fast.train.finetune import Classifier, choose_rows, draw_mixup, finetune
-from idmm_fast.train.pretrain import SCHEMA, pretrain
+from idmm_fast.plots.curves import read_metrics
+from idmm_fast.train import checkpoint, throughput
+from idmm_fast.train.finetuning import SCHEMA as FINETUNE
+from idmm_fast.train.finetuning import Classifier, choose_rows, finetune, sample_mixup
+from idmm_fast.train.pretraining import SCHEMA, pretrain
 from idmm_fast.train.schedule import learning_rate
 
 ROOT = Path(__file__).parent.parent
@@ -116,8 +115,8 @@ def test_run_folder_holds_all_that_is_promised(run):
         assert (run / name).exists(), name
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(120))
-    assert all({"epoch", "step", "loss", "lr", "images_per_s", "wait"} <= set(line) for line in lines)
-    assert all(0 <= line["wait"] <= 1 for line in lines)
+    assert all({"epoch", "step", "loss", "lr", "images_per_s", "data_wait"} <= set(line) for line in lines)
+    assert all(0 <= line["data_wait"] <= 1 for line in lines)
     assert lines[-1]["epoch"] == 29
     assert yaml.safe_load((run / "config.yaml").read_text())["training"]["epochs"] == 30
     assert list((run / "events").glob("events.out.tfevents*"))
@@ -227,14 +226,16 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(tiny_beton, tmp_p
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny_beton, tmp_path):
-    cfg = settings(tiny_beton, tmp_path / "run", training__lr=1e30, training__warmup_epochs=0, training__max_skipped=3)
+    cfg = settings(
+        tiny_beton, tmp_path / "run", training__lr=1e30, training__warmup_epochs=0, training__max_nonfinite_steps=3
+    )
     with pytest.raises(
         FloatingPointError,
         match=r"the loss became .* 3 times in a row; the last batch held the rows \d+, .*tiny\.beton",
     ):
         pretrain(cfg)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["skipped"] for line in lines if "skipped" in line] == [1, 2, 3]
+    assert [line["nonfinite_steps"] for line in lines if "nonfinite_steps" in line] == [1, 2, 3]
 
 
 def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(tiny_beton, tmp_path, monkeypatch):
@@ -253,7 +254,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(tiny_beton, tmp_
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(16))
     assert [line["step"] for line in lines if "loss" not in line] == [5]
-    assert lines[5]["skipped"] == 1
+    assert lines[5]["nonfinite_steps"] == 1
     assert (folder / "backbone.safetensors").exists()
 
 
@@ -292,7 +293,7 @@ def test_fused_training_equals_dense_training(tiny_beton, tmp_path, capfd):
     for kind in ("dense", "fused"):
         curves[kind] = losses(pretrain(settings(tiny_beton, tmp_path / kind, head__loss=kind, training__epochs=6)))
     assert np.abs(curves["fused"] / curves["dense"] - 1).max() < 1e-4
-    automatic = pretrain(settings(tiny_beton, tmp_path / "auto", head__dense_mb=0, training__epochs=1))
+    automatic = pretrain(settings(tiny_beton, tmp_path / "auto", head__max_dense_mb=0, training__epochs=1))
     assert np.abs(losses(automatic)[:1] / curves["dense"][:1] - 1).max() < 1e-4
     shown = "".join(capfd.readouterr())
     assert shown.count("dense loss (dense logits") == 1
@@ -350,7 +351,7 @@ def test_every_config_trains(path, tiny_beton, tmp_path):
 
 def test_updates_of_class_weights_are_looked_at(tiny_beton, tmp_path):
     """Four ways; without smoothing the classes out of the batch fall to rest as p falls, with it they keep the closed form's share."""
-    from idmm_fast.report.updates import summary, updates
+    from idmm_fast.studies.class_updates import summary, updates
 
     result = updates(
         settings(tiny_beton, tmp_path / "x"), tmp_path / "out", images=64, epochs=40, batch_size=8, head_lr=10.0
@@ -400,7 +401,7 @@ def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp
         "--training.amp=fp32",
         "--training.compile=false",
         "--training.batch_size=16",
-        "--ladder.stages=[{training.epochs: 8}, {model.image_size: 64, training.epochs: 2, training.batch_size: 8, training.lr: 1.0e-6}]",
+        "--progressive.stages=[{training.epochs: 8}, {model.image_size: 64, training.epochs: 2, training.batch_size: 8, training.lr: 1.0e-6}]",
         "--init",
         run,
         "--stages",
@@ -429,7 +430,7 @@ def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp
     trial = call(*script, "--training.max_steps=2")  # it had written result.json and then missed the weights of stage 1
     assert trial.returncode == 1
     assert "does not go with --stages" in trial.stderr
-    wrong = call(*script, "--ladder.stages=[{model.img_size: 64}]")
+    wrong = call(*script, "--progressive.stages=[{model.img_size: 64}]")
     assert wrong.returncode == 1
     assert "model.image_size" in wrong.stderr
 
@@ -491,7 +492,7 @@ def test_weights_of_others_are_a_beginning(tiny_beton, tmp_path):
     with pytest.raises(ValueError, match="a classifier for 10 classes, and 4 classes are wanted"):
         finetune(
             settings(
-                tiny_beton, tmp_path / "f", FINETUNE, model__init=str(tmp_path / "plain.pth"), model__keep_head=True
+                tiny_beton, tmp_path / "f", FINETUNE, model__init=str(tmp_path / "plain.pth"), model__init_head=True
             )
         )
 
@@ -500,7 +501,9 @@ def test_features_are_looked_at_while_training(tiny_beton, tmp_path):
     """Every second epoch and at the end; the numbers are those of evaluate.py, and the curve is the one without looking."""
     changes = ["--model.drop_path=0.2", "--training.batch_size=16", "--training.epochs=3", "--training.resume=no"]
     base = [*command(tiny_beton, tmp_path / "run")[1:], *changes]
-    shown = call(Path(base[0]).name, *base[1:], f"--data.test={tiny_beton}", "--probe.every=2", "--probe.linear=true")
+    shown = call(
+        Path(base[0]).name, *base[1:], f"--data.test={tiny_beton}", "--online_eval.every=2", "--online_eval.linear=true"
+    )
     assert shown.returncode == 0, shown.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "knn20" in line] == [1, 2]
@@ -522,7 +525,7 @@ def test_finetuning_resumes_to_the_last_bit(tiny_beton, tmp_path):
 
 
 def test_mixup_draws():
-    draws = [draw_mixup(3, 0, step, 10, 0.5) for step in range(4000)]
+    draws = [sample_mixup(3, 0, step, 10, 0.5) for step in range(4000)]
     shares = np.array([s for s, _ in draws])
     assert shares.min() >= 0.5
     from scipy import stats
@@ -663,9 +666,9 @@ def test_a_full_disk_is_a_sentence_and_costs_nothing(tiny_beton, tmp_path, monke
 
 
 def test_waiting_for_data_is_advised_about_once(jpg_beton, monkeypatch, capsys):
-    monkeypatch.setattr(running, "PATIENCE", 0.0)
+    monkeypatch.setattr(throughput, "PATIENCE", 0.0)
     loader = MultiCropLoader(jpg_beton, 8, num_workers=1, views=[Views(2, 16)])
-    meter = running.Meter(loader, 80, 0, "train")
+    meter = throughput.Throughput(loader, 80, 0, "train")
     meter.end_epoch()
     assert capsys.readouterr().out == ""
     for _ in range(2):

@@ -1,6 +1,6 @@
 """The `.beton` file: FFCV's format, written safely and checked before it is read."""
 
 from .read import Beton, BetonError, open_beton
-from .write import WriteError, Written, sidecar_path, write_beton
+from .write import ConversionResult, WriteError, sidecar_path, write_beton
 
-__all__ = ["Beton", "BetonError", "WriteError", "Written", "open_beton", "sidecar_path", "write_beton"]
+__all__ = ["Beton", "BetonError", "ConversionResult", "WriteError", "open_beton", "sidecar_path", "write_beton"]

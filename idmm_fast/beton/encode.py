@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..resize import resized
+from ..kernels.resize import resized
 from .checksum import checksum
 from .format import JPG, MODES, MOST_PIXELS, RAW
 from .jpeg import OK, Decoder, Encoder, decode_jpeg, test_jpeg
-from .scan import is_whole
+from .jpeg_check import is_intact
 
 MAX_SIDE = 65535  # the table's width and height are 16 bits
 
@@ -140,7 +140,7 @@ def has_its_tables(data):
 
 def _decodes(data, height, width):
     whole = np.frombuffer(data, np.uint8)
-    if is_whole(whole):
+    if is_intact(whole):
         return True
     # The loader's own decoder judges: it refuses JPEGs that others read with a warning.
     if not has_its_tables(data):

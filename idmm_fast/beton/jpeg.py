@@ -13,7 +13,7 @@ import numpy as np
 from llvmlite import binding
 from numba import types
 
-from ..jit import kernel
+from ..kernels.jit import kernel
 
 # Found, not imported: importing FFCV imports torch and changes its thread count. And loaded for these functions alone: made global, it
 # would bring OpenCV's needs along, a plain BLAS among them, which takes the place of torch's own and is ten times slower.

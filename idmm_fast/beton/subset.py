@@ -9,7 +9,7 @@ from .read import BetonError, open_beton
 from .write import write_beton
 
 
-def draw_rows(labels, images, balanced, seed):
+def sample_rows(labels, images, balanced, seed):
     """`images` row numbers, sorted, drawn by `seed`. balanced: as many of each class as there can be, those left over at random. labels: int64 (n,).
 
     Raises ValueError where there are fewer rows.

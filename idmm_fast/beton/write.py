@@ -4,7 +4,6 @@ FFCV's own writer forks processes, hangs for ever when one of them fails, and le
 name. Here the same input and options give the same bytes, whatever the number of workers.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..files import sha256
 from ..limits import cores, memory_bytes
 from ..lock import Lock
 from .checksum import tables_sum
@@ -38,7 +38,7 @@ class _PageTooSmall(Exception):
 
 
 @dataclass
-class Written:
+class ConversionResult:
     """What a conversion made: the file, its sidecar, how many images it holds, which were skipped and why, and which image
     of the split each row is (places)."""
 
@@ -159,18 +159,6 @@ def _write(file, split, order, encoded, page_size, on_error, progress, helper, s
     return places, skipped, int(over_all)
 
 
-def sha256(path, progress=None):
-    """The SHA-256 of a file, as hex digits; `progress` is told how many bytes each block has."""
-    digest = hashlib.sha256()
-    block = bytearray(1 << 20)  # stays in the cache
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(memoryview(block)[:count])
-            if progress:
-                progress(count)
-    return digest.hexdigest()
-
-
 def _sync(path):
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -275,4 +263,4 @@ def write_beton(
     finally:
         temporary.unlink(missing_ok=True)
         lock.close()
-    return Written(path, sidecar, len(places), mode, skipped, places)
+    return ConversionResult(path, sidecar, len(places), mode, skipped, places)

@@ -5,7 +5,7 @@ from tqdm import tqdm
 
 from ..models import Normalize
 from ..models.backbone import PRETRAIN_STD
-from ..train.accuracy import judged, say_skipped
+from .accuracy import judged, say_skipped
 
 
 @torch.no_grad()

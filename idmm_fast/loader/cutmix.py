@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv
 
-from ..jit import kernel
-from .philox import CUTMIX_STREAM, permutation, uniforms
+from ..kernels.jit import kernel
+from ..kernels.philox import CUTMIX_STREAM, MIXUP_STREAM, permutation, uniforms
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _draws(seed, step, epoch, stream, result):
         result[k, 0], result[k, 1], result[k, 2], result[k, 3] = uniforms(seed, step, epoch, stream, k)
 
 
-def draw_cutmix(seed, epoch, step, group, batch, count, size, alpha, *, chunk=0, first=0, per_row=False):
+def sample_cutmix(seed, epoch, step, group, batch, count, size, alpha, *, chunk=0, first=0, per_row=False):
     """Draw a CutMix (Yun et al., arXiv 1905.04899) for `count` views of each of `batch` images, as IDMM's authors do.
 
     lam ~ Beta(alpha, alpha), folded to max(lam, 1 - lam); the box's side is int(size * sqrt(1 - lam)), its centre uniform
@@ -70,3 +70,9 @@ def draw_cutmix(seed, epoch, step, group, batch, count, size, alpha, *, chunk=0,
         partner[mine] = mine[permutation(seed, step, epoch, stream + 1, mine.size)]
     lam[:] = 1.0 - (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / (size * size)
     return CutMix(lam, box, partner)
+
+
+def sample_mixup(seed, epoch, step, n, alpha):
+    """(share, partner int64 (n,)): share ~ Beta(alpha, alpha), folded to its larger half (Zhang et al., arXiv 1710.09412)."""
+    share = betaincinv(alpha, alpha, uniforms(np.uint64(seed), step, epoch, MIXUP_STREAM, 0)[0])
+    return max(share, 1 - share), permutation(np.uint64(seed), step, epoch, MIXUP_STREAM + 1, n)

@@ -8,11 +8,11 @@ import numpy as np
 
 from .. import limits
 from ..beton import open_beton
-from .draws import Augment
-from .epoch import Buffers, SafeEpochIterator
-from .operation import Mixing, MultiCropDecoder, Views, row_numbers
-from .philox import ORDER_STREAM, permutation
-from .stock import Compiler, Graph, Loader, PipelineSpec, RGBImageField, TraversalOrder
+from ..kernels.philox import ORDER_STREAM, permutation
+from .decoder import CutMixSpec, MultiCropDecoder, Views, row_numbers
+from .ffcv_compat import Compiler, Graph, Loader, PipelineSpec, RGBImageField, TraversalOrder
+from .prefetch import Buffers, SafeEpochIterator
+from .sampling import Augment
 
 _SKIP = "on_error='skip' leaves images out of a batch: only without mixing (cutmix_alpha=0) and with views of count 1; use on_error='replace'"
 IDMM_VIEWS = (Views(2, 112, (0.14, 1.0)), Views(4, 112, (0.05, 0.4)))
@@ -89,7 +89,7 @@ class MultiCropLoader(Loader):
             raise ValueError(f"on_error is 'raise', 'replace' or 'skip', not '{on_error}'")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is one of 0..{world_size - 1}, not {rank}")
-        mixing = Mixing(cutmix_alpha, int(cutmix_chunk), bool(cutmix_per_row))
+        mixing = CutMixSpec(cutmix_alpha, int(cutmix_chunk), bool(cutmix_per_row))
         if mixing.chunk and self.batch_size % mixing.chunk:
             raise ValueError(f"cutmix_chunk {mixing.chunk} does not divide batch_size {self.batch_size}")
         self.rank, self.world_size = int(rank), int(world_size)

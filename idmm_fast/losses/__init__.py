@@ -1,7 +1,7 @@
 """Losses."""
 
 from .contrastive import contrastive_loss
-from .distillation import dino_loss
+from .dino import dino_loss
 from .fused import Shard, fused_instance_loss
 from .instance import instance_loss
 from .sharded import ShardedHead

@@ -2,6 +2,7 @@
 
 import inspect
 
+from ..config.pretrain import METHODS as CLASSES
 from .dino import DINO
 from .idmm import IDMM
 from .moco_v2 import MoCoV2
@@ -9,7 +10,7 @@ from .moco_v3 import MoCoV3
 from .simclr import SimCLR
 from .supcon import SupCon
 
-METHODS = {"idmm": IDMM, "simclr": SimCLR, "supcon": SupCon, "moco_v2": MoCoV2, "moco_v3": MoCoV3, "dino": DINO}
+METHODS = {name: globals()[kind] for name, kind in CLASSES.items()}
 
 _GIVEN = ("self", "backbone", "labels", "images", "views")
 
@@ -31,10 +32,10 @@ def create_method(name, backbone, labels, views, options):
             raise ValueError(f"method.options: {name} has no '{key}'; it has {', '.join(known)}")
     if name.startswith("moco") and views != [2]:
         raise ValueError(
-            f"views.groups: {name} needs one group of two views; --config rn_configs/methods/{name}.yaml sets what it needs"
+            f"crops.groups: {name} needs one group of two views; --config rn_configs/methods/{name}.yaml sets what it needs"
         )
     if sum(views) < 2:
-        raise ValueError(f"views.groups: {name} needs at least two views of an image")
+        raise ValueError(f"crops.groups: {name} needs at least two views of an image")
     if name == "supcon" and int(labels.min()) < 0:
         raise ValueError("supcon needs labels, and data.train has none")
     given = {"labels": labels, "images": labels.numel(), "views": views}

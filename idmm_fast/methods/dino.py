@@ -5,11 +5,11 @@ from torch import nn
 from torch.nn.functional import linear, normalize
 
 from ..losses import dino_loss
-from ..losses.distillation import moved
+from ..losses.dino import moved
 from ..losses.gather import sum_over_processes
 from ..models import feature_dim
 from ..models.projector import mlp
-from .method import Method, momentum_copy, move, risen
+from .base import Method, cosine_momentum, momentum_copy, move
 
 
 class DINOHead(nn.Module):
@@ -78,4 +78,4 @@ class DINO(Method):
         rows, total = self.said
         total = sum_over_processes(torch.tensor(float(total), device=rows.device))
         self.center.copy_(moved(self.center, sum_over_processes(rows), total, self.center_momentum))
-        move(self.teacher, [self.backbone, self.head], risen(self.momentum, progress))
+        move(self.teacher, [self.backbone, self.head], cosine_momentum(self.momentum, progress))

@@ -5,7 +5,7 @@ import torch
 from ..losses import ShardedHead, instance_loss
 from ..losses.fused import MEMORY
 from ..models import feature_dim, init_head
-from .method import Method, by_size
+from .base import Method, by_size
 
 
 class IDMM(Method):

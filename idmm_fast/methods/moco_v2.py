@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy, normalize
 from ..losses.gather import gather_rows
 from ..models import feature_dim
 from ..models.projector import mlp
-from .method import Method, momentum_copy, move
+from .base import Method, momentum_copy, move
 
 
 class MoCoV2(Method):

@@ -8,7 +8,7 @@ from ..losses import contrastive_loss
 from ..losses.gather import gather_rows
 from ..models import feature_dim
 from ..models.projector import mlp
-from .method import Method, momentum_copy, move, risen
+from .base import Method, cosine_momentum, momentum_copy, move
 
 
 class MoCoV3(Method):
@@ -39,4 +39,4 @@ class MoCoV3(Method):
         return share * 2 * self.temperature * loss
 
     def after_step(self, progress):
-        move(self.teacher, [self.backbone, self.head["projector"]], risen(self.momentum, progress))
+        move(self.teacher, [self.backbone, self.head["projector"]], cosine_momentum(self.momentum, progress))

@@ -7,7 +7,7 @@ from ..losses import contrastive_loss
 from ..losses.gather import gather_rows
 from ..models import feature_dim
 from ..models.projector import mlp
-from .method import Method
+from .base import Method
 
 
 class SimCLR(Method):

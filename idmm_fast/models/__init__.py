@@ -9,9 +9,10 @@ from .backbone import (
     save_classifier,
     timm_config,
 )
-from .head import init_head
+from .head import Classifier, init_head
 
 __all__ = [
+    "Classifier",
     "Normalize",
     "create_backbone",
     "feature_dim",

@@ -199,6 +199,6 @@ def load_backbone(backbone, path, head=None):
         found = weights.get(f"{classifier_names(backbone)[0]}.{key}", weights.get(f"head.{key}"))
         if found is None or found.shape != mine.shape:
             has = "no classifier" if found is None else f"a classifier for {found.shape[0]} classes"
-            raise ValueError(f"{path} has {has}, and {mine.shape[0]} classes are wanted; leave out model.keep_head")
+            raise ValueError(f"{path} has {has}, and {mine.shape[0]} classes are wanted; leave out model.init_head")
         mine.copy_(found)
     return len(own)

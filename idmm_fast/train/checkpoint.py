@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..beton.write import sha256
+from ..files import sha256
 
 
 class _Hashed:

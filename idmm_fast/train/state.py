@@ -2,7 +2,7 @@
 
 import torch
 
-from . import distributed
+from ..runtime import distributed
 
 
 def _copied(tree):
@@ -40,7 +40,7 @@ class State:
         rest = {
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
-            "random": distributed.of_all(_random_state()),
+            "random": distributed.all_gather_objects(_random_state()),
         }
         return self.weights() | ({} if distributed.rank() else _copied(rest))
 

@@ -1,0 +1,1 @@
+"""Benchmarks, one file each; benchmark.py at the root runs them."""

@@ -1,0 +1,104 @@
+"""Training with as many instances as ImageNet has: a beton of tiny raw images is made, and train_idmm.py does a few steps on it.
+
+Shown are the steps' losses, their time, and the peak memory of the process, which holds the head's 1,281,167 x 192 weights, their
+gradient, AdamW's two moments, and the fused loss's scratch, but never the logits.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ..beton.checksum import checksums, tables_sum
+from ..beton.format import ALLOCATION, DEFAULT_PAGE, HEADER, RAW, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
+from .loader import machine
+
+SIDE = 16  # pixels
+
+
+def make_beton(path, rows, side=SIDE, seed=0):
+    """A beton of `rows` raw images of random blocks, written all at once."""
+    size = side * side * 3
+    a_page = DEFAULT_PAGE // size
+    samples, allocations = np.zeros(rows, SAMPLE), np.zeros(rows, ALLOCATION)
+    tables = HEADER.itemsize + fields().nbytes + samples.nbytes
+    first = -(-(sums_start(tables) + 16 + 8 * rows) // DEFAULT_PAGE) * DEFAULT_PAGE
+    at = first + np.arange(rows) // a_page * DEFAULT_PAGE + np.arange(rows) % a_page * size
+    pages = -(-rows // a_page)
+    for key, value in (("mode", RAW), ("width", side), ("height", side), ("data_ptr", at)):
+        samples["f0"][key] = value
+    allocations["sample_id"], allocations["ptr"], allocations["size"] = np.arange(rows), at, size
+    header = np.array([(VERSION, 2, DEFAULT_PAGE, rows, first + pages * DEFAULT_PAGE)], HEADER)
+    rng = np.random.default_rng(seed)
+    with open(path, "wb") as file:
+        for page in range(pages):
+            count = min(a_page, rows - page * a_page)
+            blocks = rng.integers(0, 256, (count, side // 4, 1, side // 4, 1, 3), dtype=np.uint8)
+            file.seek(first + page * DEFAULT_PAGE)
+            file.write(np.broadcast_to(blocks, (count, side // 4, 4, side // 4, 4, 3)).tobytes())
+        file.seek(first + pages * DEFAULT_PAGE)
+        file.write(allocations.tobytes())
+    sums = np.empty(rows, np.uint64)
+    checksums(np.memmap(path, np.uint8, mode="r"), at.astype(np.int64), np.full(rows, size), sums)
+    head = header.tobytes() + fields().tobytes() + samples.tobytes()
+    head += bytes(sums_start(len(head)) - len(head))
+    with open(path, "r+b") as file:
+        file.write(
+            head + np.array([SUMS_MARK, tables_sum(head, sums, allocations)], np.uint64).tobytes() + sums.tobytes()
+        )
+
+
+def run(args):
+    """Measure and print; see `benchmark.py head --help`."""
+    with tempfile.TemporaryDirectory() as folder:
+        beton, out = Path(folder) / "many.beton", Path(folder) / "run"
+        make_beton(beton, args.classes)
+        script = Path(__file__).parents[2] / "train_idmm.py"
+        command = [
+            sys.executable,
+            str(script),
+            f"--data.train={beton}",
+            "--model.name=vit_tiny_patch16_224",
+            "--model.image_size=16",
+            "--model.options={patch_size: 8, depth: 2}",
+            f"--training.batch_size={args.batch}",
+            f"--training.max_steps={args.steps}",
+            "--training.epochs=1",
+            "--training.warmup_epochs=0",
+            "--training.compile=false",
+            "--training.device=cpu",
+            f"--logging.run_dir={out}",
+        ]
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            raise ValueError(f"training failed: {done.stderr.strip().splitlines()[-1]}")
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        parts = (done.stdout + done.stderr).replace("\n", "; ").split("; ")
+        said = next((part for part in parts if "loss (dense logits" in part), "")
+    result = {
+        "classes": args.classes,
+        "batch": args.batch,
+        "steps": len(metrics),
+        "seconds": seconds,
+        "peak_mb": peak,
+        "cores": os.cpu_count(),
+        "losses": [m["loss"] for m in metrics],
+        "said": said,
+        "machine": machine(),
+    }
+    print(
+        f"N = {args.classes:,}, {args.batch} images a step (six views each), {len(metrics)} steps in {seconds:.0f} s with start and data: {result['said']}"
+    )
+    print(f"loss {result['losses'][0]:.3f} .. {result['losses'][-1]:.3f}; peak memory {peak:.0f} MB")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return result

@@ -1,0 +1,1 @@
+"""The numba kernels: they import numpy, numba and each other alone."""

@@ -1,0 +1,1 @@
+"""Pictures, each written to a file."""

@@ -1,0 +1,1 @@
+"""Device, precision and processes: what a computation runs on."""

@@ -1,0 +1,1 @@
+"""Studies: the demo, and what class weights learn."""
