@@ -194,7 +194,7 @@ def write_beton(
     if len(split) == 0:
         raise WriteError(f"the {name} split is empty; nothing to convert")
     workers = workers or cores()
-    order = np.random.default_rng(seed).permutation(len(split))
+    order = np.arange(len(split)) if seed is None else np.random.default_rng(seed).permutation(len(split))
     if mode == "auto":
         mode = _choose_mode(split.images, max_resolution)
     temporary = path.with_name(path.name + ".tmp")

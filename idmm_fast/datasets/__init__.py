@@ -1,52 +1,76 @@
-"""The datasets, one file each. To add one, put a module here whose docstring's first line says what it is, with
+"""The datasets, one file each.
 
-SOURCE: Source                                # where it comes from, how many images it has (see split.py)
-def read(folder: Path) -> dict[str, Split]    # "train", "test", ... from the raw files as upstream lays them out
+To add one, put a module here. The first line of its docstring says what the dataset is. It has
 
-Downloading, unpacking, checking the counts and choosing a subset are done here, the same for all. A module that finds its
-data by itself has load(root) instead of both.
+    SOURCE: Source                                # where it comes from, how many images it has (see split.py)
+    def read(folder: Path) -> dict[str, Split]    # "train", "test", ... from the raw files as upstream lays them out
+
+Downloading, unpacking, checking the counts and choosing a subset are done here, the same for all. A module that finds
+its data by itself has load(root) instead of both.
 """
 
 import importlib
 import pkgutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from .fetch import locate
-from .split import DatasetError, FileSlice, Source, Split
+from .split import DatasetError, FileSlice, ImageSource, Source, Split
+from .split_list import SplitList, choose_listed, read_split_list
 
-__all__ = ["DatasetError", "FileSlice", "Source", "Split", "describe", "load", "names", "raw_folder", "table"]
+__all__ = [
+    "DatasetError",
+    "FileSlice",
+    "ImageSource",
+    "Source",
+    "Split",
+    "SplitList",
+    "choose_listed",
+    "describe",
+    "load",
+    "names",
+    "raw_folder",
+    "read_split_list",
+    "table",
+    "unknown",
+]
 
 
-def names():
+def names() -> list[str]:
     """The names of all datasets, sorted. (A module's underscore is a hyphen in the name.)"""
     found = (m.name for m in pkgutil.iter_modules(__path__))
     return sorted(m.replace("_", "-") for m in found if hasattr(_import(m), "load") or hasattr(_import(m), "read"))
 
 
-def _import(module):
+def _import(module: str) -> ModuleType:
     return importlib.import_module(f".{module}", __name__)
 
 
-def _module(name):
+def unknown(name: str) -> str:
+    """What to say of a name that no dataset has."""
+    return f"There is no dataset '{name}'. The names are: {', '.join(names())}."
+
+
+def _module(name: str) -> ModuleType:
     if name not in names():
-        raise DatasetError(f"There is no dataset '{name}'. The names are: {', '.join(names())}.")
+        raise DatasetError(unknown(name))
     return _import(name.replace("-", "_"))
 
 
-def describe(name):
+def describe(name: str) -> str:
     """One line on what the dataset is."""
-    return _module(name).__doc__.strip().splitlines()[0]
+    return (_module(name).__doc__ or "").strip().splitlines()[0]
 
 
-def raw_folder(name, parent="data/raw"):
-    """Where a dataset's raw files are kept if nothing else is said; sin10k's are ImageNet's."""
+def raw_folder(name: str, parent: str = "data/raw") -> Path:
+    """The default folder of a dataset's raw files; sin10k's are ImageNet's."""
     return Path(parent) / getattr(_module(name), "BASE", name)
 
 
-def table():
+def table() -> list[tuple[str, ...]]:
     """Rows (name, classes, train, test, size, licence, where from) of strings, the headings first."""
-    rows = [("name", "classes", "train", "test", "size", "licence", "where from")]
+    rows: list[tuple[str, ...]] = [("name", "classes", "train", "test", "size", "licence", "where from")]
     for name in names():
         source = getattr(_module(name), "SOURCE", None)
         if source is None:
@@ -57,11 +81,35 @@ def table():
     return rows
 
 
-def load(name, root, /, *, partial=False, seed=0, subset=0, per_class=0, total=0, **options):
-    """The splits of dataset `name`, {"train": Split, ...}, whose raw files are, or are to be, under `root`. Raises DatasetError.
+def load(
+    name: str,
+    root: Path,
+    /,
+    *,
+    partial: bool = False,
+    seed: int = 0,
+    subset: int = 0,
+    per_class: int = 0,
+    total: int = 0,
+    **options: str | None,
+) -> dict[str, Split]:
+    """The splits of a dataset.
 
-    partial: take what is there, whatever the official counts. per_class, total: so many training images of each class, or
-    in all, chosen by `seed`. subset: at most so many images of each split. options: of single datasets (shards, name).
+    Args:
+        name: One of `names()`.
+        root: Where its raw files are, or are downloaded to.
+        partial: Take what is there, whatever the official counts.
+        seed: Of the random choices below.
+        subset: At most so many images of each split; 0 for all.
+        per_class: So many training images of each class; 0 for all.
+        total: So many training images in all; 0 for all.
+        **options: Of single datasets: shards (webdataset), name (hf).
+
+    Returns:
+        {"train": Split, "test": Split, ...}
+
+    Raises:
+        DatasetError: The raw files are missing, can't be fetched or are not what they should be.
     """
     module = _module(name)
     if hasattr(module, "read"):
@@ -81,7 +129,8 @@ def load(name, root, /, *, partial=False, seed=0, subset=0, per_class=0, total=0
     return splits
 
 
-def _check_counts(name, source, splits, partial):
+def _check_counts(name: str, source: Source, splits: dict[str, Split], partial: bool) -> None:
+    """Say where a dataset is not complete; for ImageNet, that is an error."""
     wrong = {
         s: (len(splits[s]), wanted) for s, wanted in source.counts.items() if s in splits and len(splits[s]) != wanted
     }
@@ -92,7 +141,7 @@ def _check_counts(name, source, splits, partial):
         counts = dict.fromkeys(splits["train"].classes, 0)
         for label in splits["train"].labels:
             counts[splits["train"].classes[label]] += 1
-        fewest = sorted(counts, key=counts.get)[:5]
+        fewest = sorted(counts, key=lambda c: counts[c])[:5]
         raise DatasetError(
             f"{said}. The classes with fewest training images: {', '.join(f'{c} ({counts[c]})' for c in fewest)}. "
             f"Unpack the archives again, or take what is there with --partial."

@@ -1,9 +1,12 @@
 """FGVC-Aircraft: 6,667 training (trainval) and 3,333 test photographs of 100 variants of aeroplanes.
 
-Source: Maji et al. Layout: data/images/*.jpg, data/variants.txt, data/images_variant_trainval.txt, data/images_variant_test.txt.
+Source: Maji et al., arXiv 1306.5151. Layout: data/images/*.jpg, data/variants.txt, data/images_variant_trainval.txt,
+data/images_variant_test.txt.
 """
 
-from .split import Source, listed
+from pathlib import Path
+
+from .split import Source, Split, listed
 
 SOURCE = Source(
     "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
@@ -22,7 +25,8 @@ SOURCE = Source(
 )
 
 
-def read(folder):
+def read(folder: Path) -> dict[str, Split]:
+    """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     data = folder / "data"
     classes = [
         line.strip() for line in (data / "variants.txt").read_text(encoding="utf-8").splitlines() if line.strip()

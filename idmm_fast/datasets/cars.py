@@ -4,9 +4,9 @@ Source: Krause et al. Layout: cars_train/*.jpg, cars_test/*.jpg, devkit/cars_met
 cars_test_annos_withlabels.mat (beside the folders or in devkit/).
 """
 
-from scipy.io import loadmat
+from pathlib import Path
 
-from .split import DatasetError, Source, listed
+from .split import DatasetError, Source, Split, listed
 
 SOURCE = Source(
     "https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
@@ -26,12 +26,16 @@ SOURCE = Source(
 )
 
 
-def read(folder):
+def read(folder: Path) -> dict[str, Split]:
+    """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
+    from scipy.io import loadmat  # here, since it is slow to import
+
     classes = [str(n) for n in loadmat(folder / "devkit" / "cars_meta.mat", squeeze_me=True)["class_names"]]
     test = next((p for p in (folder, folder / "devkit") if (p / "cars_test_annos_withlabels.mat").exists()), None)
     if test is None:
         raise DatasetError(
-            f"cars_test_annos_withlabels.mat is missing under {folder}; without it the test images have no labels. See {SOURCE.address}."
+            f"cars_test_annos_withlabels.mat is missing under {folder}; without it the test images have no labels. "
+            f"See {SOURCE.address}."
         )
     annotations = {"train": folder / "devkit" / "cars_train_annos.mat", "test": test / "cars_test_annos_withlabels.mat"}
     result = {}

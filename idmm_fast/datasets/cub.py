@@ -3,7 +3,9 @@
 Source: Wah et al. Layout: images/CLASS/*.jpg, images.txt, image_class_labels.txt, train_test_split.txt, classes.txt.
 """
 
-from .split import Source, listed
+from pathlib import Path
+
+from .split import Source, Split, listed
 
 SOURCE = Source(
     "https://www.vision.caltech.edu/datasets/cub_200_2011/",
@@ -22,8 +24,10 @@ SOURCE = Source(
 )
 
 
-def read(folder):
-    def table(name):
+def read(folder: Path) -> dict[str, Split]:
+    """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
+
+    def table(name: str) -> dict[str, str]:
         return dict(
             line.split(maxsplit=1) for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip()
         )

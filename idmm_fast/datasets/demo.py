@@ -1,7 +1,7 @@
-"""The demo: 2,040 training and all 10,000 test photographs of Fashion-MNIST (28 x 28, 10 classes), for pretraining ViTs in minutes.
+"""The demo: 2,040 training and all 10,000 test photographs of Fashion-MNIST, for pretraining ViTs in minutes.
 
-Source: Xiao et al., arXiv 1708.07747 (MIT licence). Comes with Debian's package dataset-fashion-mnist; elsewhere
-torchvision fetches the same files from their official place.
+Source: Xiao et al., arXiv 1708.07747 (MIT licence); 28 x 28 pixels, 10 classes. Debian's package
+dataset-fashion-mnist has the files; elsewhere torchvision fetches the same files from their official place.
 """
 
 import gzip
@@ -19,7 +19,8 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 STEMS = {"train": "train", "test": "t10k"}
 
 
-def _folder(root):
+def _folder(root: Path) -> Path:
+    """Where the four files are; downloads them to `root` if they are nowhere."""
     for folder in (root, root / "FashionMNIST" / "raw", DEBIAN):
         if all(
             (folder / f"{stem}-{what}.gz").exists()
@@ -33,20 +34,23 @@ def _folder(root):
         FashionMNIST(str(root), download=True)
     except (RuntimeError, OSError) as error:
         raise DatasetError(
-            f"Fashion-MNIST could not be downloaded ({error}). Install it with `sudo apt-get install dataset-fashion-mnist`, or put the "
-            f"four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+            f"Fashion-MNIST could not be downloaded ({error}). "
+            f"Install it with `sudo apt-get install dataset-fashion-mnist`, or put the four files "
+            f"train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
             f"t10k-labels-idx1-ubyte.gz from https://github.com/zalandoresearch/fashion-mnist under {root}."
         ) from None
     return root / "FashionMNIST" / "raw"
 
 
-def _read(path, header):
+def _read(path: Path, header: int) -> np.ndarray:
+    """The uint8 array of an idx file whose header has `header` bytes."""
     data = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
     sizes = data[4:header].view(">u4").astype(int)
     return data[header:].reshape(sizes)
 
 
-def load(root):
+def load(root: Path) -> dict[str, Split]:
+    """The splits; the files are downloaded to `root` where Debian's package is not installed. Raises DatasetError."""
     folder = _folder(root)
     splits = {}
     for split, stem in STEMS.items():

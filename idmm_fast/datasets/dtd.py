@@ -3,7 +3,9 @@
 Source: Cimpoi et al. Layout: images/CLASS/*.jpg, labels/train1.txt, labels/val1.txt, labels/test1.txt.
 """
 
-from .split import Source, listed
+from pathlib import Path
+
+from .split import Source, Split, listed
 
 SOURCE = Source(
     "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
@@ -22,7 +24,8 @@ SOURCE = Source(
 )
 
 
-def read(folder):
+def read(folder: Path) -> dict[str, Split]:
+    """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     parts = {
         split: [
             line.strip()

@@ -1,4 +1,4 @@
-"""Bringing raw files here: downloads that go on where they stopped and are checked, archives unpacked safely."""
+"""Fetching raw files: downloads that resume and are checked, archives that are unpacked safely."""
 
 import hashlib
 import shutil
@@ -10,14 +10,15 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from .split import DatasetError
+from .split import DatasetError, Source
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
-_GROWTH = 20  # an archive of photographs hardly shrinks them; one that unpacks to more than this many times its size is a trap
+_GROWTH = 20  # photographs hardly shrink in an archive; one that unpacks to more than 20 times its size is a trap
 
 
-def md5(path):
+def md5(path: Path) -> str:
+    """The MD5 of a file, as hex digits."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -25,12 +26,18 @@ def md5(path):
     return digest.hexdigest()
 
 
-def download(url, path, checksum=None):
-    """Fetch `url` to `path`, going on with path.part if a download was interrupted; `checksum` is its MD5.
+def download(url: str, path: Path, checksum: str | None = None) -> None:
+    """Fetch a file, and resume a download that was interrupted.
 
-    Raises OSError (no network, server error) or DatasetError (not what was published); path.part is kept for the next try.
+    Args:
+        url: Its address.
+        path: Where it goes. PATH.part holds what has come so far, and is kept for the next try.
+        checksum: Its MD5, as hex digits.
+
+    Raises:
+        OSError: No network, or an error of the server.
+        DatasetError: The file is not what was published.
     """
-    path = Path(path)
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     done = part.stat().st_size if part.exists() else 0
@@ -40,12 +47,12 @@ def download(url, path, checksum=None):
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # the part is whole already
+        if error.code != 416:  # the part is complete already
             raise
         response = None
     if response is not None:
         with response:
-            if done and response.status != 206:  # a server that can't go on begins anew
+            if done and response.status != 206:  # a server that can't resume begins anew
                 done = 0
             length = response.headers.get("Content-Length")
             total = done + int(length) if length else None
@@ -58,29 +65,35 @@ def download(url, path, checksum=None):
                     bar.update(len(block))
             if total is not None and part.stat().st_size < total:
                 raise OSError(
-                    f"the connection ended after {part.stat().st_size} of {total} bytes; run the command again to go on"
+                    f"the connection ended after {part.stat().st_size} of {total} bytes; run it again to resume"
                 )
     if checksum and md5(part) != checksum:
         part.unlink()
         raise DatasetError(
-            f"{url} is not the file that was published (its MD5 differs); it was deleted. Try again, or fetch it by hand."
+            f"{url} is not the file that was published (its MD5 differs); it was deleted. "
+            f"Try again, or fetch it by hand."
         )
     part.replace(path)
 
 
-def _check(name, target):
+def _check(name: str, target: Path) -> None:
     """Refuse a name that leads out of the target folder."""
     pure = PurePosixPath(name.replace("\\", "/"))
     if pure.is_absolute() or ".." in pure.parts:
         raise DatasetError(f"'{name}' leads out of {target}")
 
 
-def unpack(archive, target):
-    """Unpack a tar (any compression) or zip into `target`: no path or link out of it, no device, no more than 20 times the archive's size.
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack an archive, all of it or nothing.
 
-    All of it is unpacked beside and then moved, so that what is there is whole. Raises DatasetError.
+    Args:
+        archive: A tar (any compression) or zip.
+        target: The folder.
+
+    Raises:
+        DatasetError: The archive is damaged, holds a device or a path or link out of the folder, or unpacks to more
+            than 20 times its size.
     """
-    archive, target = Path(archive), Path(target)
     limit = _GROWTH * archive.stat().st_size + (100 << 20)
     draft = target / f".{archive.name}.unpacking"
     shutil.rmtree(draft, ignore_errors=True)
@@ -112,8 +125,8 @@ def unpack(archive, target):
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _extract(file, member, draft):
-    """Unpack a member of a tar as tarfile's "data" filter does; a Python without it (3.10.11, 3.11.3 and older) unpacks files and folders only."""
+def _extract(file: tarfile.TarFile, member: tarfile.TarInfo, draft: Path) -> None:
+    """Unpack a member of a tar as tarfile's "data" filter does; Python before 3.10.12 and 3.11.4 has none."""
     path = draft / member.name
     if hasattr(tarfile, "data_filter"):
         file.extract(member, draft, filter="data")
@@ -121,7 +134,9 @@ def _extract(file, member, draft):
         path.mkdir(parents=True, exist_ok=True)
     elif member.isfile():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with file.extractfile(member) as source, open(path, "wb") as copy:
+        source = file.extractfile(member)
+        assert source is not None  # it is a file
+        with source, open(path, "wb") as copy:
             shutil.copyfileobj(source, copy)
     else:
         raise DatasetError(
@@ -129,7 +144,8 @@ def _extract(file, member, draft):
         )
 
 
-def _check_size(total, limit, target):
+def _check_size(total: int, limit: int, target: Path) -> None:
+    """Refuse an archive that unpacks to more than `limit` or than what is free, in bytes."""
     if total > limit:
         raise DatasetError(f"it holds over {limit >> 20} MB, more than an archive of its size should")
     free = shutil.disk_usage(target).free
@@ -137,7 +153,8 @@ def _check_size(total, limit, target):
         raise DatasetError(f"it needs {total >> 20} MB and {free >> 20} MB are free at {target}")
 
 
-def _move(draft, target):
+def _move(draft: Path, target: Path) -> None:
+    """Move what is in `draft` into `target`, folders merged."""
     for path in sorted(draft.iterdir()):
         place = target / path.name
         if place.is_dir() and path.is_dir():
@@ -146,47 +163,62 @@ def _move(draft, target):
             path.replace(place)
 
 
-def locate(source, root):
-    """The folder below `root` that holds the raw files of `source` (Source), unpacking or downloading them if need be. Raises DatasetError."""
-    root = Path(root)
+def locate(source: Source, root: Path) -> Path:
+    """The folder of a dataset's raw files; unpacks or downloads them if need be.
 
-    def found():
-        return next((root / f for f in source.folders if all((root / f / m).exists() for m in source.markers)), None)
+    Args:
+        source: The dataset's.
+        root: The folder, one above it, or that of the archives; where downloads go.
 
-    def unpack_all():
-        for name in source.files:
-            if (root / name).is_file() and _is_archive(name):
-                unpack(root / name, root)
+    Returns:
+        `root` or a folder below it.
 
-    if not found():
-        unpack_all()
-    if not found() and source.files:
-        try:
-            for name, (url, checksum) in source.files.items():
-                if not (root / name).exists():
-                    if url is None:
-                        raise OSError("it can't be downloaded without you")
-                    download(url, root / name, checksum)
-        except OSError as error:
-            reason = getattr(error, "reason", error)
-            raise DatasetError(
-                f"The raw files are not under {root} and could not be fetched ({reason}). Get {', '.join(source.files)} from {source.address}, "
-                f"put them into {root} as they are (or the unpacked files: {', '.join(source.markers)}), and run the command again; "
-                f"or name the folder that holds them with --root."
-            ) from None
-        unpack_all()
-    folder = found()
+    Raises:
+        DatasetError: The files are not there and can't be fetched.
+    """
+    folder = _find(source, root)
     if folder is None:
+        _unpack_all(source, root)
+        folder = _find(source, root)
+    if folder is None and source.files:
+        _download_all(source, root)
+        _unpack_all(source, root)
+        folder = _find(source, root)
+    if folder is None:
+        advice = f"The files are {', '.join(source.files)} from" if source.files else "See"
         raise DatasetError(
-            f"{root} does not hold the dataset: {', '.join(source.markers)} must be there. "
-            + (
-                f"The files are {', '.join(source.files)} from {source.address}."
-                if source.files
-                else f"See {source.address}."
-            )
+            f"{root} does not hold the dataset: {', '.join(source.markers)} must be there. {advice} {source.address}."
         )
     return folder
 
 
-def _is_archive(name):
+def _find(source: Source, root: Path) -> Path | None:
+    return next((root / f for f in source.folders if all((root / f / m).exists() for m in source.markers)), None)
+
+
+def _unpack_all(source: Source, root: Path) -> None:
+    for name in source.files:
+        if (root / name).is_file() and _is_archive(name):
+            unpack(root / name, root)
+
+
+def _download_all(source: Source, root: Path) -> None:
+    """Download the files that are not there yet."""
+    try:
+        for name, (url, checksum) in source.files.items():
+            if not (root / name).exists():
+                if url is None:
+                    raise OSError("it can't be downloaded without you")
+                download(url, root / name, checksum)
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise DatasetError(
+            f"The raw files are not under {root} and could not be fetched ({reason}). "
+            f"Get {', '.join(source.files)} from {source.address}, put them into {root} as they are "
+            f"(or the unpacked files: {', '.join(source.markers)}), and run the command again; "
+            f"or name the folder that holds them with --root."
+        ) from None
+
+
+def _is_archive(name: str) -> bool:
     return name.endswith((".tar", ".tgz", ".tar.gz", ".zip"))

@@ -3,9 +3,9 @@
 Source: Nilsback and Zisserman. Layout: jpg/image_00001.jpg ..., imagelabels.mat, setid.mat.
 """
 
-from scipy.io import loadmat
+from pathlib import Path
 
-from .split import Source, listed
+from .split import Source, Split, listed
 
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 SOURCE = Source(
@@ -24,7 +24,10 @@ SOURCE = Source(
 )
 
 
-def read(folder):
+def read(folder: Path) -> dict[str, Split]:
+    """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
+    from scipy.io import loadmat  # here, since it is slow to import
+
     labels = loadmat(folder / "imagelabels.mat")["labels"].ravel()
     ids = loadmat(folder / "setid.mat")
     parts = {"train": [*ids["trnid"].ravel(), *ids["valid"].ravel()], "test": [*ids["tstid"].ravel()]}

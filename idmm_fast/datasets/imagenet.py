@@ -1,11 +1,13 @@
-"""ImageNet-1k: 1,281,167 training and 50,000 validation photographs of 1,000 classes (the validation split is the test split here).
+"""ImageNet-1k: 1,281,167 training and 50,000 validation photographs of 1,000 classes.
 
-Source: Russakovsky et al. Layout: train/WNID/*.JPEG, and val/WNID/*.JPEG, or val/*.JPEG with the development kit's labels; or the
-three official archives, which are unpacked.
+Source: Russakovsky et al. The validation split is the test split here. Layout: train/WNID/*.JPEG, and val/WNID/*.JPEG,
+or val/*.JPEG with the development kit's labels; or the three official archives, which are unpacked.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
-from scipy.io import loadmat
 from tqdm import tqdm
 
 from .fetch import unpack
@@ -28,8 +30,12 @@ SOURCE = Source(
 DEVKIT = "ILSVRC2012_devkit_t12"
 
 
-def prepare(root):
-    """Unpack the official archives, if they are there, to the layout above: one archive of one archive a class, and a flat one."""
+def prepare(root: Path) -> None:
+    """Unpack the official archives that are under `root` to the layout above: one has an archive a class, one is flat.
+
+    Raises:
+        DatasetError: An archive can't be unpacked.
+    """
     train, val = root / "ILSVRC2012_img_train.tar", root / "ILSVRC2012_img_val.tar"
     if train.is_file() and not (root / "train").exists():
         draft = root / "train.unpacking"
@@ -52,24 +58,28 @@ def prepare(root):
         unpack(root / f"{DEVKIT}.tar.gz", root)
 
 
-def _images(folder):
+def _images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpeg", ".jpg"))
 
 
-def read(folder):
+def read(folder: Path) -> dict[str, Split]:
+    """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
     if not classes:
         raise DatasetError(f"{folder / 'train'} has no class folders (n01440764, ...).")
-    result = {"train": _by_class(folder / "train", classes)}
+    result = {"train": by_class(folder / "train", classes)}
     if any(p.is_dir() for p in (folder / "val").iterdir()):
-        result["test"] = _by_class(folder / "val", classes)
+        result["test"] = by_class(folder / "val", classes)
         return result
     kit = folder / DEVKIT / "data"
     truth = kit / "ILSVRC2012_validation_ground_truth.txt"
     if not truth.exists():
         raise DatasetError(
-            f"{folder / 'val'} has no class folders, so {truth} is needed to know its labels: put {DEVKIT}.tar.gz from {SOURCE.address} into {folder}."
+            f"{folder / 'val'} has no class folders, so {truth} is needed to know its labels: "
+            f"put {DEVKIT}.tar.gz from {SOURCE.address} into {folder}."
         )
+    from scipy.io import loadmat  # here, since it is slow to import
+
     synsets = loadmat(kit / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
     labels = [classes.index(wnid[int(line)]) for line in truth.read_text(encoding="utf-8").split()]
@@ -80,8 +90,10 @@ def read(folder):
     return result
 
 
-def _by_class(folder, classes):
-    images, labels = [], []
+def by_class(folder: Path, classes: Sequence[str]) -> Split:
+    """The images FOLDER/CLASS/*.JPEG of these classes."""
+    images: list[Path] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
         found = _images(folder / name) if (folder / name).is_dir() else []
         images += found

@@ -3,7 +3,9 @@
 Source: Quattoni and Torralba. Layout: Images/CLASS/*.jpg, TrainImages.txt, TestImages.txt.
 """
 
-from .split import Source, listed
+from pathlib import Path
+
+from .split import Source, Split, listed
 
 SOURCE = Source(
     "https://web.mit.edu/torralba/www/indoor.html",
@@ -21,7 +23,8 @@ SOURCE = Source(
 )
 
 
-def read(folder):
+def read(folder: Path) -> dict[str, Split]:
+    """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     parts = {
         split: [line.strip() for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip()]
         for split, name in (("train", "TrainImages.txt"), ("test", "TestImages.txt"))

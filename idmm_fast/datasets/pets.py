@@ -3,7 +3,9 @@
 Source: Parkhi et al. Layout: images/*.jpg, annotations/trainval.txt, annotations/test.txt.
 """
 
-from .split import Source, listed
+from pathlib import Path
+
+from .split import Source, Split, listed
 
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 SOURCE = Source(
@@ -21,7 +23,8 @@ SOURCE = Source(
 )
 
 
-def read(folder):
+def read(folder: Path) -> dict[str, Split]:
+    """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     rows = {
         split: [
             line.split()

@@ -1,8 +1,13 @@
-"""SIN-10k: 10 random training photographs of each class of ImageNet, 10,000 in all (--per-class, --seed). Needs ImageNet's files."""
+"""SIN-10k: 10 random training photographs of each class of ImageNet, 10,000 in all (--per-class, --seed).
+
+Source: Cao, Yu, Wu, arXiv 2201.10728. Needs ImageNet's files.
+"""
 
 from dataclasses import replace
+from pathlib import Path
 
 from . import imagenet
+from .split import Split
 
 SOURCE = replace(
     imagenet.SOURCE,
@@ -15,6 +20,7 @@ PER_CLASS = 10
 prepare = imagenet.prepare
 
 
-def read(folder):
+def read(folder: Path) -> dict[str, Split]:
+    """ImageNet's training images under `folder`; the sample is drawn by `load`."""
     classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
-    return {"train": imagenet._by_class(folder / "train", classes)}
+    return {"train": imagenet.by_class(folder / "train", classes)}

@@ -1,4 +1,7 @@
-"""SIN-10k, not balanced: 10,000 training photographs of ImageNet drawn at random regardless of class (--total, --seed). Needs ImageNet's files."""
+"""SIN-10k, not balanced: 10,000 random training photographs of ImageNet, whatever their class (--total, --seed).
+
+Needs ImageNet's files.
+"""
 
 from . import sin10k
 

@@ -1,8 +1,10 @@
 """What a dataset is to the rest of the project."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -11,51 +13,92 @@ class DatasetError(Exception):
     """The raw files of a dataset are missing or not what they should be. The message says which and what to do."""
 
 
+class Readable(Protocol):
+    """An encoded image that is read when it is asked for."""
+
+    def read_bytes(self) -> bytes:
+        """The bytes of the file."""
+        ...
+
+
+ImageSource: TypeAlias = Readable | bytes | np.ndarray
+"""A file (Path), its bytes, anything else with read_bytes(), or uint8 pixels (H, W) or (H, W, 3)."""
+
+
 @dataclass(frozen=True)
 class FileSlice:
-    """A file inside an uncompressed archive: `size` bytes of `path` from `offset` on; `name` is for messages."""
+    """A file inside an uncompressed archive.
+
+    Attributes:
+        path: The archive.
+        offset: Where in it the file begins, in bytes.
+        size: Of the file, in bytes.
+        name: Of the file, for messages.
+    """
 
     path: Path
     offset: int
     size: int
     name: str
 
-    def read_bytes(self):
+    def read_bytes(self) -> bytes:
+        """The bytes of the file."""
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.path}:{self.name}"
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a dataset. `images[i]` is a file, its bytes, anything with read_bytes(), or uint8 pixels (H, W) or (H, W, 3);
-    `labels[i]` indexes `classes`. `names[i]` (optional) names an image the same way on every machine."""
+    """One split of a dataset.
 
-    images: list
-    labels: list[int]
-    classes: list[str]
-    names: list[str] = field(default_factory=list)
+    Attributes:
+        images: One source an image, see ImageSource.
+        labels: Of each image, indexes of `classes`.
+        classes: Names of the classes.
+        names: Of each image, the same on every machine; may be left out.
+    """
 
-    def __len__(self):
+    images: Sequence[ImageSource]
+    labels: Sequence[int]
+    classes: Sequence[str]
+    names: Sequence[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
         return len(self.images)
 
-    def name(self, i):
-        """What image `i` is called in a list of chosen images: its name, the last two parts of its path, or its number."""
+    def name(self, i: int) -> str:
+        """What image `i` is called in a list of images: its name, the last two parts of its path, or its number."""
         if self.names:
             return self.names[i]
-        return "/".join(self.images[i].parts[-2:]) if isinstance(self.images[i], Path) else f"image {i}"
+        source = self.images[i]
+        return "/".join(source.parts[-2:]) if isinstance(source, Path) else f"image {i}"
 
-    def choose(self, rows):
+    def choose(self, rows: Sequence[int]) -> "Split":
         """The split of these rows only, in this order."""
         names = [self.names[i] for i in rows] if self.names else []
         return replace(self, images=[self.images[i] for i in rows], labels=[self.labels[i] for i in rows], names=names)
 
-    def sample(self, seed, total=0, per_class=0):
-        """At random `total` images, or `per_class` of each class. An image is chosen by a hash of its name and the seed, so that the
-        same seed gives the same images on every machine and with every version of numpy."""
+    def sample(self, seed: int, total: int = 0, per_class: int = 0) -> "Split":
+        """Choose images at random.
+
+        An image is chosen by a hash of its name and the seed, so that the same seed gives the same images on every
+        machine and with every version of numpy.
+
+        Args:
+            seed: Any integer.
+            total: How many images in all; not used where per_class is given.
+            per_class: How many images of each class that has any.
+
+        Returns:
+            The chosen images, in the order of this split.
+
+        Raises:
+            DatasetError: There are fewer images than asked for.
+        """
         order = sorted(
             range(len(self)),
             key=lambda i: hashlib.sha256(f"{seed} {self.name(i)}".encode("utf-8", "surrogateescape")).digest(),
@@ -68,7 +111,7 @@ class Split:
                     left[self.labels[i]] -= 1
                     chosen.append(i)
             present = np.bincount(self.labels, minlength=len(self.classes)) > 0
-            short = [self.classes[c] for c in np.flatnonzero((left > 0) & present)]
+            short = [self.classes[c] for c in np.flatnonzero((left > 0) & present).tolist()]
             if short:
                 raise DatasetError(
                     f"{len(short)} classes have fewer than {per_class} images, first {short[0]}; ask for fewer a class."
@@ -82,25 +125,42 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset comes from. A dataset's module has one as SOURCE, and `read(folder, source)`.
+    """Where a dataset comes from. A dataset's module has one as SOURCE.
 
-    address: its page. files: {name: (URL or None where it must be fetched by hand, MD5 or None)}, what is downloaded.
-    markers: what is there when the raw files are, relative to the folder. folders: where below the root that folder may be.
-    classes, counts ({split: images}), size, licence: for the table and the checks.
+    Attributes:
+        address: Its page.
+        classes: How many there are.
+        counts: {split: number of images}, official.
+        size: Of the download, for the table of datasets.
+        licence: In a word or two.
+        files: {name: (URL, or None where it must be fetched by hand; MD5, or None)}, what is downloaded.
+        markers: Paths that exist where the raw files are, relative to their folder.
+        folders: Where below the root that folder may be.
     """
 
     address: str
     classes: int
-    counts: dict
+    counts: dict[str, int]
     size: str
     licence: str
-    files: dict = field(default_factory=dict)
-    markers: tuple = ()
-    folders: tuple = (".",)
+    files: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    markers: tuple[str, ...] = ()
+    folders: tuple[str, ...] = (".",)
 
 
-def listed(folder, names, labels, classes, split):
-    """A Split of files that a list names, relative to `folder`; DatasetError names those that are missing."""
+def listed(folder: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str], split: str) -> Split:
+    """A split of files that a list names.
+
+    Args:
+        folder: What the names are relative to.
+        names: One an image.
+        labels: One an image, indexes of `classes`.
+        classes: Names of the classes.
+        split: Its name, for messages.
+
+    Raises:
+        DatasetError: Files are missing; the message counts them and names the first five.
+    """
     images = [folder / name for name in names]
     missing = [name for name, path in zip(names, images) if not path.exists()]
     if missing:
