@@ -1,10 +1,11 @@
-"""The datasets, read from small trees laid out as upstream lays them out, by the real code and, at the end, by the script itself."""
+"""The datasets, read from small trees laid out as upstream lays them out, by the code and then by the script."""
 
 import gzip
 import http.server
 import io
 import json
 import shutil
+import subprocess
 import sys
 import tarfile
 import threading
@@ -19,8 +20,9 @@ from scipy.io import savemat
 
 from idmm_fast import datasets
 from idmm_fast.beton import open_beton
-from idmm_fast.datasets import DatasetError, Split, demo, fetch, imagenet
+from idmm_fast.datasets import DatasetError, Split, choose_listed, demo, fetch, imagenet, read_split_list
 from idmm_fast.datasets.split import Source
+from idmm_fast.datasets.split_list import luma_digest
 
 ROOT = Path(__file__).parent.parent
 
@@ -535,6 +537,142 @@ def test_hugging_faces_datasets_are_read_from_disk(tmp_path, photos):
         datasets.load("hf", None)
 
 
+# --- split lists
+
+
+def photo_bytes(pixels, quality=95):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def originals(tmp_path, photos):
+    """12 photographs as originals (JPEGs, ORIGINALS/CLASS_N.jpg), and the tree TREE/{train,test}/CLASS/CLASS_N.jpg that
+    Pillow made of them, with a shorter side of 64 and quality 88."""
+    for k, pixels in enumerate(photos[:12]):
+        name = f"{'ab'[k % 2]}_{k:02d}.jpg"
+        original = _made(tmp_path / "originals" / name)
+        original.write_bytes(photo_bytes(pixels))
+        image = Image.open(original)
+        ratio = 64 / min(image.size)
+        size = tuple(round(side * ratio) for side in image.size)
+        small = _made(tmp_path / "tree" / ("train" if k < 8 else "test") / name[0] / name)
+        image.resize(size, Image.Resampling.LANCZOS).save(small, "JPEG", quality=88)
+    return tmp_path / "originals"
+
+
+def write_list(path, tree, settings=(), digest=True):
+    """The list of a tree, in the order of the rows that `--ds folder` gives it."""
+    lines = [f"@{setting}" for setting in settings]
+    for split, content in datasets.load("folder", tree).items():
+        for i in np.random.default_rng(0).permutation(len(content)):
+            image = content.images[i]
+            lines.append(
+                "\t".join([split, content.classes[content.labels[i]], image.name, luma_digest(image)][: 3 + digest])
+            )
+    write(path, ["# made by a test", "", *lines])
+    return path
+
+
+def fingerprints(out, name):
+    return [open_beton(out / f"{name}_{split}.beton").fingerprint for split in ("train", "test")]
+
+
+@pytest.mark.parametrize("match", ["file", "luma"])
+def test_a_split_list_gives_the_same_betons_from_the_tree_and_from_originals(originals, tmp_path, match):
+    """Row by row: the fingerprint depends on pixels, labels and order. By digest, whatever the files are called."""
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    listing = write_list(tmp_path / "list.txt", tree, (f"match {match}", "shorter_side 64", "quality 88"))
+    if match == "luma":
+        for k, path in enumerate(sorted(originals.iterdir(), reverse=True)):
+            path.rename(originals / f"{k}.jpg")
+        (originals / "damaged.jpg").write_bytes(b"not an image")
+    options = ("--ds", "folder", "--out", out, "--mode", "raw", "--max-resolution", "60")
+    assert script(*options, "--root", tree, "--name", "plain").returncode == 0
+    for name, root in (("tree", tree), ("originals", originals)):
+        done = script(*options, "--root", root, "--name", name, "--split-list", listing)
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr
+        assert fingerprints(out, name) == fingerprints(out, "plain")
+        assert all(f"fingerprint {mark}" in done.stdout for mark in fingerprints(out, name))
+        assert open_beton(out / f"{name}_test.beton").classes == ["a", "b"]
+
+
+def test_a_list_without_digests_takes_files_as_they_are(originals, tmp_path):
+    write(tmp_path / "list.txt", ["test\tz\ta_02.jpg", "train\tz\tb_01.jpg", "train\tb\toriginals/a_00.jpg"])
+    splits = choose_listed(datasets.load("folder", originals), read_split_list(tmp_path / "list.txt"))
+    assert splits["train"].images == [originals / "b_01.jpg", originals / "a_00.jpg"]
+    assert (splits["train"].labels, splits["train"].classes) == ([1, 0], ["b", "z"])
+    assert splits["test"].labels == [1]
+
+
+def test_other_pixels_than_those_of_the_list_are_said(originals, tmp_path, photos, capsys):
+    listing = read_split_list(write_list(tmp_path / "list.txt", tmp_path / "tree", ("shorter_side 64", "quality 88")))
+    (originals / "b_03.jpg").write_bytes(photo_bytes(photos[20]))
+    splits = choose_listed(datasets.load("folder", originals), listing)
+    assert [len(splits[s]) for s in ("train", "test")] == [8, 4]
+    assert "1 of the 12 images" in (said := capsys.readouterr().err)
+    assert "first b_03.jpg" in said
+    (originals / "b_03.jpg").write_bytes(b"not an image")
+    with pytest.raises(DatasetError, match=r"b_03\.jpg \(line \d+ of .*list\.txt\) can't be read"):
+        choose_listed(datasets.load("folder", originals), listing)
+
+
+@pytest.mark.parametrize("match", ["file", "luma"])
+def test_images_that_are_missing_are_counted_and_the_first_is_named(originals, tmp_path, match):
+    listing = write_list(tmp_path / "list.txt", tmp_path / "tree", (f"match {match}",))
+    gone = [image.file for image in read_split_list(listing).images[3:5]]
+    for name in gone:
+        next((tmp_path / "tree").rglob(name)).unlink()
+    refused = script("--ds", "folder", "--root", tmp_path / "tree", "--out", tmp_path / "out", "--split-list", listing)
+    assert refused.returncode == 1
+    assert f"2 of the 12 images of {listing} are missing, first {gone[0]} (line 7)" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_two_files_have_is_refused(originals, tmp_path):
+    listing = write_list(tmp_path / "list.txt", tmp_path / "tree")
+    shutil.copytree(originals, tmp_path / "tree" / "train" / "a" / "again")
+    with pytest.raises(
+        DatasetError, match=r"12 images of .* are ambiguous, first [ab]_\d\d\.jpg \(line 3\), which is .*/"
+    ):
+        choose_listed(datasets.load("folder", tmp_path / "tree"), read_split_list(listing))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train a x.jpg", "is not SPLIT, CLASS, FILE"),
+        ("train\ta", "is not SPLIT, CLASS, FILE"),
+        ("train\t\tx.jpg", "is not SPLIT, CLASS, FILE"),
+        ("valid\ta\tx.jpg", "the split 'valid' is not train or test"),
+        ("train\ta\tx.jpg\t123", "the digest '123' is not 16 hex digits"),
+        ("@shorter 256", "is not @match"),
+        ("@match name", "is not @match"),
+        ("@quality 0", "is not @match"),
+        ("train\ta\tfirst.jpg", "names the same image as line 2"),
+        ("@match luma", "line 2: the digest is missing"),
+    ],
+)
+def test_a_malformed_line_of_a_split_list_is_named(tmp_path, line, said):
+    write(tmp_path / "list.txt", ["# a comment", "train\ta\tfirst.jpg", line])
+    with pytest.raises(DatasetError, match=r"list\.txt, line [23]") as refused:
+        read_split_list(tmp_path / "list.txt")
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "classes"),
+    [("flowers90", 2040, 1451, 90), ("dtd10", 800, 400, 10), ("cifar10", 5000, 2000, 10)],
+)
+def test_the_lists_of_the_main_table_are_complete(name, train, test, classes):
+    images = read_split_list(ROOT / "results" / "splits" / f"{name}.txt").images
+    assert [sum(image.split == split for image in images) for split in ("train", "test")] == [train, test]
+    assert len({image.class_name for image in images}) == classes
+    assert len({image.luma for image in images}) == train + test
+
+
 # --- by the script
 
 
@@ -624,3 +762,22 @@ def test_help_lists_every_dataset():
     nobody = script("--ds", "nobody")
     assert nobody.returncode == 1
     assert "The names are" in nobody.stderr
+
+
+def test_typing_errors_and_help_need_no_torch_numba_or_ffcv():
+    """They answer at once: what takes seconds to import is not imported."""
+    code = """
+import sys, write_datasets
+for args in (["--help"], ["--ds", "nobody"], ["--ds", "pets", "--quality", "101"], ["--split-list", "x"]):
+    try:
+        write_datasets.main(args)
+    except SystemExit:
+        pass
+print(sorted({"torch", "numba", "ffcv", "scipy", "cv2"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+    assert "There is no dataset" not in done.stdout
+    refused = script("--ds", "folder", "--split-list", "x", "--subset", "3")
+    assert refused.returncode == 2
+    assert "leave out --subset" in refused.stderr
