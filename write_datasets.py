@@ -2,7 +2,7 @@
 """Convert a dataset to .beton files, once, so that training can read it fast; or look at a file that was converted.
 
 python write_datasets.py --ds flowers                    # downloads to data/raw/flowers, writes data/flowers_*.beton
-python write_datasets.py --ds folder --root my_images --name mine
+python write_datasets.py --ds folder --root my_images --name mine --test-fraction 0.2
 python write_datasets.py --ds sin10k --root imagenet --per-class 10 --seed 0
 python write_datasets.py --ds webdataset --shards 'shards/{000..011}.tar' --name mine
 python write_datasets.py --ds flowers --split-list results/splits/flowers90.txt --name flowers90
@@ -56,8 +56,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name.replace('_', '-')} {value} is not in {low}..{high}")
-    if args.split_list and (args.subset or args.per_class or args.total):
-        parser.error("--split-list names the images; leave out --subset, --per-class and --total")
+    if not 0 <= args.test_fraction < 1:
+        parser.error(f"--test-fraction {args.test_fraction:g} is not between 0 and 1")
+    if args.split_list and (args.subset or args.per_class or args.total or args.test_fraction):
+        parser.error("--split-list names the images; leave out --subset, --per-class, --total and --test-fraction")
     return args
 
 
@@ -76,6 +78,13 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="convert the images that FILE names, with its splits, classes and order of rows: lines "
         "SPLIT<tab>CLASS<tab>FILE, as in results/splits/*.txt. An image that can't be read stops the conversion",
+    )
+    group.add_argument(
+        "--test-fraction",
+        type=float,
+        default=0,
+        metavar="F",
+        help="hold out this fraction of each class, e.g. 0.2, as the test split of a dataset that has none",
     )
     group.add_argument(
         "--subset", type=int, default=0, metavar="N", help="at most N images of each split, for a quick look"
@@ -152,6 +161,10 @@ def load(args: argparse.Namespace) -> dict[str, datasets.Split]:
         shards=args.shards,
         name=args.name,
     )
+    if args.test_fraction:
+        if "test" in splits:
+            raise datasets.DatasetError(f"{args.ds} has a test split; leave out --test-fraction.")
+        splits["train"], splits["test"] = splits["train"].hold_out(args.test_fraction, args.seed)
     return datasets.choose_listed(splits, listing) if listing else splits
 
 

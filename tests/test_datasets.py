@@ -489,6 +489,34 @@ def test_folder_forms(tmp_path):
         datasets.load("folder", tmp_path / "none")
 
 
+def test_a_fraction_of_each_class_is_held_out_the_same_everywhere(tmp_path):
+    for c, count in (("a", 10), ("b", 3), ("c", 1)):
+        for n in range(count):
+            photo(tmp_path / "mine" / c / f"{n}.jpg", n)
+    out = tmp_path / "out"
+    options = ("--ds", "folder", "--out", out, "--test-fraction", "0.2")
+    assert script(*options, "--root", tmp_path / "mine").returncode == 0
+    labels = {split: open_beton(out / f"folder_{split}.beton").label for split in ("train", "test")}
+    assert np.bincount(labels["train"], minlength=3).tolist() == [8, 2, 1]
+    assert np.bincount(labels["test"], minlength=3).tolist() == [2, 1, 0]
+    whole = datasets.load("folder", tmp_path / "mine")["train"]
+    train, test = whole.hold_out(0.2, 0)
+    assert sorted([*train.images, *test.images]) == whole.images
+    # Pinned, so that a change of the choice, on whatever machine or version, is seen.
+    assert [test.name(i) for i in range(3)] == ["a/1.jpg", "a/4.jpg", "b/2.jpg"]
+    assert whole.hold_out(0.2, 1)[1].images != test.images
+    refused = script(*options, "--root", make_two(tmp_path / "two"))
+    assert refused.returncode == 1
+    assert "has a test split; leave out --test-fraction" in refused.stderr
+    assert script(*options[:-1], "1.5", "--root", tmp_path / "mine").returncode == 2
+
+
+def make_two(root):
+    for split in ("train", "test"):
+        photo(root / split / "a" / "1.jpg", 5)
+    return root
+
+
 @pytest.fixture
 def shards(tmp_path, photos):
     """Two WebDataset shards of five samples: KEY.jpg, and KEY.cls or KEY.json."""

@@ -82,6 +82,39 @@ class Split:
         names = [self.names[i] for i in rows] if self.names else []
         return replace(self, images=[self.images[i] for i in rows], labels=[self.labels[i] for i in rows], names=names)
 
+    def _shuffled(self, seed: int) -> list[int]:
+        """The rows in the order of a hash of their names and the seed."""
+        return sorted(
+            range(len(self)),
+            key=lambda i: hashlib.sha256(f"{seed} {self.name(i)}".encode("utf-8", "surrogateescape")).digest(),
+        )
+
+    def hold_out(self, fraction: float, seed: int) -> tuple["Split", "Split"]:
+        """Divide into a training and a test split, each class alike.
+
+        Images are chosen as in `sample`.
+
+        Args:
+            fraction: Of each class that goes into the test split, 0 to 1; at least one image of a class that has two.
+            seed: Any integer.
+
+        Returns:
+            Training split, test split; both in the order of this one.
+
+        Raises:
+            DatasetError: No class has two images.
+        """
+        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        left = [min(max(1, round(fraction * count)), count - 1) for count in counts]
+        test = set()
+        for i in self._shuffled(seed):
+            if left[self.labels[i]] > 0:
+                left[self.labels[i]] -= 1
+                test.add(i)
+        if not test:
+            raise DatasetError("no class has two images, so none can be held out for testing.")
+        return self.choose([i for i in range(len(self)) if i not in test]), self.choose(sorted(test))
+
     def sample(self, seed: int, total: int = 0, per_class: int = 0) -> "Split":
         """Choose images at random.
 
@@ -99,10 +132,7 @@ class Split:
         Raises:
             DatasetError: There are fewer images than asked for.
         """
-        order = sorted(
-            range(len(self)),
-            key=lambda i: hashlib.sha256(f"{seed} {self.name(i)}".encode("utf-8", "surrogateescape")).digest(),
-        )
+        order = self._shuffled(seed)
         if per_class:
             left = np.full(len(self.classes), per_class)
             chosen = []
