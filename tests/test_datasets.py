@@ -690,6 +690,19 @@ def test_a_malformed_line_of_a_split_list_is_named(tmp_path, line, said):
     assert said in str(refused.value)
 
 
+def test_a_file_that_is_no_split_list_is_refused(tmp_path):
+    path = tmp_path / "list.txt"
+    for content, said in (
+        (b"\xff\xd8\xff\xe0", "not a text file"),
+        (b"# nothing\n", "names no image"),
+        (b"@shorter_side 64\ntrain\ta\tx.jpg\n", "has @shorter_side and no @quality"),
+    ):
+        path.write_bytes(content)
+        refused = script("--ds", "folder", "--root", tmp_path, "--split-list", path)
+        assert refused.returncode == 1
+        assert said in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "train", "test", "classes"),
     [("flowers90", 2040, 1451, 90), ("dtd10", 800, 400, 10), ("cifar10", 5000, 2000, 10)],

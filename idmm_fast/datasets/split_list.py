@@ -127,7 +127,11 @@ def read_split_list(path: Path) -> SplitList:
     """
     settings: dict[str, str | int] = {}
     images: list[ListedImage] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path} is not a text file in UTF-8, so not a split list.") from None
+    for number, text in enumerate(lines, 1):
         try:
             if text.startswith("@"):
                 settings.update([_setting(text)])
@@ -137,6 +141,8 @@ def read_split_list(path: Path) -> SplitList:
             raise DatasetError(f"{path}, line {number}: {error}. Mend the line; see --help for the format.") from None
     if not images:
         raise DatasetError(f"{path} names no image. A line is SPLIT, CLASS and FILE, separated by tabs.")
+    if "shorter_side" in settings and "quality" not in settings:
+        raise DatasetError(f"{path} has @shorter_side and no @quality. Add it, e.g. @quality 90.")
     listing = SplitList(path, images, **settings)  # type: ignore[arg-type]
     _check_keys(listing)
     return listing
