@@ -1,48 +1,12 @@
-"""Real photographs for the tests: the two that come with scikit-learn, cut into many of several sizes. And a way to run the scripts."""
-
-import contextlib
-import importlib.util
-import io
-import subprocess
-from pathlib import Path
+"""Real photographs for the tests, as a folder tree and as FFCV datasets."""
 
 import numpy as np
 import pytest
+from helpers import photographs
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from idmm_fast.beton import write_beton
 from idmm_fast.datasets import Split
-
-
-def photographs(count, seed=0, low=90, high=260):
-    """`count` different windows of two photographs, uint8 (H, W, 3), of random size and shape."""
-    sources = load_sample_images().images
-    rng = np.random.default_rng(seed)
-    result = []
-    for k in range(count):
-        source = sources[k % len(sources)]
-        h, w = rng.integers(low, high, 2)
-        top, left = rng.integers(0, source.shape[0] - h), rng.integers(0, source.shape[1] - w)
-        result.append(np.ascontiguousarray(source[top : top + h, left : left + w]))
-    return result
-
-
-def call(script, *args):
-    """Run a script of the top level with these arguments, in this process: subprocess.CompletedProcess, as if it were one of its own."""
-    spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), Path(__file__).parent.parent / script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            module.main([str(a) for a in args])
-        except SystemExit as end:
-            code = end.code
-            if isinstance(code, str):
-                print(code, file=err)
-                code = 1
-    return subprocess.CompletedProcess([script, *args], code or 0, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

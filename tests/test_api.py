@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import photographs
+from helpers import ROOT, photographs
 from PIL import Image
 
 import idmm_fast
@@ -19,7 +19,7 @@ from idmm_fast.models.backbone import PRETRAIN_STD
 from idmm_fast.train import checkpoint
 from idmm_fast.train.finetuning import Classifier
 
-PAGE = Path(__file__).parent.parent / "docs" / "python.md"
+PAGE = ROOT / "docs" / "python.md"
 TINY = {
     "name": "vit_tiny_patch16_224",
     "image_size": 32,
@@ -55,9 +55,9 @@ def test_the_page_is_run(folder):
 
 
 def test_features_are_those_of_the_files_they_are_listed_with(folder):
-    views = {"groups": [{"count": 2, "scale": [0.5, 1.0]}]}
+    crops = {"groups": [{"count": 2, "scale": [0.5, 1.0]}]}
     run = idmm_fast.pretrain(
-        "my_images", "run", TINY, epochs=1, training={"batch_size": 7, "compile": False}, views=views
+        "my_images", "run", TINY, epochs=1, training={"batch_size": 7, "compile": False}, crops=crops
     )
     features, files = idmm_fast.embed("my_images", run, "f.csv")
     assert sorted(files) == sorted(str(p) for p in Path("my_images/train").rglob("*.jpg"))

@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import photographs
+from helpers import ROOT, photographs
 from PIL import Image
 
 from idmm_fast import limits
 from idmm_fast.api import convert
 from idmm_fast.models import create_backbone, save_backbone
-
-ROOT = Path(__file__).parent.parent
 
 
 def fake(folder, cgroup, meminfo_kb=1 << 30, **files):

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from conftest import call
+from helpers import run_script
 
 from idmm_fast.api import convert
 from idmm_fast.beton import write_beton
@@ -65,11 +65,11 @@ def test_a_second_conversion_of_a_beton_is_refused(tmp_path, tree):
     args = ("write_datasets.py", "--ds", "folder", "--root", tree, "--out", tmp_path, "--name", "x")
     with Lock(tmp_path / "x_train.beton.lock", "x"):
         (tmp_path / "x_train.beton.tmp").write_bytes(b"what the first one has written so far")
-        second = call(*args)
+        second = run_script(*args)
         assert second.returncode == 1
         assert f"error: {tmp_path}/x_train.beton is in use by process {os.getpid()}" in second.stderr
         assert (tmp_path / "x_train.beton.tmp").exists()
-    assert call(*args).returncode == 0
+    assert run_script(*args).returncode == 0
     assert {p.name for p in tmp_path.iterdir()} == {"x_train.beton", "x_train.json"}
 
 
@@ -95,7 +95,7 @@ def test_a_second_job_waits_for_the_cache_and_finds_it_done(tmp_path, tree, monk
 
 def test_where_nothing_can_be_written_conversion_says_so(tmp_path, tree):
     (tmp_path / "file").touch()
-    refused = call("write_datasets.py", "--ds", "folder", "--root", tree, "--out", tmp_path / "file")
+    refused = run_script("write_datasets.py", "--ds", "folder", "--root", tree, "--out", tmp_path / "file")
     assert (refused.returncode, refused.stderr.splitlines()) == (
         1,
         [f"error: {tmp_path}/file can't be written: File exists"],

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_distributed import torchrun
-from test_train import losses, settings
+from helpers import ROOT, read_losses, tiny_config, torchrun_command
 
 from idmm_fast.train.pretraining import pretrain
 
@@ -64,10 +63,10 @@ class Hosts:
         """torchrun on host k, one process; they meet on host `endpoint`. silence: distributed.SILENCE, in seconds."""
         script = folder.parent / "train.py"
         script.write_text(
-            f"import runpy\nfrom idmm_fast.train import distributed\ndistributed.SILENCE = {silence}\n"
-            f"runpy.run_path({str(Path(__file__).parent.parent / 'train_idmm.py')!r}, run_name='__main__')\n"
+            f"import runpy\nfrom idmm_fast.runtime import distributed\ndistributed.SILENCE = {silence}\n"
+            f"runpy.run_path({str(ROOT / 'train_idmm.py')!r}, run_name='__main__')\n"
         )
-        command = torchrun(
+        command = torchrun_command(
             1,
             beton,
             folder,
@@ -85,7 +84,7 @@ class Hosts:
             f"--rdzv-conf=is_host={int(k == endpoint)},last_call_timeout=5",
         ]
         env = os.environ | {
-            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "PYTHONPATH": str(ROOT),
             "GLOO_SOCKET_IFNAME": "veth",
             "OMP_NUM_THREADS": "1",
         }
@@ -142,7 +141,7 @@ def hosts():
 
 @pytest.fixture(scope="module")
 def alone(tiny_beton, tmp_path_factory):
-    return losses(pretrain(settings(tiny_beton, tmp_path_factory.mktemp("alone") / "run", **CASE)))
+    return read_losses(pretrain(tiny_config(tiny_beton, tmp_path_factory.mktemp("alone") / "run", **CASE)))
 
 
 def until(true, hosts, what):
@@ -180,7 +179,7 @@ def test_what_is_left_goes_on_by_itself(hosts, tiny_beton, tmp_path, alone, how)
     assert noticed < (10 if how == "kill" else 60)
     went_on = int(re.search(r"going on at step (\d+)", hosts.output(1))[1])
     assert 32 <= went_on < 200
-    assert np.abs(losses(tmp_path / "run") / alone - 1).max() < 1e-4
+    assert np.abs(read_losses(tmp_path / "run") / alone - 1).max() < 1e-4
     if how == "cut":  # on the other side nobody trains either, though its torchrun still waits for the network
         assert "error: process 1 stopped, since another one does not answer" in hosts.output(2)
 
@@ -200,4 +199,4 @@ def test_after_the_loss_of_the_meeting_place_torchrun_is_started_again(hosts, ti
     assert again.returncode == 0, hosts.output(2)[-3000:]
     went_on = int(re.search(r"going on at step (\d+)", hosts.output(2))[1])
     assert 32 <= went_on < 200
-    assert np.abs(losses(tmp_path / "run") / alone - 1).max() < 1e-4
+    assert np.abs(read_losses(tmp_path / "run") / alone - 1).max() < 1e-4

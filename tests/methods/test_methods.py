@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_train import TINY, losses, settings
+from helpers import ROOT, TINY_METHODS, TINY_VIT, method_values, read_losses, tiny_config
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from idmm_fast.config import ConfigError, build, flatten, read
@@ -23,15 +22,7 @@ from idmm_fast.models.projector import BatchNorm, mlp
 from idmm_fast.train import checkpoint
 from idmm_fast.train.pretraining import SCHEMA, pretrain
 
-ROOT = Path(__file__).parent.parent
 OTHERS = [name for name in METHODS if name != "idmm"]
-SMALL = {
-    "simclr": {"hidden": 16, "dim": 8},
-    "supcon": {"hidden": 16, "dim": 8},
-    "moco_v2": {"hidden": 16, "dim": 8, "momentum": 0.9},
-    "moco_v3": {"hidden": 16, "dim": 8},
-    "dino": {"hidden": 16, "bottleneck": 8, "outputs": 32, "momentum": 0.9},
-}
 
 
 def unit(n, d, seed=0):
@@ -141,13 +132,17 @@ def test_moving_average():
 
 def tiny(kind, *args, **options):
     torch.manual_seed(0)
-    return kind(create_backbone("vit_tiny_patch16_224", 32, options=TINY), *args, **options)
+    return kind(create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), *args, **options)
 
 
 def tiny_method(name):
     torch.manual_seed(0)
     return create_method(
-        name, create_backbone("vit_tiny_patch16_224", 32, options=TINY), torch.arange(64) // 16, [2], SMALL[name]
+        name,
+        create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT),
+        torch.arange(64) // 16,
+        [2],
+        TINY_METHODS[name],
     ).train()
 
 
@@ -160,7 +155,7 @@ def batch(images=4, views=2):
 
 
 def test_simclr_of_six_views_counts_them_all_as_positives():
-    model = tiny(SimCLR, **SMALL["simclr"]).eval()
+    model = tiny(SimCLR, **TINY_METHODS["simclr"]).eval()
     images, a, b, lam = batch(4, 6)
     z = normalize(model.head(model.backbone(model.normalize(images[0]))), dim=1).detach().double()
     assert model(images, a, b, lam).item() == pytest.approx(direct(z, a[0].tolist(), 0.5), rel=1e-4)
@@ -171,7 +166,7 @@ def test_simclr_of_six_views_counts_them_all_as_positives():
 
 
 def test_moco_v2_asks_the_queue_and_leaves_its_own_older_keys_out():
-    model = tiny(MoCoV2, 12, **SMALL["moco_v2"])
+    model = tiny(MoCoV2, 12, **TINY_METHODS["moco_v2"])
     first = model.queue.clone()
     images, a, b, lam = batch(4)
     with torch.no_grad():
@@ -198,7 +193,7 @@ def test_moco_v2_asks_the_queue_and_leaves_its_own_older_keys_out():
 
 
 def test_moco_queue_keeps_out_what_is_not_finite():
-    model = tiny(MoCoV2, 12, **SMALL["moco_v2"])
+    model = tiny(MoCoV2, 12, **TINY_METHODS["moco_v2"])
     before = model.queue.clone()
     model._enqueue(torch.full((4, 8), torch.nan), torch.arange(4))
     assert torch.equal(model.queue, before)
@@ -206,7 +201,7 @@ def test_moco_queue_keeps_out_what_is_not_finite():
 
 
 def test_moco_v3_is_symmetric_and_its_patch_embedding_rests():
-    model = tiny(MoCoV3, **SMALL["moco_v3"])
+    model = tiny(MoCoV3, **TINY_METHODS["moco_v3"])
     images, a, b, lam = batch(6)
     with torch.no_grad():
         x = model.normalize(images[0])
@@ -219,7 +214,7 @@ def test_moco_v3_is_symmetric_and_its_patch_embedding_rests():
 
 
 def test_dino_shows_the_teacher_the_large_views_only():
-    model = tiny(DINO, [2, 2], **SMALL["dino"])
+    model = tiny(DINO, [2, 2], **TINY_METHODS["dino"])
     images, a, _, _ = batch(4, 4)
     large, small = images[0][:8], images[0][8:]
     with torch.no_grad():
@@ -235,32 +230,18 @@ def test_dino_shows_the_teacher_the_large_views_only():
     assert model.head.last.weight.grad is None
 
 
-def options(name, **more):
-    """The method's own file, made small."""
-    values = read(SCHEMA, ROOT / "rn_configs" / "methods" / f"{name}.yaml")
-    tiny = {
-        "method.options": SMALL.get(name, {}),
-        "training.epochs": 3,
-        "training.warmup_epochs": 1,
-        "training.batch_size": 16,
-        "training.lr": 2e-3,
-        "model.drop_path": 0.0,
-    }
-    return {k.replace(".", "__"): v for k, v in (values | tiny | more).items()}
-
-
 @pytest.mark.parametrize("name", ["instance", *OTHERS])
 def test_every_method_trains_and_resumes_to_the_last_bit(tiny_beton, tmp_path, name):
-    whole = pretrain(settings(tiny_beton, tmp_path / "whole", **options(name)))
-    curve = losses(whole)
+    whole = pretrain(tiny_config(tiny_beton, tmp_path / "whole", **method_values(name)))
+    curve = read_losses(whole)
     assert len(curve) == 12
     assert np.isfinite(curve).all()
     for path in checkpoint.listing(whole / "checkpoints")[-1:]:
         path.unlink()
     (whole / "backbone.safetensors").rename(whole / "first.safetensors")
-    pretrain(settings(tiny_beton, whole, **options(name), training__resume="auto"))
-    assert np.array_equal(losses(whole), curve)
-    backbone = create_backbone("vit_tiny_patch16_224", 32, options=TINY)
+    pretrain(tiny_config(tiny_beton, whole, **method_values(name), training__resume="auto"))
+    assert np.array_equal(read_losses(whole), curve)
+    backbone = create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT)
     assert load_backbone(backbone, whole / "first.safetensors")
     first = {k: v.clone() for k, v in backbone.state_dict().items()}
     load_backbone(backbone, whole)
@@ -275,7 +256,7 @@ def trained(name, beton, labels, lr=2e-3, **options):
     )
     (group,) = next(iter(loader))
     model = create_method(
-        name, create_backbone("vit_tiny_patch16_224", 32, options=TINY), labels, [2], SMALL[name] | options
+        name, create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), labels, [2], TINY_METHODS[name] | options
     ).train()
     networks = [model.backbone, model.head["projector"] if name == "moco_v3" else model.head]
     with torch.no_grad():
@@ -321,8 +302,12 @@ def test_dino_learns_without_collapsing(raw_beton):
 @pytest.mark.parametrize("name", OTHERS)
 def test_low_precision_follows_the_full_one(tiny_beton, tmp_path, name):
     full, low = (
-        losses(
-            pretrain(settings(tiny_beton, tmp_path / amp, **options(name, **{"training.epochs": 2}), training__amp=amp))
+        read_losses(
+            pretrain(
+                tiny_config(
+                    tiny_beton, tmp_path / amp, **method_values(name, **{"training.epochs": 2}), training__amp=amp
+                )
+            )
         )
         for amp in ("fp32", "bf16")
     )
@@ -336,9 +321,11 @@ def test_low_precision_follows_the_full_one(tiny_beton, tmp_path, name):
 def test_compiled_follows_eager(tiny_beton, tmp_path, name):
     torch._dynamo.reset()
     eager, compiled = (
-        losses(
+        read_losses(
             pretrain(
-                settings(tiny_beton, tmp_path / str(c), **options(name, **{"training.epochs": 2}), training__compile=c)
+                tiny_config(
+                    tiny_beton, tmp_path / str(c), **method_values(name, **{"training.epochs": 2}), training__compile=c
+                )
             )
         )
         for c in (False, True)
@@ -367,17 +354,17 @@ def test_compiled_gradients_are_those_of_eager_mode(name):
 
 def test_two_processes_see_what_one_sees(tiny_beton, tmp_path):
     """All methods, one after another: gathered negatives, queue, centre and batch statistics, uneven last batches; the curve is that of one process."""
-    cases = {name: options(name, **{"training.batch_size": 36, "training.epochs": 3}) for name in OTHERS}
+    cases = {name: method_values(name, **{"training.batch_size": 36, "training.epochs": 3}) for name in OTHERS}
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     (tmp_path / "both.py").write_text(f"""
 import json, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_train import settings
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from helpers import tiny_config
 from idmm_fast.runtime import distributed
-from idmm_fast.train.pretrain import pretrain
+from idmm_fast.train.pretraining import pretrain
 with distributed.processes("cpu"):
     for name, options in json.load(open({str(tmp_path / "cases.json")!r})).items():
-        pretrain(settings({str(tiny_beton)!r}, {str(tmp_path)!r} + "/both_" + name, **options))
+        pretrain(tiny_config({str(tiny_beton)!r}, {str(tmp_path)!r} + "/both_" + name, **options))
 """)
     shown = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "both.py"],
@@ -389,8 +376,8 @@ with distributed.processes("cpu"):
     )
     assert shown.returncode == 0, shown.stderr[-3000:]
     for name, case in cases.items():
-        alone = losses(pretrain(settings(tiny_beton, tmp_path / f"alone_{name}", **case)))
-        both = losses(tmp_path / f"both_{name}")
+        alone = read_losses(pretrain(tiny_config(tiny_beton, tmp_path / f"alone_{name}", **case)))
+        both = read_losses(tmp_path / f"both_{name}")
         assert len(both) == 6
         assert np.abs(both / alone - 1).max() < 1e-3, name
 
@@ -399,8 +386,8 @@ def test_weight_decay_follows_its_schedule_and_spares_vectors(tiny_beton, tmp_pa
     from idmm_fast.train.schedule import cosine
     from idmm_fast.train.trainer import _groups
 
-    model = tiny(SimCLR, **SMALL["simclr"])
-    cfg = settings(tiny_beton, tmp_path, training__decay_norm_bias=False)
+    model = tiny(SimCLR, **TINY_METHODS["simclr"])
+    cfg = tiny_config(tiny_beton, tmp_path, training__decay_norm_bias=False)
     groups = _groups(model, cfg.training)
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     assert all((p.dim() > 1) == bool(g["decays"]) for g in groups for p in g["params"])
@@ -410,8 +397,10 @@ def test_weight_decay_follows_its_schedule_and_spares_vectors(tiny_beton, tmp_pa
 def test_gradients_are_clipped_one_by_one(tiny_beton, tmp_path):
     """With a norm that nothing exceeds the curve is as without; with a tiny one it is another."""
     curves = [
-        losses(
-            pretrain(settings(tiny_beton, tmp_path / str(clip), **options("simclr", **{"training.clip_grad": clip})))
+        read_losses(
+            pretrain(
+                tiny_config(tiny_beton, tmp_path / str(clip), **method_values("simclr", **{"training.clip_grad": clip}))
+            )
         )
         for clip in (0.0, 1e6, 1e-4)
     ]
@@ -438,13 +427,13 @@ def test_gradients_are_clipped_one_by_one(tiny_beton, tmp_path):
 )
 def test_what_does_not_fit_is_said(tiny_beton, tmp_path, changes, says):
     with pytest.raises((ConfigError, ValueError), match=says):
-        pretrain(settings(tiny_beton, tmp_path / "run", **{k.replace(".", "__"): v for k, v in changes.items()}))
+        pretrain(tiny_config(tiny_beton, tmp_path / "run", **{k.replace(".", "__"): v for k, v in changes.items()}))
 
 
 def test_supcon_wants_labels():
     with pytest.raises(ValueError, match="needs labels"):
         create_method(
-            "supcon", create_backbone("vit_tiny_patch16_224", 32, options=TINY), torch.full((4,), -1), [2], {}
+            "supcon", create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), torch.full((4,), -1), [2], {}
         )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_train import FINETUNE, losses, settings
+from helpers import FINETUNE, read_losses, tiny_config
 from torch._dynamo.utils import counters
 
 from idmm_fast.train import throughput
@@ -34,8 +34,8 @@ def strict(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_pretraining_compiles_in_its_first_epoch_only(tiny_beton, tmp_path, strict):
     """64 images in steps of 24: the last partial batch is a shape of its own."""
-    cfg = settings(tiny_beton, tmp_path / "run", training__batch_size=24, training__compile=True, training__epochs=3)
-    assert np.isfinite(losses(pretrain(cfg))).all()
+    cfg = tiny_config(tiny_beton, tmp_path / "run", training__batch_size=24, training__compile=True, training__epochs=3)
+    assert np.isfinite(read_losses(pretrain(cfg))).all()
     assert strict[0] == 2  # graphs: a whole batch, a partial one
     assert strict[-1] == strict[0]
 
@@ -49,7 +49,7 @@ def test_fine_tuning_compiles_in_its_first_epoch_only(tiny_beton, tmp_path, stri
         "training__epochs": 3,
         "training__evaluate_every": 1,
     }
-    finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, **values))
+    finetune(tiny_config(tiny_beton, tmp_path / "f", FINETUNE, **values))
     assert len(strict) == 3
     assert strict[0] == 2
     assert strict[-1] == strict[0]
@@ -63,7 +63,7 @@ def test_what_was_compiled_is_kept_for_the_next_run(tiny_beton, tmp_path, monkey
     for name, wanted in (("first", "fxgraph_cache_miss"), ("second", "fxgraph_cache_hit")):
         torch._dynamo.reset()
         counters.clear()
-        pretrain(settings(tiny_beton, tmp_path / name, training__compile=True, training__epochs=1))
+        pretrain(tiny_config(tiny_beton, tmp_path / name, training__compile=True, training__epochs=1))
         assert counters["inductor"][wanted] > 0
     assert counters["inductor"]["fxgraph_cache_miss"] == 0
-    assert np.array_equal(losses(tmp_path / "first"), losses(tmp_path / "second"))
+    assert np.array_equal(read_losses(tmp_path / "first"), read_losses(tmp_path / "second"))

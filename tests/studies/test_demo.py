@@ -3,16 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from PIL import Image
 
 from idmm_fast.config import ConfigError
 from idmm_fast.studies.demo import run_demo, table
 
-ROOT = Path(__file__).parent.parent
 SMALL = [
     "--training.epochs=2",
     "--training.batch_size=16",

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as F
+from helpers import corrupt_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
@@ -228,20 +229,6 @@ def test_batches_stay_valid_while_they_are_held(raw_beton):
         assert torch.equal(kept[0].images, fresh[0].images)
 
 
-def corrupt(path, target, row, how):
-    shutil.copy(path, target)
-    beton = open_beton(target)
-    start, length = int(beton.ptr[row]), int(beton.length[row])
-    with open(target, "r+b") as file:
-        if how == "noise":
-            file.seek(start)
-            file.write(os.urandom(length))
-        else:  # the first half of a JPEG, then zeros
-            file.seek(start + length // 2)
-            file.write(bytes(length - length // 2))
-    return target
-
-
 def forget_checksums(path):
     data = bytearray(path.read_bytes())
     at = data.index(b"IDMMSUMS")
@@ -252,7 +239,7 @@ def forget_checksums(path):
 @pytest.mark.parametrize("sums", [True, False], ids=["checksums", "none"])
 @pytest.mark.parametrize("how", ["noise", "half"])
 def test_corrupt_image_names_row_and_file(jpg_beton, tmp_path, how, sums):
-    path = corrupt(jpg_beton, tmp_path / "bad.beton", 17, how)
+    path = corrupt_row(jpg_beton, tmp_path / "bad.beton", 17, how)
     if not sums:
         forget_checksums(path)
     began = time.perf_counter()
@@ -264,7 +251,7 @@ def test_corrupt_image_names_row_and_file(jpg_beton, tmp_path, how, sums):
 
 def test_corrupt_image_is_replaced_and_counted_where_that_is_asked_for(jpg_beton, tmp_path):
     """Whatever the number of workers: the next row stands in, pixels and targets, as if it had been drawn in that place."""
-    path = corrupt(jpg_beton, tmp_path / "bad.beton", 17, "half")
+    path = corrupt_row(jpg_beton, tmp_path / "bad.beton", 17, "half")
     digests = set()
     for workers in (1, 2):
         loader = make(path, workers, on_error="replace", cutmix_alpha=0)
@@ -287,8 +274,8 @@ def test_corrupt_image_is_replaced_and_counted_where_that_is_asked_for(jpg_beton
 
 
 def test_no_image_left_to_stand_in_is_an_error(jpg_beton, tmp_path):
-    path = corrupt(jpg_beton, tmp_path / "bad.beton", 17, "half")
-    corrupt(path, tmp_path / "worse.beton", 18, "half")
+    path = corrupt_row(jpg_beton, tmp_path / "bad.beton", 17, "half")
+    corrupt_row(path, tmp_path / "worse.beton", 18, "half")
     with pytest.warns(UserWarning, match="stands in"), pytest.raises(LoaderError, match="no row of"):
         list(make(tmp_path / "worse.beton", rows=[17, 18], on_error="replace"))
 
@@ -298,7 +285,7 @@ def test_evaluation_leaves_out_what_can_not_be_decoded(jpg_beton, tmp_path, work
     """Rows 9 .. 15, among them all of a batch, and the first and last; the others as they are without the damage."""
     damaged, path = [0, *range(9, 16), 39], jpg_beton
     for k, row in enumerate(damaged):
-        path = corrupt(path, tmp_path / f"{k}.beton", row, "half")
+        path = corrupt_row(path, tmp_path / f"{k}.beton", row, "half")
     whole = torch.cat([group.images for (group,) in evaluation_loader(jpg_beton, 4, 32)])
     with pytest.raises(LoaderError, match="row 0 of"):
         list(evaluation_loader(path, 4, 32, workers))
@@ -333,7 +320,7 @@ def test_mixing_can_not_be_switched_on_where_images_are_skipped(raw_beton):
 @pytest.mark.timeout(60)
 def test_a_row_that_comes_twice_can_be_replaced(jpg_beton, tmp_path):
     """A row is its own next neighbour in the order of the rows if it comes twice."""
-    path = corrupt(jpg_beton, tmp_path / "bad.beton", 17, "half")
+    path = corrupt_row(jpg_beton, tmp_path / "bad.beton", 17, "half")
     loader = make(path, rows=[17, 17, 30, 17], on_error="replace", cutmix_alpha=0)
     with pytest.warns(UserWarning, match="row 30 stands in"):
         (batch,) = list(loader)

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import distributed_cases
 import numpy as np
 import pytest
+import sharded_cases
 import torch
 from torch.nn.functional import cross_entropy, log_softmax, normalize, one_hot
 
@@ -272,6 +272,7 @@ def test_fused_never_holds_the_logits():
     """256 x 400,000 logits are 410 MB; the peak of forward and backward beyond weights and gradients stays near the bound of 64 MB."""
     code = """
 import torch
+from helpers import ROOT
 from pathlib import Path
 from idmm_fast.losses import fused_instance_loss
 def status(key):
@@ -297,7 +298,7 @@ print(status("VmHWM") - before - 33 * 400_000 * 4 / 2**20)
 
 def spread(world, folder):
     rendezvous = folder / f"rendezvous_{world}"
-    script = Path(distributed_cases.__file__)
+    script = Path(sharded_cases.__file__)
     processes = [
         subprocess.Popen(
             [sys.executable, script, str(r), str(world), rendezvous, folder], stderr=subprocess.PIPE, text=True
@@ -324,12 +325,12 @@ def test_sharded_head_equals_one_process(worlds, world, memory, total):
     """Loss and all gradients to 1e-5; 103 classes and unequal batches, so that nothing divides, and 5, of which one of 4 processes holds none."""
     z, weight, bias, a, b, lam = (
         v.requires_grad_() if v.is_floating_point() and k < 3 else v
-        for k, v in enumerate(distributed_cases.data(total=total))
+        for k, v in enumerate(sharded_cases.data(total=total))
     )
     loss = dense(z @ weight.T + bias, a, b, lam, 0.1)
     d_z, d_w, d_b = torch.autograd.grad(loss, (z, weight, bias))
     key = memory if total == 103 else f"few {memory}"
-    for (low, high), result in zip(distributed_cases.parts_of(world), worlds[world]):
+    for (low, high), result in zip(sharded_cases.parts_of(world), worlds[world]):
         mine = result[key]
         assert off(mine["loss"], loss.detach()) < 1e-5
         assert off(mine["z"], d_z[low:high]) < 1e-5

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_train import losses, settings
+from helpers import read_losses, tiny_config
 
 from idmm_fast.loader import Augment, MultiCropLoader, Views
 from idmm_fast.loader.gpu import DeviceLoader, filters
@@ -90,14 +90,14 @@ def test_what_it_can_not_do_is_said(jpg_beton):
 def test_training_on_such_views_follows_training_on_the_kernels(tiny_beton, tmp_path):
     """The same curve to a thousandth, and resume to the last bit."""
     options = {"model__drop_path": 0.0, "training__keep_checkpoints": 10}
-    kernels = losses(pretrain(settings(tiny_beton, tmp_path / "cpu", **options)))
-    cfg = settings(tiny_beton, tmp_path / "device", data__augment_on="device", training__resume="auto", **options)
+    kernels = read_losses(pretrain(tiny_config(tiny_beton, tmp_path / "cpu", **options)))
+    cfg = tiny_config(tiny_beton, tmp_path / "device", data__augment_on="device", training__resume="auto", **options)
     folder = pretrain(cfg)
-    curve = losses(folder)
+    curve = read_losses(folder)
     assert np.abs(curve / kernels - 1).max() < 1e-3
     for path in checkpoint.listing(folder / "checkpoints")[2:]:
         path.unlink()
-    assert np.array_equal(losses(pretrain(cfg)), curve)
+    assert np.array_equal(read_losses(pretrain(cfg)), curve)
 
 
 @pytest.mark.slow

@@ -4,14 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call
+from helpers import ROOT, run_script
 from PIL import Image
-
-ROOT = Path(__file__).parent.parent
 
 
 def bench(*args):
@@ -78,7 +75,7 @@ def test_loader_benchmark_reports_everything(jpg_beton, tmp_path, peers):
     ],
 )
 def test_bad_arguments_are_a_sentence(args, says):
-    shown = call("benchmark.py", "loader", *args)
+    shown = run_script("benchmark.py", "loader", *args)
     assert shown.returncode == 1
     assert says in shown.stderr
     assert "Traceback" not in shown.stderr
@@ -86,7 +83,7 @@ def test_bad_arguments_are_a_sentence(args, says):
 
 def test_writer_benchmark_reports_everything(tree, tmp_path):
     out = tmp_path / "out.json"
-    shown = call("benchmark.py", "writer", "--images", tree, "--count", 60, "--repeats", 1, "--json", out)
+    shown = run_script("benchmark.py", "writer", "--images", tree, "--count", 60, "--repeats", 1, "--json", out)
     assert shown.returncode == 0, shown.stderr
     result = json.loads(out.read_text())
     assert set(result["images_per_s"]) == {"ours, as they are", "ours, encoded", "ffcv", "ffcv, jpg", "ffcv, encoded"}
@@ -96,7 +93,9 @@ def test_writer_benchmark_reports_everything(tree, tmp_path):
 
 def test_loss_benchmark_reports_everything(tmp_path):
     out = tmp_path / "out.json"
-    shown = call("benchmark.py", "loss", "--batch", 64, "--dim", 32, "--classes", 20000, "--repeats", 2, "--json", out)
+    shown = run_script(
+        "benchmark.py", "loss", "--batch", 64, "--dim", 32, "--classes", 20000, "--repeats", 2, "--json", out
+    )
     assert shown.returncode == 0, shown.stderr
     result = json.loads(out.read_text())
     assert result["fused"]["fused / products"] > 0
@@ -209,4 +208,4 @@ def test_gpu_benchmark_runs_through(jpg_beton, tmp_path):
     fastest = max(found["images_per_s"]["real"] for found in result["end_to_end"].values())
     assert result["flowers_800_epochs_minutes"] == pytest.approx(2040 * 800 / fastest / 60)
     if not torch.cuda.is_available():
-        assert "no CUDA device" in call("benchmark.py", "gpu").stderr
+        assert "no CUDA device" in run_script("benchmark.py", "gpu").stderr

@@ -3,15 +3,13 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import call
+from helpers import ROOT, run_script
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,7 +101,7 @@ COMMANDS = sorted(set(re.findall(r"^\s*(?:\.venv/bin/)?python ([a-z_]+\.py)(.*?)
 def test_commands_of_the_readme_are_understood(command):
     """Every script exists, its --help works, and every option in the README is one that the help names."""
     script, rest = command
-    result = call(script, "--help")
+    result = run_script(script, "--help")
     assert result.returncode == 0
     shown = result.stdout
     for option in re.findall(r"--[a-z_.-]+", rest):

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import FINETUNE, read_losses, tiny_config
 from hypothesis import HealthCheck, Phase, given, strategies
 from hypothesis import settings as examples
 from safetensors.torch import load_file
-from test_train import FINETUNE, losses, settings
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.config import ConfigError
@@ -104,8 +104,8 @@ class _Probe:
 
 def _train(kind, beton, folder, options):
     if kind == "pretrain":
-        return pretrain(settings(beton, folder, **options), _Probe()), None
-    return folder, finetune(settings(beton, folder, FINETUNE, **options))
+        return pretrain(tiny_config(beton, folder, **options), _Probe()), None
+    return folder, finetune(tiny_config(beton, folder, FINETUNE, **options))
 
 
 def _ended(kind, folder):
@@ -248,35 +248,35 @@ def kept(few, tmp_path, monkeypatch):
     """(its configuration, its folder): a run of four epochs of two steps, all of whose checkpoints are kept."""
     _run_without_pictures(monkeypatch)
     options = {**SMALL, "training__batch_size": 6, "training__keep_checkpoints": 4, "training__epochs": 4}
-    return options, pretrain(settings(few, tmp_path / "run", **options))
+    return options, pretrain(tiny_config(few, tmp_path / "run", **options))
 
 
 def test_going_on_from_an_older_checkpoint_sets_the_later_ones_aside(kept, few, monkeypatch):
     """New checkpoints had been deleted as they were written, being older by their step, and auto went on from the stale ones."""
     options, folder = kept
-    before = losses(folder)
+    before = read_losses(folder)
     older = checkpoint.listing(folder / "checkpoints")[1]
     Stops(monkeypatch).signal_at = 1  # in step 5 of 8
     again = {**options, "training__keep_checkpoints": 2}
     with pytest.raises(Interrupted):
-        pretrain(settings(few, folder, training__resume=str(older), **again))
+        pretrain(tiny_config(few, folder, training__resume=str(older), **again))
     assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")] == [4, 6]
     assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints" / "aside_1")] == [6, 8]
-    assert np.array_equal(losses(folder / "checkpoints" / "aside_1"), before)  # what had been measured is not lost
-    pretrain(settings(few, folder, training__resume="auto", **again))
-    assert np.array_equal(losses(folder), before)
+    assert np.array_equal(read_losses(folder / "checkpoints" / "aside_1"), before)  # what had been measured is not lost
+    pretrain(tiny_config(few, folder, training__resume="auto", **again))
+    assert np.array_equal(read_losses(folder), before)
 
 
 def test_falling_back_from_a_damaged_checkpoint_keeps_what_is_written_then(kept, few):
     options, folder = kept
-    before = losses(folder)
+    before = read_losses(folder)
     for path in checkpoint.listing(folder / "checkpoints")[1:]:
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="damaged"):
-        pretrain(settings(few, folder, training__resume="auto", **{**options, "training__keep_checkpoints": 1}))
+        pretrain(tiny_config(few, folder, training__resume="auto", **{**options, "training__keep_checkpoints": 1}))
     assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")] == [8]
     assert checkpoint.load(checkpoint.listing(folder / "checkpoints")[0])["step"] == 8
-    assert np.array_equal(losses(folder), before)
+    assert np.array_equal(read_losses(folder), before)
 
 
 def test_only_damaged_checkpoints_stop_with_a_sentence_and_metrics_are_kept(kept, few):
@@ -288,17 +288,19 @@ def test_only_damaged_checkpoints_stop_with_a_sentence_and_metrics_are_kept(kept
         pytest.warns(UserWarning, match="damaged"),
         pytest.raises(ValueError, match=r"all 4 checkpoints in .* are damaged"),
     ):
-        pretrain(settings(few, folder, training__resume="auto", **options))
+        pretrain(tiny_config(few, folder, training__resume="auto", **options))
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_checkpoint_of_another_run_begins_a_new_folder_with_its_history_and_spoils_none(kept, few, tmp_path):
     options, folder = kept
     middle = checkpoint.listing(folder / "checkpoints")[1]
-    other = pretrain(settings(few, tmp_path / "other", training__resume=str(middle), **options))
-    assert np.array_equal(losses(other), losses(folder)[3:])  # from the last line that the checkpoint holds
+    other = pretrain(tiny_config(few, tmp_path / "other", training__resume=str(middle), **options))
+    assert np.array_equal(read_losses(other), read_losses(folder)[3:])  # from the last line that the checkpoint holds
     with pytest.raises(ConfigError, match="holds a run already"):
-        pretrain(settings(few, folder, training__resume=str(checkpoint.listing(other / "checkpoints")[-1]), **options))
+        pretrain(
+            tiny_config(few, folder, training__resume=str(checkpoint.listing(other / "checkpoints")[-1]), **options)
+        )
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite(few, tmp_path, monkeypatch):
@@ -312,7 +314,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite(
 
     monkeypatch.setattr(IDMM, "forward", spoiled)
     _run_without_pictures(monkeypatch)
-    folder = pretrain(settings(few, tmp_path / "run", **SMALL, training__batch_size=3, training__epochs=2))
+    folder = pretrain(tiny_config(few, tmp_path / "run", **SMALL, training__batch_size=3, training__epochs=2))
     lines = metrics(folder)
     assert [line["step"] for line in lines if "loss" not in line] == [1]
     assert lines[1]["nonfinite_steps"] == 1
@@ -333,7 +335,7 @@ def test_fp16_stops_too_where_every_gradient_is_not_finite(few, tmp_path, monkey
     _run_without_pictures(monkeypatch)
     with pytest.raises(FloatingPointError, match=r"gradients of a finite loss .* 4 times in a row"):
         pretrain(
-            settings(
+            tiny_config(
                 few,
                 tmp_path / "run",
                 **SMALL,
@@ -356,10 +358,10 @@ def test_a_signal_in_the_last_evaluation_is_obeyed(few, tmp_path, monkeypatch):
 
     options = {**SMALL, "training__batch_size": 6, "training__epochs": 2, "online_eval__every": 2}
     with pytest.raises(Interrupted):
-        pretrain(settings(few, tmp_path / "run", **options), Stopping())
+        pretrain(tiny_config(few, tmp_path / "run", **options), Stopping())
     lines = metrics(tmp_path / "run")
     assert "knn20" in lines[-1]
-    pretrain(settings(few, tmp_path / "run", **options, training__resume="auto"), _Probe())
+    pretrain(tiny_config(few, tmp_path / "run", **options, training__resume="auto"), _Probe())
     assert metrics(tmp_path / "run") == lines
     assert (tmp_path / "run" / "backbone.safetensors").exists()
 
@@ -369,19 +371,21 @@ def test_a_job_that_is_started_again_goes_on_from_its_newest_checkpoint_and_with
     options, folder = kept
     older = checkpoint.listing(folder / "checkpoints")[0]
     monkeypatch.setattr(distributed, "restarted", lambda: True)
-    pretrain(settings(few, folder, training__resume=str(older), **options))
+    pretrain(tiny_config(few, folder, training__resume=str(older), **options))
     assert not (folder / "checkpoints" / "aside_1").exists()
     starts = folder / "starts.jsonl"
     assert json.loads(starts.read_text().splitlines()[-1])["step"] == 8
     starts.write_text(re.sub(r'"started": "\d+', '"started": "2000', starts.read_text()))  # begun before this job
     with pytest.raises(ConfigError, match="holds a run already"):
-        pretrain(settings(few, folder, **options))
+        pretrain(tiny_config(few, folder, **options))
 
 
 def test_what_fails_before_the_first_step_lets_go_of_the_run_folder(few, tmp_path, monkeypatch):
     from idmm_fast.train import pretraining as training
 
-    cfg = settings(few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto")
+    cfg = tiny_config(
+        few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto"
+    )
     _run_without_pictures(monkeypatch)
     monkeypatch.setattr(training, "choose_attention", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError) as kept_alive:
@@ -409,14 +413,14 @@ def test_weights_that_are_not_finite_are_never_saved(kept, few, monkeypatch):
     monkeypatch.setattr(IDMM, "forward", lambda self, *args: models.append(self) or forward(self, *args))
     monkeypatch.setattr(loop.Throughput, "step", break_one)
     with pytest.raises(FloatingPointError, match=r"head\.weight"):
-        pretrain(settings(few, folder, training__resume="auto", **options))
+        pretrain(tiny_config(few, folder, training__resume="auto", **options))
     assert [checkpoint.step_of(p) for p in checkpoint.listing(folder / "checkpoints")] == [2, 4]
 
 
 def test_the_clock_makes_checkpoints_with_one_step_an_epoch_too(few, tmp_path, monkeypatch):
     _run_without_pictures(monkeypatch)
     folder = pretrain(
-        settings(
+        tiny_config(
             few,
             tmp_path / "run",
             **SMALL,
@@ -453,7 +457,7 @@ def test_an_answer_that_comes_a_step_late_writes_one_checkpoint_not_two(few, tmp
     monkeypatch.setattr(loop.distributed, "Agreement", Late)
     monkeypatch.setattr(loop, "time", Clock)
     folder = pretrain(
-        settings(
+        tiny_config(
             few,
             tmp_path / "run",
             **SMALL,
@@ -481,7 +485,7 @@ def test_a_run_does_not_go_on_with_other_images_labels_or_numbers_of_them(few, t
     options = {**SMALL, "training__batch_size": 6, "training__epochs": 1}
 
     def tune(beton, **more):
-        return finetune(settings(beton, tmp_path / "run", FINETUNE, **options, training__resume="auto", **more))
+        return finetune(tiny_config(beton, tmp_path / "run", FINETUNE, **options, training__resume="auto", **more))
 
     result = tune(few, data__per_class=3)
     with pytest.raises(ConfigError, match=r"begun with data\.per_class=3, not 2"):
@@ -526,7 +530,7 @@ for path, out in zip(sys.argv[1::2], sys.argv[2::2]):
 
 def test_a_run_folder_tells_each_start(kept, few):
     options, folder = kept
-    pretrain(settings(few, folder, training__resume="auto", **options))
+    pretrain(tiny_config(few, folder, training__resume="auto", **options))
     starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
     assert [start["step"] for start in starts] == [0, 8]
     assert starts[0]["command"][0] == sys.executable
@@ -576,7 +580,7 @@ def test_what_a_probe_needs_is_looked_at_before_training(few, tmp_path):
         (unlabelled, BetonError, "label"),
         (other, (BetonError, ConfigError), "class"),
     ):
-        cfg = settings(few, tmp_path / "run", **SMALL, data__test=str(test), online_eval__every=2)
+        cfg = tiny_config(few, tmp_path / "run", **SMALL, data__test=str(test), online_eval__every=2)
         with pytest.raises(error, match=says):
             pretrain(cfg, OnlineEvaluation(cfg))
         assert not (tmp_path / "run").exists()
@@ -585,7 +589,9 @@ def test_what_a_probe_needs_is_looked_at_before_training(few, tmp_path):
 def test_two_jobs_in_one_run_folder_do_not_mix(few, tmp_path, monkeypatch):
     """The second one is told who is there, whatever it was asked; when the first one has ended, it may go on."""
     _run_without_pictures(monkeypatch)
-    cfg = settings(few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto")
+    cfg = tiny_config(
+        few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto"
+    )
     run = Run(tmp_path / "run", cfg, "auto", {"train": open_beton(few)})
     with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on "):
         pretrain(cfg)

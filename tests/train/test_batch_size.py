@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_train import FINETUNE, command, losses, settings
+from helpers import FINETUNE, read_losses, tiny_config, train_command
 
 from idmm_fast.methods import IDMM
 from idmm_fast.models import create_backbone
@@ -25,7 +25,7 @@ OPTIONS = {"embed_dim": 192, "depth": 4, "num_heads": 3}
 def limited(beton, folder, gigabytes, *args):
     """A pretraining of 64 images a step of six views of 224 x 224, which takes some 5 GB, under `ulimit -v`: more than it has to be for the libraries."""
     run = [
-        *command(beton, folder),
+        *train_command(beton, folder),
         f"--model.options={OPTIONS}",
         "--model.image_size=224",
         "--training.epochs=1",
@@ -43,7 +43,7 @@ def limited(beton, folder, gigabytes, *args):
 
 def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
     """The process's peak grows by that much from 2 to 10 images a step of the real thing, within a third (backward needs some for a moment)."""
-    cfg = settings(tiny_beton, tmp_path, model__options=OPTIONS, model__image_size=112)
+    cfg = tiny_config(tiny_beton, tmp_path, model__options=OPTIONS, model__image_size=112)
     machine = Runtime(torch.device("cpu"), None, True, False)
     model = machine.place(IDMM(create_backbone("vit_tiny_patch16_224", 112, options=OPTIONS), 64)).train()
     forward, _ = _forward(model, cfg, machine)
@@ -63,33 +63,33 @@ def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
 
 def test_auto_takes_what_fits_and_keeps_it_on_resume(tiny_beton, tmp_path, monkeypatch, capfd):
     """With all memory the recipe's 256; with little, less; a run goes on with what it began with, whatever is free then."""
-    folder = pretrain(settings(tiny_beton, tmp_path / "all", training__batch_size="auto", training__epochs=1))
+    folder = pretrain(tiny_config(tiny_beton, tmp_path / "all", training__batch_size="auto", training__epochs=1))
     assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["batch_size"] == 256
     values = {"training__batch_size": "auto", "training__epochs": 2, "training__resume": "auto"}
     few = {}
     for megabytes in (4, 8):
         monkeypatch.setattr(memory, "free_bytes", lambda device, m=megabytes: m << 20)
-        folder = pretrain(settings(tiny_beton, tmp_path / f"{megabytes}", **values, cutmix__chunk_size=2))
+        folder = pretrain(tiny_config(tiny_beton, tmp_path / f"{megabytes}", **values, cutmix__chunk_size=2))
         few[megabytes] = yaml.safe_load((folder / "config.yaml").read_text())["training"]["batch_size"]
-        assert len(losses(folder)) == 2 * -(-64 // few[megabytes])
+        assert len(read_losses(folder)) == 2 * -(-64 // few[megabytes])
     assert 2 <= few[4] < few[8] < 64
     assert few[4] % 2 == few[8] % 2 == 0
     assert few[8] == pytest.approx(2 * few[4], rel=0.5)
     pretrain(
-        settings(tiny_beton, tmp_path / "4", **values, cutmix__chunk_size=2)
+        tiny_config(tiny_beton, tmp_path / "4", **values, cutmix__chunk_size=2)
     )  # finished with another batch size than would fit now
     assert f"training.batch_size=auto: {few[4]}" in "".join(capfd.readouterr())
-    finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, training__batch_size="auto", training__epochs=1))
+    finetune(tiny_config(tiny_beton, tmp_path / "f", FINETUNE, training__batch_size="auto", training__epochs=1))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(MemoryError, match="not even the 32 images"):
-        pretrain(settings(tiny_beton, tmp_path / "none", training__batch_size="auto", cutmix__chunk_size=32))
+        pretrain(tiny_config(tiny_beton, tmp_path / "none", training__batch_size="auto", cutmix__chunk_size=32))
 
 
 def test_auto_asks_the_run_folder_itself_and_no_other(tmp_path, monkeypatch):
     """Not a run that the new one's folder lies in; but the run that a checkpoint named by its path belongs to."""
 
     def size(**values):
-        cfg = settings("x.beton", tmp_path / "old" / "stages" / "new", training__batch_size="auto", **values)
+        cfg = tiny_config("x.beton", tmp_path / "old" / "stages" / "new", training__batch_size="auto", **values)
         return fix_batch_size(SCHEMA, cfg, lambda: ()).training.batch_size
 
     monkeypatch.setattr(memory, "max_batch_size", lambda *_: 24)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from test_methods import OTHERS, options
-from test_train import FINETUNE, losses, settings
+from helpers import FINETUNE, method_values, read_losses, tiny_config
 
 from idmm_fast.loader import MultiCropLoader, Views
+from idmm_fast.methods import METHODS
 from idmm_fast.runtime.device import to_device
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
@@ -27,16 +27,16 @@ def test_batches_arrive_whole_though_buffers_are_reused(raw_beton):
 
 @pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
 def test_cuda_follows_the_cpu(tiny_beton, tmp_path, amp):
-    cpu = pretrain(settings(tiny_beton, tmp_path / "cpu", training__device="cpu", training__lr=1e-3))
+    cpu = pretrain(tiny_config(tiny_beton, tmp_path / "cpu", training__device="cpu", training__lr=1e-3))
     cuda = pretrain(
-        settings(tiny_beton, tmp_path / "cuda", training__device="cuda", training__amp=amp, training__lr=1e-3)
+        tiny_config(tiny_beton, tmp_path / "cuda", training__device="cuda", training__amp=amp, training__lr=1e-3)
     )
-    assert np.abs(losses(cuda) / losses(cpu) - 1).max() < (0.005 if amp == "fp32" else 0.03)
+    assert np.abs(read_losses(cuda) / read_losses(cpu) - 1).max() < (0.005 if amp == "fp32" else 0.03)
 
 
 @pytest.mark.timeout(280)
 def test_compiled_training_and_resume(tiny_beton, tmp_path):
-    cfg = settings(
+    cfg = tiny_config(
         tiny_beton,
         tmp_path / "run",
         training__device="cuda",
@@ -44,29 +44,33 @@ def test_compiled_training_and_resume(tiny_beton, tmp_path):
         training__amp="auto",
         training__resume="auto",
     )
-    assert np.isfinite(losses(pretrain(cfg))).all()
+    assert np.isfinite(read_losses(pretrain(cfg))).all()
     assert (
         finetune(
-            settings(tiny_beton, tmp_path / "f", FINETUNE, training__device="cuda", model__init=str(tmp_path / "run"))
+            tiny_config(
+                tiny_beton, tmp_path / "f", FINETUNE, training__device="cuda", model__init=str(tmp_path / "run")
+            )
         )["top5"]
         == 100
     )
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "idmm"])
 def test_the_other_methods_follow_the_cpu(tiny_beton, tmp_path, name):
     """The first steps; later on rounding grows."""
     curves = [
-        losses(pretrain(settings(tiny_beton, tmp_path / device, **options(name), training__device=device)))
+        read_losses(
+            pretrain(tiny_config(tiny_beton, tmp_path / device, **method_values(name), training__device=device))
+        )
         for device in ("cpu", "cuda")
     ]
     assert np.abs(curves[1] / curves[0] - 1)[:4].max() < 0.01
-    low = losses(
+    low = read_losses(
         pretrain(
-            settings(
+            tiny_config(
                 tiny_beton,
                 tmp_path / "low",
-                **options(name),
+                **method_values(name),
                 training__device="cuda",
                 training__amp="auto",
                 training__compile=True,

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import call
+from helpers import ROOT, TINY_VIT, run_script
 from PIL import Image
-from test_train import TINY
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.beton.format import SUMS_MARK
@@ -27,8 +26,6 @@ from idmm_fast.datasets import Split
 from idmm_fast.loader import Augment, MultiCropLoader, Views
 from idmm_fast.train import finetuning as finetune
 from idmm_fast.train.pretraining import SCHEMA
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -42,7 +39,7 @@ def place(tmp_path, tiny_beton):
     (tmp_path / "compare.yaml").write_text(
         yaml.safe_dump(
             {
-                "model": {"name": "vit_tiny_patch16_224", "options": TINY, "drop_path": 0.0},
+                "model": {"name": "vit_tiny_patch16_224", "options": TINY_VIT, "drop_path": 0.0},
                 "warmup": 0.1,
                 "pretrain": {"model": {"image_size": 24}, "training": small},
                 "finetune": {"model": {"image_size": 32}, "training": small},
@@ -110,7 +107,7 @@ def test_a_grid_is_killed_goes_on_and_reports(place):
     while alive(place):  # its children end by themselves
         time.sleep(0.1)
         assert time.monotonic() - began < 60
-    shown = call("compare.py", *grid(place, *SMALL))
+    shown = run_script("compare.py", *grid(place, *SMALL))
     assert shown.returncode == 0, shown.stderr
     lines = Results(place / "out").lines
     assert lines[: len(before)] == before  # not run again
@@ -126,7 +123,7 @@ def test_a_grid_is_killed_goes_on_and_reports(place):
         assert line["finetune_epochs"] == 2
         assert line["method"] == "random" or (line["pretrain_seconds"] > 0 and line["peak_mb"] > 100)
     assert {line["judged_at"] for line in lines} == {24}  # random initialisation too, at the pixels of the pretraining
-    alone = call(
+    alone = run_script(
         "evaluate.py",
         "--data",
         place / "data" / "tiny_train.beton",
@@ -135,16 +132,16 @@ def test_a_grid_is_killed_goes_on_and_reports(place):
         "--training.amp=fp32",
         "--model.name=vit_tiny_patch16_224",
         "--model.image_size=24",
-        f"--model.options={yaml.safe_dump(TINY, default_flow_style=True)}",
+        f"--model.options={yaml.safe_dump(TINY_VIT, default_flow_style=True)}",
     )
     random = next(line for line in lines if line["method"] == "random" and line["seed"] == 0)
     assert alone.stdout.split() == [t for k in ("knn10", "knn20", "linear") for t in (k, f"{random[k]:.2f}", "%")]
     assert not list((place / "out").rglob("checkpoints"))  # tidied up
     assert len(list((place / "out").rglob("backbone.safetensors"))) == 4
     text = (place / "out" / "results.jsonl").read_text()
-    assert call("compare.py", *grid(place, *SMALL)).returncode == 0
+    assert run_script("compare.py", *grid(place, *SMALL)).returncode == 0
     assert (place / "out" / "results.jsonl").read_text() == text
-    shown = call("compare.py", "report", "--out", place / "out")
+    shown = run_script("compare.py", "report", "--out", place / "out")
     assert shown.returncode == 0, shown.stderr
     page = (place / "out" / "report.md").read_text()
     mean = np.mean([line["top1"] for line in lines if line["method"] == "idmm"])
@@ -161,14 +158,14 @@ def test_a_signal_stops_it_with_checkpoints(place):
     assert process.returncode == 130
     assert "The same command goes on" in said
     assert not alive(place)
-    assert call("compare.py", *grid(place, *SMALL)).returncode == 0
+    assert run_script("compare.py", *grid(place, *SMALL)).returncode == 0
     assert len(Results(place / "out").lines) == 6
 
 
 def test_fewer_images_other_targets_and_one_that_fails(place):
     """The failing one is named and harms no other; subsets are balanced; a transfer is judged on its target."""
     args = ("--datasets", "tiny", "--methods", "wild", "idmm_plain", "--images", "24", "--targets", "same", "tiny")
-    shown = call("compare.py", *grid(place, *args))
+    shown = run_script("compare.py", *grid(place, *args))
     assert shown.returncode == 1
     assert "tiny 24 balanced, wild, seed 0" in shown.stderr
     assert "FloatingPointError" in shown.stderr
@@ -194,7 +191,7 @@ def test_fewer_images_other_targets_and_one_that_fails(place):
     ],
 )
 def test_what_is_wrong_is_said_before_anything_begins(place, args, says):
-    shown = call("compare.py", *grid(place, *args))
+    shown = run_script("compare.py", *grid(place, *args))
     assert shown.returncode == 1
     assert says in shown.stderr
     assert not (place / "out" / "results.jsonl").exists()
@@ -343,7 +340,7 @@ def test_a_second_comparison_in_the_same_folder_is_refused(place):
     (place / "out").mkdir()
     with open(place / "out" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        shown = call("compare.py", *grid(place, *SMALL))
+        shown = run_script("compare.py", *grid(place, *SMALL))
     assert shown.returncode == 1
     assert "another comparison is running" in shown.stderr
 
@@ -653,7 +650,7 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
 
 
 def test_a_page_of_nothing_is_refused(tmp_path):
-    shown = call("compare.py", "report", "--out", tmp_path)
+    shown = run_script("compare.py", "report", "--out", tmp_path)
     assert shown.returncode == 1
     assert "holds no finished cell" in shown.stderr
 

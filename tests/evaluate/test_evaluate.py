@@ -5,13 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import call
+from helpers import corrupt_row, run_script
 from sklearn.datasets import make_blobs
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from test_loader import corrupt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
@@ -130,7 +129,9 @@ def arguments(values):
 
 
 def test_a_probe_that_takes_too_long_is_said(tiny_beton):
-    shown = call("evaluate.py", *arguments(TINY), "--data", tiny_beton, "--test", tiny_beton, "--linear.max_minutes=0")
+    shown = run_script(
+        "evaluate.py", *arguments(TINY), "--data", tiny_beton, "--test", tiny_beton, "--linear.max_minutes=0"
+    )
     assert shown.returncode == 0
     assert "takes more than 0 minutes, so there is no number" in shown.stdout + shown.stderr
     assert "linear" not in shown.stdout.splitlines()[-1]
@@ -196,14 +197,14 @@ def test_a_probe_is_tried_before_training(tmp_path, tiny_beton):
     with pytest.raises(ConfigError, match="two classes"):
         check(data__train=str(one), data__test=str(one))
     with pytest.raises(LoaderError, match="row 0"):
-        check(data__test=str(corrupt(tiny_beton, tmp_path / "bad.beton", 0, "half")))
+        check(data__test=str(corrupt_row(tiny_beton, tmp_path / "bad.beton", 0, "half")))
 
 
 def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys):
     """The accuracies are those of a file without them; nothing stands in. The picture shows images that can be read."""
     damaged, path = [0, 7, 63], tiny_beton
     for row in damaged:
-        path = corrupt(path, tmp_path / f"{row}.beton", row, "half")
+        path = corrupt_row(path, tmp_path / f"{row}.beton", row, "half")
     left = np.setdiff1d(np.arange(64), damaged)
     write_subset(tiny_beton, left, tmp_path / "whole.beton")
 
@@ -232,14 +233,14 @@ def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys
     assert found.pop("images_skipped") == 3
     assert found == pytest.approx(top(tmp_path / "whole.beton", open_beton(tmp_path / "whole.beton").label))
     assert f"{path}: 3 of 64 images can't be decoded" in capsys.readouterr().out
-    some = corrupt(write_subset(tiny_beton, [3], tmp_path / "some.beton").path, tmp_path / "none.beton", 0, "half")
+    some = corrupt_row(write_subset(tiny_beton, [3], tmp_path / "some.beton").path, tmp_path / "none.beton", 0, "half")
     with pytest.warns(UserWarning, match="left out"), pytest.raises(LoaderError, match="none of the 1 images"):
         top(some, np.array([0]), "replace")
 
 
 def test_a_checkpoint_that_is_missing_is_named():
     for argv in (["--checkpoint", "runs/nowhere"], ["--model.init=runs/nowhere"]):
-        shown = call("evaluate.py", *argv)
+        shown = run_script("evaluate.py", *argv)
         assert shown.returncode == 1
         assert "runs/nowhere does not exist" in shown.stderr
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import FINETUNE, TINY, losses, settings
+from helpers import FINETUNE, ROOT, TINY_VIT, read_losses, tiny_config, torchrun_command
 
 from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError
@@ -26,43 +26,14 @@ from idmm_fast.train.finetuning import Classifier
 from idmm_fast.train.pretraining import pretrain
 from idmm_fast.train.state import State
 
-ROOT = Path(__file__).parent.parent
 # 64 images: a step of 36, then one of 28, which two processes share as 15 and 13, four as 9, 9, 9 and 1
 CASE = {"training__batch_size": 36, "cutmix__chunk_size": 3, "training__epochs": 10}
-
-
-def torchrun(processes, beton, folder, *args, script="train_idmm.py", restarts=0):
-    return list(
-        map(
-            str,
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc-per-node={processes}",
-                f"--max-restarts={restarts}",
-                ROOT / script,
-                f"--data.train={beton}",
-                "--model.name=vit_tiny_patch16_224",
-                f"--model.options={TINY}",
-                "--model.image_size=32",
-                "--training.warmup_epochs=1",
-                "--training.amp=fp32",
-                "--training.compile=false",
-                "--training.lr=2e-3",
-                "--training.device=cpu",
-                f"--logging.run_dir={folder}",
-                *args,
-            ],
-        )
-    )
 
 
 def train(processes, beton, folder, *args, **options):
     values = ["--training.batch_size=36", "--training.epochs=10", "--model.drop_path=0"]
     shown = subprocess.run(
-        torchrun(processes, beton, folder, *values, *args, **options),
+        torchrun_command(processes, beton, folder, *values, *args, **options),
         capture_output=True,
         text=True,
         timeout=200,
@@ -77,7 +48,9 @@ def alone(tiny_beton, tmp_path_factory):
     """The losses of one process, with the dense and with the fused loss."""
     folder = tmp_path_factory.mktemp("alone")
     return {
-        kind: losses(pretrain(settings(tiny_beton, folder / kind, head__loss=kind, model__drop_path=0.0, **CASE)))
+        kind: read_losses(
+            pretrain(tiny_config(tiny_beton, folder / kind, head__loss=kind, model__drop_path=0.0, **CASE))
+        )
         for kind in ("dense", "fused")
     }
 
@@ -103,17 +76,19 @@ def test_the_curve_is_that_of_one_process(alone, tiny_beton, tmp_path, processes
     )
     assert f"{processes} processes" in shown.stdout + shown.stderr
     assert shown.stdout.count("done:") == 1
-    curve = losses(tmp_path / "run")
+    curve = read_losses(tmp_path / "run")
     assert len(curve) == 20
     assert np.abs(curve / alone[kind] - 1).max() < 1e-4
     last = checkpoint.listing(tmp_path / "run" / "checkpoints")[-1]
     assert checkpoint.load(last)["model"]["head.weight"].shape == (64, 32)
     last.unlink()
     folder = pretrain(
-        settings(tiny_beton, tmp_path / "run", head__loss=kind, model__drop_path=0.0, training__resume="auto", **CASE)
+        tiny_config(
+            tiny_beton, tmp_path / "run", head__loss=kind, model__drop_path=0.0, training__resume="auto", **CASE
+        )
     )
-    assert len(losses(folder)) == 20
-    assert np.abs(losses(folder) / alone[kind] - 1).max() < 1e-4
+    assert len(read_losses(folder)) == 20
+    assert np.abs(read_losses(folder) / alone[kind] - 1).max() < 1e-4
 
 
 @pytest.mark.slow
@@ -121,9 +96,9 @@ def test_fine_tuning_on_two_processes_judges_every_image_once(tiny_beton, tmp_pa
     train(
         2, tiny_beton, tmp_path / "f", f"--data.test={tiny_beton}", "--training.evaluate_every=0", script="finetune.py"
     )
-    assert np.isfinite(losses(tmp_path / "f")).all()
-    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE)
-    model = Classifier(create_backbone("vit_tiny_patch16_224", 32, options=TINY), init_head(32, 4))
+    assert np.isfinite(read_losses(tmp_path / "f")).all()
+    cfg = tiny_config(tiny_beton, tmp_path / "f", FINETUNE)
+    model = Classifier(create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), init_head(32, 4))
     model.load_state_dict(checkpoint.newest(tmp_path / "f" / "checkpoints")[1]["model"])
     again = top_k(model, tiny_beton, torch.from_numpy(open_beton(tiny_beton).label), choose(cfg.training, 0), 64, 32)
     result = json.loads((tmp_path / "f" / "result.json").read_text())
@@ -161,13 +136,13 @@ LONG = (
 def whole(tiny_beton, tmp_path_factory):
     """The losses of two processes that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(torchrun(2, tiny_beton, folder, *LONG), check=True, capture_output=True, timeout=200)
-    return losses(folder)
+    subprocess.run(torchrun_command(2, tiny_beton, folder, *LONG), check=True, capture_output=True, timeout=200)
+    return read_losses(folder)
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_and_says_so(tiny_beton, tmp_path):
-    process = begun(torchrun(2, tiny_beton, tmp_path / "run", *LONG), tmp_path / "run", 20)
+    process = begun(torchrun_command(2, tiny_beton, tmp_path / "run", *LONG), tmp_path / "run", 20)
     os.kill(workers_of(process)[1], signal.SIGKILL)
     began = time.monotonic()
     _, message = process.communicate(timeout=60)
@@ -179,11 +154,11 @@ def test_a_process_that_dies_ends_the_job_and_says_so(tiny_beton, tmp_path):
 @pytest.mark.slow
 def test_the_job_goes_on_by_itself_after_a_process_died(tiny_beton, tmp_path, whole):
     """torchrun --max-restarts 1: from the last checkpoint, and to the same curve."""
-    process = begun(torchrun(2, tiny_beton, tmp_path / "run", *LONG, restarts=1), tmp_path / "run", 40)
+    process = begun(torchrun_command(2, tiny_beton, tmp_path / "run", *LONG, restarts=1), tmp_path / "run", 40)
     os.kill(workers_of(process)[1], signal.SIGKILL)
     _, message = process.communicate(timeout=150)
     assert process.returncode == 0, message[-3000:]
-    assert np.array_equal(losses(tmp_path / "run"), whole)
+    assert np.array_equal(read_losses(tmp_path / "run"), whole)
 
 
 @pytest.mark.slow
@@ -397,16 +372,16 @@ def test_a_run_goes_on_in_another_precision(before, after):
 
 @pytest.mark.slow
 def test_a_signal_to_torchrun_checkpoints_in_mid_epoch(tiny_beton, tmp_path, whole):
-    command = torchrun(2, tiny_beton, tmp_path / "run", *LONG, "--training.resume=auto")
+    command = torchrun_command(2, tiny_beton, tmp_path / "run", *LONG, "--training.resume=auto")
     process = begun(command, tmp_path / "run", 21)
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=60)
     assert "stopped at your wish" in message
-    before = len(losses(tmp_path / "run"))
+    before = len(read_losses(tmp_path / "run"))
     assert 21 <= before < len(whole)
     assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == before
     subprocess.run(command, check=True, capture_output=True, timeout=150)
-    assert np.array_equal(losses(tmp_path / "run"), whole)
+    assert np.array_equal(read_losses(tmp_path / "run"), whole)
 
 
 @pytest.mark.slow
@@ -422,7 +397,7 @@ def test_the_slurm_script_starts_what_it_should(tiny_beton, tmp_path):
     line = [
         ROOT / "scripts" / "slurm.sh",
         ROOT / "rn_configs" / "pets.yaml",
-        *torchrun(2, tiny_beton, tmp_path / "run")[7:],
+        *torchrun_command(2, tiny_beton, tmp_path / "run")[7:],
         "--training.batch_size=16",
     ]
     for epochs in (2, 2):
@@ -437,6 +412,6 @@ def test_the_slurm_script_starts_what_it_should(tiny_beton, tmp_path):
         )
         assert shown.returncode == 0, shown.stderr[-3000:]
         assert "2 processes" in shown.stdout + shown.stderr
-    assert len(losses(tmp_path / "run")) == 8
+    assert len(read_losses(tmp_path / "run")) == 8
     assert "going on at step 8" in shown.stdout + shown.stderr
     assert subprocess.run([ROOT / "scripts" / "slurm.sh"], capture_output=True, check=False).returncode == 2

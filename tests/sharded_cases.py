@@ -1,4 +1,4 @@
-"""What several processes do in test_loss.py: python distributed_cases.py RANK WORLD RENDEZVOUS FOLDER"""
+"""What several processes do in losses/test_loss.py: python sharded_cases.py RANK WORLD RENDEZVOUS FOLDER"""
 
 import sys
 from pathlib import Path

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call
+from helpers import ROOT, run_script
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -27,11 +27,11 @@ from idmm_fast.beton.jpeg_check import is_intact
 from idmm_fast.datasets import Split, load
 from idmm_fast.kernels.resize import crop_resize_rounded, resized, scratch_size, taps, weights
 
-SCRIPT = Path(__file__).parent.parent / "write_datasets.py"
+SCRIPT = ROOT / "write_datasets.py"
 
 
 def convert(*args):
-    return call("write_datasets.py", *args)
+    return run_script("write_datasets.py", *args)
 
 
 @pytest.fixture(scope="module")
@@ -427,7 +427,7 @@ import numpy as np
 from pathlib import Path
 from idmm_fast.beton import BetonError, open_beton
 from idmm_fast.beton.jpeg import OK, Decoder
-from idmm_fast.loader.whole import decode_row
+from idmm_fast.beton.decode import decode_row
 
 warnings.simplefilter("ignore")
 original, target, count, sums = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "sums"

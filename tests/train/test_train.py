@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,48 +12,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import call
+from helpers import FINETUNE, ROOT, TINY_VIT, photographs, read_losses, run_script, tiny_config, train_command
 from PIL import Image
 
 from idmm_fast.beton import open_beton
-from idmm_fast.config import ConfigError, build
+from idmm_fast.config import ConfigError
 from idmm_fast.loader import MultiCropLoader, Views
 from idmm_fast.losses import instance_loss
 from idmm_fast.methods import IDMM
 from idmm_fast.models import Normalize, create_backbone, init_head, load_backbone
-from idmm_fast.plots.curves import read_metrics
 from idmm_fast.train import checkpoint, throughput
-from idmm_fast.train.finetuning import SCHEMA as FINETUNE
 from idmm_fast.train.finetuning import Classifier, choose_rows, finetune, sample_mixup
-from idmm_fast.train.pretraining import SCHEMA, pretrain
+from idmm_fast.train.pretraining import pretrain
 from idmm_fast.train.schedule import learning_rate
-
-ROOT = Path(__file__).parent.parent
-TINY = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-
-
-def settings(beton, folder, schema=SCHEMA, **values):
-    tiny = {
-        "data.train": str(beton),
-        "model.name": "vit_tiny_patch16_224",
-        "model.options": TINY,
-        "model.image_size": 32,
-        "training.epochs": 4,
-        "training.batch_size": 16,
-        "training.lr": 2e-3,
-        "training.warmup_epochs": 1,
-        "training.amp": "fp32",
-        "training.compile": False,
-        "training.checkpoint_every": 1,
-        "logging.run_dir": str(folder),
-    }
-    if schema is FINETUNE:
-        tiny |= {"data.test": str(beton), "training.evaluate_every": 0}
-    return build(schema, tiny | {k.replace("__", "."): v for k, v in values.items()})
-
-
-def losses(folder):
-    return read_metrics(folder)["loss"]
 
 
 def test_schedule_warms_up_from_zero_and_ends_at_zero():
@@ -70,7 +40,7 @@ def test_schedule_warms_up_from_zero_and_ends_at_zero():
 def test_forward_is_the_sum_of_the_groups_means():
     """One forward over all views, against the definition: group by group."""
     torch.manual_seed(0)
-    model = IDMM(create_backbone("vit_tiny_patch16_224", 32, options=TINY), 50, smoothing=0.1).eval()
+    model = IDMM(create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), 50, smoothing=0.1).eval()
     images = [torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (4, 8)]
     a, b = ([torch.randint(0, 50, (n,)) for n in (4, 8)] for _ in range(2))
     lam = [torch.rand(n) for n in (4, 8)]
@@ -91,12 +61,12 @@ def test_forward_is_the_sum_of_the_groups_means():
 def run(tiny_beton, tmp_path_factory):
     """A pretraining of 30 epochs that others look at."""
     return pretrain(
-        settings(tiny_beton, tmp_path_factory.mktemp("run") / "run", training__epochs=30, training__lr=4e-3)
+        tiny_config(tiny_beton, tmp_path_factory.mktemp("run") / "run", training__epochs=30, training__lr=4e-3)
     )
 
 
 def test_pretraining_learns(run):
-    curve = losses(run)
+    curve = read_losses(run)
     assert len(curve) == 120
     assert curve[:4].mean() == pytest.approx(2 * math.log(64), rel=0.03)  # two groups, 64 classes, nothing known yet
     assert curve[-8:].mean() < 0.94 * 2 * math.log(64)  # and 120 steps later it is better than a guess
@@ -140,53 +110,29 @@ def cut_back(folder, epoch):
 def test_resumed_run_equals_the_one_never_stopped_to_the_last_bit(tiny_beton, tmp_path, options):
     """CPU, fp32, one thread layout: the same kernels on the same numbers in the same order, so bit for bit."""
     options = options | {"training__keep_checkpoints": 100}
-    whole = pretrain(settings(tiny_beton, tmp_path / "whole", **options))
+    whole = pretrain(tiny_config(tiny_beton, tmp_path / "whole", **options))
     for epoch in (1, 2, 3):
-        other = settings(tiny_beton, tmp_path / "other", training__resume="auto", **options)
+        other = tiny_config(tiny_beton, tmp_path / "other", training__resume="auto", **options)
         folder = pretrain(other)
         cut_back(folder, epoch)
         (folder / "backbone.safetensors").unlink()
         again = pretrain(other)
-        assert np.array_equal(losses(again), losses(whole))
+        assert np.array_equal(read_losses(again), read_losses(whole))
         assert (again / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
-
-
-def command(tiny_beton, folder):
-    return list(
-        map(
-            str,
-            [
-                sys.executable,
-                ROOT / "train_idmm.py",
-                f"--data.train={tiny_beton}",
-                "--model.name=vit_tiny_patch16_224",
-                f"--model.options={TINY}",
-                "--model.image_size=32",
-                "--training.batch_size=4",
-                "--training.epochs=8",
-                "--training.amp=fp32",
-                "--training.compile=false",
-                "--training.lr=1e-3",
-                "--training.device=cpu",
-                "--training.resume=auto",
-                f"--logging.run_dir={folder}",
-            ],
-        )
-    )
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_beton, tmp_path_factory):
     """The losses of the command's run, never stopped, in a process of its own: elsewhere memory lies otherwise, and with it the last bit."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(tiny_beton, folder), check=True, capture_output=True, timeout=120)
-    return losses(folder)
+    subprocess.run(train_command(tiny_beton, folder), check=True, capture_output=True, timeout=120)
+    return read_losses(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_checkpoints_in_mid_epoch_and_resume_goes_on(tiny_beton, tmp_path, number, whole):
     """Stopped by a signal at some step; resumed, the curve is that of the run never stopped, bit for bit."""
-    run = command(tiny_beton, tmp_path / "run")
+    run = train_command(tiny_beton, tmp_path / "run")
     process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 5):
@@ -200,13 +146,13 @@ def test_signal_checkpoints_in_mid_epoch_and_resume_goes_on(tiny_beton, tmp_path
     assert 5 <= done < 128
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == done - 1
     subprocess.run(run, check=True, capture_output=True, timeout=120)
-    assert np.array_equal(losses(tmp_path / "run"), whole)
+    assert np.array_equal(read_losses(tmp_path / "run"), whole)
 
 
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny_beton, tmp_path):
-    cfg = settings(tiny_beton, tmp_path / "run", training__resume="auto")
+    cfg = tiny_config(tiny_beton, tmp_path / "run", training__resume="auto")
     folder = pretrain(cfg)
-    wanted = losses(folder)
+    wanted = read_losses(folder)
     newest = checkpoint.listing(folder / "checkpoints")[-1]
     content = newest.read_bytes()
     at = len(content) // 2
@@ -214,19 +160,21 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tiny_beton, tmp_
         newest.write_bytes(damaged)
         with pytest.warns(UserWarning, match="damaged"):
             pretrain(cfg)
-        assert np.array_equal(losses(folder), wanted)
+        assert np.array_equal(read_losses(folder), wanted)
 
 
 def test_a_run_is_neither_overwritten_nor_continued_as_another(tiny_beton, tmp_path):
-    pretrain(settings(tiny_beton, tmp_path / "run", training__epochs=1))
+    pretrain(tiny_config(tiny_beton, tmp_path / "run", training__epochs=1))
     with pytest.raises(ConfigError, match="holds a run already"):
-        pretrain(settings(tiny_beton, tmp_path / "run", training__epochs=1))
+        pretrain(tiny_config(tiny_beton, tmp_path / "run", training__epochs=1))
     with pytest.raises(ConfigError, match=r"begun with training\.lr"):
-        pretrain(settings(tiny_beton, tmp_path / "run", training__epochs=1, training__lr=0.5, training__resume="auto"))
+        pretrain(
+            tiny_config(tiny_beton, tmp_path / "run", training__epochs=1, training__lr=0.5, training__resume="auto")
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(tiny_beton, tmp_path):
-    cfg = settings(
+    cfg = tiny_config(
         tiny_beton, tmp_path / "run", training__lr=1e30, training__warmup_epochs=0, training__max_nonfinite_steps=3
     )
     with pytest.raises(
@@ -247,7 +195,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(tiny_beton, tmp_
         return forward(self, *args) * (float("nan") if len(seen) == 6 else 1.0)
 
     monkeypatch.setattr(IDMM, "forward", spoiled)
-    folder = pretrain(settings(tiny_beton, tmp_path / "run"))
+    folder = pretrain(tiny_config(tiny_beton, tmp_path / "run"))
     assert not torch.equal(seen[4], seen[5])
     assert torch.equal(seen[5], seen[6])
     assert not torch.equal(seen[6], seen[7])
@@ -259,8 +207,8 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(tiny_beton, tmp_
 
 
 def test_checkpoints_by_the_clock_are_in_mid_epoch_and_resume_is_exact(tiny_beton, tmp_path):
-    whole = losses(pretrain(settings(tiny_beton, tmp_path / "whole", training__batch_size=8)))
-    cfg = settings(
+    whole = read_losses(pretrain(tiny_config(tiny_beton, tmp_path / "whole", training__batch_size=8)))
+    cfg = tiny_config(
         tiny_beton,
         tmp_path / "run",
         training__batch_size=8,
@@ -274,27 +222,31 @@ def test_checkpoints_by_the_clock_are_in_mid_epoch_and_resume_is_exact(tiny_beto
     for path in checkpoint.listing(folder / "checkpoints")[13:]:
         path.unlink()
     pretrain(cfg)
-    assert np.array_equal(losses(folder), whole)
+    assert np.array_equal(read_losses(folder), whole)
 
 
 @pytest.mark.timeout(280)
 def test_compiled_bf16_training_follows_eager_fp32(tiny_beton, tmp_path):
     """Within 2 % at every step of the first epochs: bf16 has 8 bits of mantissa."""
-    eager = pretrain(settings(tiny_beton, tmp_path / "eager", training__batch_size=24))
+    eager = pretrain(tiny_config(tiny_beton, tmp_path / "eager", training__batch_size=24))
     fast = pretrain(
-        settings(tiny_beton, tmp_path / "fast", training__batch_size=24, training__compile=True, training__amp="bf16")
+        tiny_config(
+            tiny_beton, tmp_path / "fast", training__batch_size=24, training__compile=True, training__amp="bf16"
+        )
     )
-    assert np.abs(losses(fast) / losses(eager) - 1).max() < 0.02
+    assert np.abs(read_losses(fast) / read_losses(eager) - 1).max() < 0.02
 
 
 def test_fused_training_equals_dense_training(tiny_beton, tmp_path, capfd):
     """The same curve to 1e-4, which of the two it is being said."""
     curves = {}
     for kind in ("dense", "fused"):
-        curves[kind] = losses(pretrain(settings(tiny_beton, tmp_path / kind, head__loss=kind, training__epochs=6)))
+        curves[kind] = read_losses(
+            pretrain(tiny_config(tiny_beton, tmp_path / kind, head__loss=kind, training__epochs=6))
+        )
     assert np.abs(curves["fused"] / curves["dense"] - 1).max() < 1e-4
-    automatic = pretrain(settings(tiny_beton, tmp_path / "auto", head__max_dense_mb=0, training__epochs=1))
-    assert np.abs(losses(automatic)[:1] / curves["dense"][:1] - 1).max() < 1e-4
+    automatic = pretrain(tiny_config(tiny_beton, tmp_path / "auto", head__max_dense_mb=0, training__epochs=1))
+    assert np.abs(read_losses(automatic)[:1] / curves["dense"][:1] - 1).max() < 1e-4
     shown = "".join(capfd.readouterr())
     assert shown.count("dense loss (dense logits") == 1
     assert shown.count("fused loss (dense logits") == 2
@@ -303,22 +255,22 @@ def test_fused_training_equals_dense_training(tiny_beton, tmp_path, capfd):
 def test_a_sampled_head_trains_and_resumes_to_the_last_bit(tiny_beton, tmp_path, capfd):
     """Half of the images that are not in the batch take part, and each stands for two, so that the loss begins where the full one does."""
     options = {"head__sample_rate": 0.5, "training__resume": "auto", "training__epochs": 6}
-    folder = pretrain(settings(tiny_beton, tmp_path / "run", **options))
-    curve = losses(folder)
+    folder = pretrain(tiny_config(tiny_beton, tmp_path / "run", **options))
+    curve = read_losses(folder)
     assert "0.5 of the others" in "".join(capfd.readouterr())
     assert curve[0] == pytest.approx(2 * math.log(64), rel=0.05)  # each stands for two
     assert curve[-4:].mean() < curve[:4].mean()
     for path in checkpoint.listing(folder / "checkpoints")[1:]:
         path.unlink()
-    pretrain(settings(tiny_beton, tmp_path / "run", **options))
-    assert np.array_equal(losses(folder), curve)
+    pretrain(tiny_config(tiny_beton, tmp_path / "run", **options))
+    assert np.array_equal(read_losses(folder), curve)
     with pytest.raises(ConfigError, match=r"head\.loss=dense does not go"):
-        pretrain(settings(tiny_beton, tmp_path / "other", head__loss="dense", head__sample_rate=0.5))
+        pretrain(tiny_config(tiny_beton, tmp_path / "other", head__loss="dense", head__sample_rate=0.5))
 
 
 def test_a_trial_stops_after_so_many_steps(tiny_beton, tmp_path):
-    folder = pretrain(settings(tiny_beton, tmp_path / "run", training__max_steps=3))
-    assert len(losses(folder)) == 3
+    folder = pretrain(tiny_config(tiny_beton, tmp_path / "run", training__max_steps=3))
+    assert len(read_losses(folder)) == 3
     assert not (folder / "backbone.safetensors").exists()
     assert checkpoint.listing(folder / "checkpoints") == []
 
@@ -332,7 +284,7 @@ CONFIGS = sorted(p for p in (ROOT / "rn_configs").glob("*.yaml") if not p.stem.s
 def test_every_config_trains(path, tiny_beton, tmp_path):
     """Two steps of each; those of one dataset always, the others, which share their bases, with `make test-slow`."""
     script = "finetune.py" if path.stem.endswith("_finetune") else "train_idmm.py"
-    shown = call(
+    shown = run_script(
         script,
         "--config",
         path,
@@ -345,8 +297,8 @@ def test_every_config_trains(path, tiny_beton, tmp_path):
         f"--logging.run_dir={tmp_path / 'run'}",
     )
     assert shown.returncode == 0, shown.stderr
-    assert len(losses(tmp_path / "run")) == 2
-    assert np.isfinite(losses(tmp_path / "run")).all()
+    assert len(read_losses(tmp_path / "run")) == 2
+    assert np.isfinite(read_losses(tmp_path / "run")).all()
 
 
 def test_updates_of_class_weights_are_looked_at(tiny_beton, tmp_path):
@@ -354,7 +306,7 @@ def test_updates_of_class_weights_are_looked_at(tiny_beton, tmp_path):
     from idmm_fast.studies.class_updates import summary, updates
 
     result = updates(
-        settings(tiny_beton, tmp_path / "x"), tmp_path / "out", images=64, epochs=40, batch_size=8, head_lr=10.0
+        tiny_config(tiny_beton, tmp_path / "x"), tmp_path / "out", images=64, epochs=40, batch_size=8, head_lr=10.0
     )
     assert set(result) == {"plain", "label smoothing", "CutMix", "both"}
     away = {way: values["away"][-1] for way, values in result.items()}
@@ -365,16 +317,16 @@ def test_updates_of_class_weights_are_looked_at(tiny_beton, tmp_path):
 
 
 def test_finetuning_beats_chance_and_reports(tiny_beton, run, tmp_path):
-    result = finetune(settings(tiny_beton, tmp_path / "f", FINETUNE, training__epochs=30, model__init=str(run)))
+    result = finetune(tiny_config(tiny_beton, tmp_path / "f", FINETUNE, training__epochs=30, model__init=str(run)))
     assert result["top1"] > 60  # four colours; chance is 25
     assert result["top5"] == 100
     assert json.loads((tmp_path / "f" / "result.json").read_text()) == result
-    curve = losses(tmp_path / "f")
+    curve = read_losses(tmp_path / "f")
     assert curve[-8:].mean() < curve[:8].mean()
 
 
 def test_the_best_state_is_kept_beside_the_last(tiny_beton, tmp_path):
-    cfg = settings(
+    cfg = tiny_config(
         tiny_beton, tmp_path / "f", FINETUNE, training__epochs=5, training__evaluate_every=1, training__lr=1e-2
     )
     result = finetune(cfg)
@@ -385,7 +337,9 @@ def test_the_best_state_is_kept_beside_the_last(tiny_beton, tmp_path):
     assert result["top1"] == tested[4]
     best = checkpoint.load(tmp_path / "f" / "checkpoints" / "best.pt")
     assert (best["top1"], best["epoch"]) == (result["best_top1"], result["best_epoch"])
-    load_backbone(create_backbone("vit_tiny_patch16_224", 32, options=TINY), tmp_path / "f" / "checkpoints" / "best.pt")
+    load_backbone(
+        create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), tmp_path / "f" / "checkpoints" / "best.pt"
+    )
 
 
 def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp_path):
@@ -395,7 +349,7 @@ def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp
         f"--data.train={tiny_beton}",
         f"--data.test={tiny_beton}",
         "--model.name=vit_tiny_patch16_224",
-        f"--model.options={TINY}",
+        f"--model.options={TINY_VIT}",
         "--model.image_size=32",
         "--training.lr=2e-3",
         "--training.amp=fp32",
@@ -407,7 +361,7 @@ def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp
         "--stages",
         f"--logging.run_dir={tmp_path / 'l'}",
     ]
-    shown = call(*script)
+    shown = run_script(*script)
     assert shown.returncode == 0, shown.stderr
     one, two = (tmp_path / "l" / f"stage_{k}" for k in (1, 2))
     results = json.loads((tmp_path / "l" / "result.json").read_text())
@@ -424,13 +378,15 @@ def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp
     for path in checkpoint.listing(two / "checkpoints"):
         path.unlink()
     before = (one / "metrics.jsonl").read_bytes()
-    assert call(*script).returncode == 0
+    assert run_script(*script).returncode == 0
     assert json.loads((tmp_path / "l" / "result.json").read_text()) == results
     assert (one / "metrics.jsonl").read_bytes() == before
-    trial = call(*script, "--training.max_steps=2")  # it had written result.json and then missed the weights of stage 1
+    trial = run_script(
+        *script, "--training.max_steps=2"
+    )  # it had written result.json and then missed the weights of stage 1
     assert trial.returncode == 1
     assert "does not go with --stages" in trial.stderr
-    wrong = call(*script, "--progressive.stages=[{model.img_size: 64}]")
+    wrong = run_script(*script, "--progressive.stages=[{model.img_size: 64}]")
     assert wrong.returncode == 1
     assert "model.image_size" in wrong.stderr
 
@@ -438,7 +394,7 @@ def test_the_ladder_climbs_and_goes_on_where_it_was_stopped(tiny_beton, run, tmp
 @pytest.mark.parametrize(
     ("name", "options", "size"),
     [
-        ("vit_tiny_patch16_224", TINY, 32),
+        ("vit_tiny_patch16_224", TINY_VIT, 32),
         ("pvt_v2_b0", {"depths": [1, 1, 1, 1]}, 32),
         (
             "swin_tiny_patch4_window7_224",
@@ -451,7 +407,7 @@ def test_a_finetuned_model_is_one_of_timms(name, options, size, tiny_beton, tmp_
     """model.safetensors and config.json, loaded by timm alone, give the logits that the trained classifier gives."""
     import timm
 
-    cfg = settings(
+    cfg = tiny_config(
         tiny_beton,
         tmp_path / "f",
         FINETUNE,
@@ -479,11 +435,11 @@ def test_weights_of_others_are_a_beginning(tiny_beton, tmp_path):
     """timm's own state dicts, with or without a wrapping, at another resolution and with another head; a file that is neither is a sentence."""
     import timm
 
-    own = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, **TINY)
+    own = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, **TINY_VIT)
     torch.save(own.state_dict(), tmp_path / "plain.pth")
     torch.save({"model": own.state_dict()}, tmp_path / "wrapped.pth")
     for name in ("plain", "wrapped"):
-        backbone = create_backbone("vit_tiny_patch16_224", 32, options=TINY)
+        backbone = create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT)
         load_backbone(backbone, tmp_path / f"{name}.pth")
         assert torch.equal(backbone.blocks[1].mlp.fc1.weight, own.blocks[1].mlp.fc1.weight)
     (tmp_path / "bad.pth").write_bytes(b"no weights")
@@ -491,7 +447,7 @@ def test_weights_of_others_are_a_beginning(tiny_beton, tmp_path):
         load_backbone(backbone, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match="a classifier for 10 classes, and 4 classes are wanted"):
         finetune(
-            settings(
+            tiny_config(
                 tiny_beton, tmp_path / "f", FINETUNE, model__init=str(tmp_path / "plain.pth"), model__init_head=True
             )
         )
@@ -500,27 +456,27 @@ def test_weights_of_others_are_a_beginning(tiny_beton, tmp_path):
 def test_features_are_looked_at_while_training(tiny_beton, tmp_path):
     """Every second epoch and at the end; the numbers are those of evaluate.py, and the curve is the one without looking."""
     changes = ["--model.drop_path=0.2", "--training.batch_size=16", "--training.epochs=3", "--training.resume=no"]
-    base = [*command(tiny_beton, tmp_path / "run")[1:], *changes]
-    shown = call(
+    base = [*train_command(tiny_beton, tmp_path / "run")[1:], *changes]
+    shown = run_script(
         Path(base[0]).name, *base[1:], f"--data.test={tiny_beton}", "--online_eval.every=2", "--online_eval.linear=true"
     )
     assert shown.returncode == 0, shown.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "knn20" in line] == [1, 2]
-    judged = call("evaluate.py", "--checkpoint", tmp_path / "run", "--logging.run_dir=null")
+    judged = run_script("evaluate.py", "--checkpoint", tmp_path / "run", "--logging.run_dir=null")
     assert judged.stdout.strip() == "  ".join(f"{k} {lines[-1][k]:.2f} %" for k in ("knn10", "knn20", "linear"))
-    assert call(Path(base[0]).name, *base[1:], f"--logging.run_dir={tmp_path / 'plain'}").returncode == 0
-    assert np.array_equal(losses(tmp_path / "run"), losses(tmp_path / "plain"))
+    assert run_script(Path(base[0]).name, *base[1:], f"--logging.run_dir={tmp_path / 'plain'}").returncode == 0
+    assert np.array_equal(read_losses(tmp_path / "run"), read_losses(tmp_path / "plain"))
 
 
 def test_finetuning_resumes_to_the_last_bit(tiny_beton, tmp_path):
-    cfg = settings(tiny_beton, tmp_path / "f", FINETUNE, training__resume="auto", training__keep_checkpoints=100)
+    cfg = tiny_config(tiny_beton, tmp_path / "f", FINETUNE, training__resume="auto", training__keep_checkpoints=100)
     first = finetune(cfg)
-    wanted = losses(tmp_path / "f")
+    wanted = read_losses(tmp_path / "f")
     cut_back(tmp_path / "f", 2)
     again = finetune(cfg)
     assert again == first
-    assert np.array_equal(losses(tmp_path / "f"), wanted)
+    assert np.array_equal(read_losses(tmp_path / "f"), wanted)
     assert finetune(cfg) == first  # a finished run is judged again, not trained
 
 
@@ -569,8 +525,6 @@ def test_unknown_model_names_near_ones():
 
 def test_pets_from_upstreams_layout_to_a_falling_loss(tmp_path):
     """write_datasets.py --ds pets, then train_idmm.py --config rn_configs/pets.yaml with everything made small."""
-    from conftest import photographs
-
     lines = {"trainval": [], "test": []}
     (tmp_path / "raw" / "images").mkdir(parents=True)
     (tmp_path / "raw" / "annotations").mkdir()
@@ -580,10 +534,10 @@ def test_pets_from_upstreams_layout_to_a_falling_loss(tmp_path):
         lines["test" if k >= 40 else "trainval"].append(f"{breed}_{k} {k % 3 + 1} 1 1")
     for split, rows in lines.items():
         (tmp_path / "raw" / "annotations" / f"{split}.txt").write_text("\n".join(rows) + "\n")
-    converted = call("write_datasets.py", "--ds", "pets", "--root", tmp_path / "raw", "--out", tmp_path / "data")
+    converted = run_script("write_datasets.py", "--ds", "pets", "--root", tmp_path / "raw", "--out", tmp_path / "data")
     assert converted.returncode == 0, converted.stderr
     assert len(open_beton(tmp_path / "data" / "pets_train.beton")) == 40
-    shown = call(
+    shown = run_script(
         "train_idmm.py",
         "--config",
         ROOT / "rn_configs" / "pets.yaml",
@@ -591,20 +545,20 @@ def test_pets_from_upstreams_layout_to_a_falling_loss(tmp_path):
         "--training.batch_size=20",
         "--training.lr=2e-3",
         "--model.name=vit_tiny_patch16_224",
-        f"--model.options={TINY | {'patch_size': 16}}",
+        f"--model.options={TINY_VIT | {'patch_size': 16}}",
         "--training.compile=false",
         f"--data.train={tmp_path / 'data' / 'pets_train.beton'}",
         f"--logging.run_dir={tmp_path / 'run'}",
     )
     assert shown.returncode == 0, shown.stderr
     assert "done" in shown.stdout
-    curve = losses(tmp_path / "run")
+    curve = read_losses(tmp_path / "run")
     assert curve[-6:].mean() < 0.97 * 2 * math.log(40)  # two groups, 40 images
 
 
 @pytest.mark.parametrize("script", ["train_idmm.py", "finetune.py"])
 def test_errors_are_sentences(script, tmp_path):
-    result = call(script, "--config", ROOT / "rn_configs" / "nope.yaml")
+    result = run_script(script, "--config", ROOT / "rn_configs" / "nope.yaml")
     assert result.returncode == 1
     assert result.stderr.startswith("error:")
     assert "Traceback" not in result.stderr
@@ -621,8 +575,10 @@ def test_twenty_kills_change_nothing(tiny_beton, tmp_path):
         "--training.keep_checkpoints=3",
         "--model.drop_path=0.1",
     ]
-    subprocess.run([*command(tiny_beton, tmp_path / "whole"), *shape], check=True, capture_output=True, timeout=280)
-    run, kills = [*command(tiny_beton, tmp_path / "run"), *shape], 0
+    subprocess.run(
+        [*train_command(tiny_beton, tmp_path / "whole"), *shape], check=True, capture_output=True, timeout=280
+    )
+    run, kills = [*train_command(tiny_beton, tmp_path / "run"), *shape], 0
     metrics = tmp_path / "run" / "metrics.jsonl"
     while kills < 20:
         before = metrics.read_text().count("\n") if metrics.exists() else 0
@@ -635,7 +591,7 @@ def test_twenty_kills_change_nothing(tiny_beton, tmp_path):
         process.wait()
         kills += 1
     subprocess.run(run, check=True, capture_output=True, timeout=280)
-    assert np.array_equal(losses(tmp_path / "run"), losses(tmp_path / "whole"))
+    assert np.array_equal(read_losses(tmp_path / "run"), read_losses(tmp_path / "whole"))
     assert (tmp_path / "run" / "backbone.safetensors").read_bytes() == (
         tmp_path / "whole" / "backbone.safetensors"
     ).read_bytes()
@@ -644,7 +600,7 @@ def test_twenty_kills_change_nothing(tiny_beton, tmp_path):
 
 def test_a_full_disk_is_a_sentence_and_costs_nothing(tiny_beton, tmp_path, monkeypatch):
     """The disk is full from the third checkpoint on: those before are kept whole, nothing half-written is left, and the run goes on from them."""
-    whole = losses(pretrain(settings(tiny_beton, tmp_path / "whole")))
+    whole = read_losses(pretrain(tiny_config(tiny_beton, tmp_path / "whole")))
     synced, fsync = [], os.fsync
 
     def full(number):
@@ -654,7 +610,7 @@ def test_a_full_disk_is_a_sentence_and_costs_nothing(tiny_beton, tmp_path, monke
         fsync(number)
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    cfg = settings(tiny_beton, tmp_path / "run", training__resume="auto")
+    cfg = tiny_config(tiny_beton, tmp_path / "run", training__resume="auto")
     with pytest.raises(OSError, match=r"could not be written: .*No space left.*make room"):
         pretrain(cfg)
     kept = checkpoint.listing(tmp_path / "run" / "checkpoints")
@@ -662,7 +618,7 @@ def test_a_full_disk_is_a_sentence_and_costs_nothing(tiny_beton, tmp_path, monke
     assert all(checkpoint.load(path) for path in kept)
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setattr(checkpoint.os, "fsync", fsync)
-    assert np.array_equal(losses(pretrain(cfg)), whole)
+    assert np.array_equal(read_losses(pretrain(cfg)), whole)
 
 
 def test_waiting_for_data_is_advised_about_once(jpg_beton, monkeypatch, capsys):

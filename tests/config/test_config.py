@@ -1,17 +1,15 @@
 """Configurations: typed, bounded, and no key is dropped in silence."""
 
-from pathlib import Path
-
 import pytest
 import yaml
-from conftest import call
+from helpers import ROOT, run_script
 
 from idmm_fast.config import ConfigError, as_dict, build, parse
 from idmm_fast.train import finetuning as finetune
 from idmm_fast.train import pretraining as pretrain
 
 CONFIGS = [
-    p for p in sorted((Path(__file__).parent.parent / "rn_configs").glob("*.yaml")) if not p.stem.startswith("compare")
+    p for p in sorted((ROOT / "rn_configs").glob("*.yaml")) if not p.stem.startswith("compare")
 ]  # test_compare.py has these
 NEEDED = ["--data.train=x.beton", "--model.name=deit_tiny_patch16_224", "--logging.run_dir=runs/x"]
 
@@ -101,7 +99,7 @@ def test_a_configuration_of_the_other_script_is_called_that(path):
     script, other = (
         ("finetune.py", "train_idmm.py") if path.stem.endswith("finetune") else ("train_idmm.py", "finetune.py")
     )
-    refused = call(other, "--config", path)
+    refused = run_script(other, "--config", path)
     assert refused.returncode == 1
     assert f"error: {path} is a configuration of {script}" in refused.stderr
 

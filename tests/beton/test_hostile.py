@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT, photographs
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.beton.checksum import checksum, tables_sum
@@ -20,7 +21,6 @@ from idmm_fast.beton.verify import verify
 from idmm_fast.datasets import Split
 from idmm_fast.loader import LoaderError, MultiCropLoader, Views
 
-ROOT = Path(__file__).parent.parent
 FIRST = HEADER.itemsize + 2 * FIELD.itemsize  # where the table of the samples is
 
 
@@ -57,8 +57,6 @@ class Parts:
 
 def small_beton(path, mode, count=6):
     """A beton of photographs, of a few sizes."""
-    from conftest import photographs
-
     photos = photographs(count, seed=3)
     images = [p[: 33 + 5 * k, : 57 - 6 * k] for k, p in enumerate(photos)]
     split = Split(images, [k % 2 for k in range(count)], ["a", "b"])
@@ -347,7 +345,7 @@ def _fuzzed(folder, count, seed, **environment):
         [
             sys.executable,
             "-c",
-            f"import sys; sys.path.insert(0, {here!r}); import test_hostile; test_hostile.fuzz({str(folder)!r}, {count}, {seed})",
+            f"import sys; sys.path[:0] = [{here!r}, {str(ROOT / 'tests')!r}]; import test_hostile; test_hostile.fuzz({str(folder)!r}, {count}, {seed})",
         ],
         cwd=ROOT,
         env=os.environ | environment,

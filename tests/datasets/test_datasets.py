@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call
+from helpers import ROOT, run_script
 from PIL import Image
 from scipy.io import savemat
 
@@ -23,8 +23,6 @@ from idmm_fast.beton import open_beton
 from idmm_fast.datasets import DatasetError, Split, choose_listed, demo, fetch, imagenet, read_split_list
 from idmm_fast.datasets.split import Source
 from idmm_fast.datasets.split_list import luma_digest
-
-ROOT = Path(__file__).parent.parent
 
 
 def photo(path, value):
@@ -718,7 +716,7 @@ def test_the_lists_of_the_main_table_are_complete(name, train, test, classes):
 
 
 def script(*args):
-    return call("write_datasets.py", *args)
+    return run_script("write_datasets.py", *args)
 
 
 def test_every_name_converts_from_the_command_line(tmp_path, shards, photos):

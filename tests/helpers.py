@@ -1,0 +1,161 @@
+"""What several test files share: photographs, a tiny model and its configuration, the scripts in this process or in one of their own."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from idmm_fast.config import build, read
+from idmm_fast.config.finetune import SCHEMA as FINETUNE
+from idmm_fast.config.pretrain import SCHEMA as PRETRAIN
+
+ROOT = Path(__file__).parent.parent
+TINY_VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+TINY_METHODS = {
+    "simclr": {"hidden": 16, "dim": 8},
+    "supcon": {"hidden": 16, "dim": 8},
+    "moco_v2": {"hidden": 16, "dim": 8, "momentum": 0.9},
+    "moco_v3": {"hidden": 16, "dim": 8},
+    "dino": {"hidden": 16, "bottleneck": 8, "outputs": 32, "momentum": 0.9},
+}
+
+
+def photographs(count, seed=0, low=90, high=260):
+    """`count` different windows of scikit-learn's two photographs, uint8 (H, W, 3), of random size and shape."""
+    from sklearn.datasets import load_sample_images
+
+    sources = load_sample_images().images
+    rng = np.random.default_rng(seed)
+    result = []
+    for k in range(count):
+        source = sources[k % len(sources)]
+        h, w = rng.integers(low, high, 2)
+        top, left = rng.integers(0, source.shape[0] - h), rng.integers(0, source.shape[1] - w)
+        result.append(np.ascontiguousarray(source[top : top + h, left : left + w]))
+    return result
+
+
+def corrupt_row(path, target, row, how):
+    """A copy of the FFCV dataset `path` as `target`, with one image spoilt: "noise", or "half" (then zeros)."""
+    from idmm_fast.beton import open_beton
+
+    shutil.copy(path, target)
+    beton = open_beton(target)
+    start, length = int(beton.ptr[row]), int(beton.length[row])
+    with open(target, "r+b") as file:
+        if how == "noise":
+            file.seek(start)
+            file.write(os.urandom(length))
+        else:
+            file.seek(start + length // 2)
+            file.write(bytes(length - length // 2))
+    return target
+
+
+def tiny_config(beton, folder, schema=PRETRAIN, **values):
+    """The configuration of a run of seconds; `training__lr=1` or `**{"training.lr": 1}` sets a key."""
+    tiny = {
+        "data.train": str(beton),
+        "model.name": "vit_tiny_patch16_224",
+        "model.options": TINY_VIT,
+        "model.image_size": 32,
+        "training.epochs": 4,
+        "training.batch_size": 16,
+        "training.lr": 2e-3,
+        "training.warmup_epochs": 1,
+        "training.amp": "fp32",
+        "training.compile": False,
+        "training.checkpoint_every": 1,
+        "logging.run_dir": str(folder),
+    }
+    if schema is FINETUNE:
+        tiny |= {"data.test": str(beton), "training.evaluate_every": 0}
+    return build(schema, tiny | {k.replace("__", "."): v for k, v in values.items()})
+
+
+def method_values(name, **more):
+    """The keys that make tiny_config one of the method `name`."""
+    values = read(PRETRAIN, ROOT / "rn_configs" / "methods" / f"{name}.yaml")
+    tiny = {
+        "method.options": TINY_METHODS.get(name, {}),
+        "training.epochs": 3,
+        "training.warmup_epochs": 1,
+        "training.batch_size": 16,
+        "training.lr": 2e-3,
+        "model.drop_path": 0.0,
+    }
+    return {k.replace(".", "__"): v for k, v in (values | tiny | more).items()}
+
+
+def read_losses(folder):
+    """The loss of every step of a run, float64 (steps,)."""
+    from idmm_fast.plots.curves import read_metrics
+
+    return read_metrics(folder)["loss"]
+
+
+def run_script(script, *args):
+    """Run a script of the top level in this process: a subprocess.CompletedProcess, as if it had one of its own."""
+    spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            module.main([str(a) for a in args])
+        except SystemExit as end:
+            code = end.code
+            if isinstance(code, str):
+                print(code, file=err)
+                code = 1
+    return subprocess.CompletedProcess([script, *args], code or 0, out.getvalue(), err.getvalue())
+
+
+def train_command(beton, folder):
+    """The command line of a pretraining of 8 epochs of 16 steps, in a process of its own, that resumes."""
+    return [
+        sys.executable,
+        str(ROOT / "train_idmm.py"),
+        f"--data.train={beton}",
+        "--model.name=vit_tiny_patch16_224",
+        f"--model.options={TINY_VIT}",
+        "--model.image_size=32",
+        "--training.batch_size=4",
+        "--training.epochs=8",
+        "--training.amp=fp32",
+        "--training.compile=false",
+        "--training.lr=1e-3",
+        "--training.device=cpu",
+        "--training.resume=auto",
+        f"--logging.run_dir={folder}",
+    ]
+
+
+def torchrun_command(processes, beton, folder, *args, script="train_idmm.py", restarts=0):
+    """The command line of a tiny run on so many processes of this machine."""
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        f"--max-restarts={restarts}",
+        str(ROOT / script),
+        f"--data.train={beton}",
+        "--model.name=vit_tiny_patch16_224",
+        f"--model.options={TINY_VIT}",
+        "--model.image_size=32",
+        "--training.warmup_epochs=1",
+        "--training.amp=fp32",
+        "--training.compile=false",
+        "--training.lr=2e-3",
+        "--training.device=cpu",
+        f"--logging.run_dir={folder}",
+        *map(str, args),
+    ]
