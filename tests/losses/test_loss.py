@@ -272,7 +272,6 @@ def test_fused_never_holds_the_logits():
     """256 x 400,000 logits are 410 MB; the peak of forward and backward beyond weights and gradients stays near the bound of 64 MB."""
     code = """
 import torch
-from helpers import ROOT
 from pathlib import Path
 from idmm_fast.losses import fused_instance_loss
 def status(key):
