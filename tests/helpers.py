@@ -100,6 +100,15 @@ def read_losses(folder):
     return read_metrics(folder)["loss"]
 
 
+def remove_later_checkpoints(folder, epoch):
+    """Take a run back to its state after `epoch` epochs; metrics keep their later lines, as after a kill."""
+    from idmm_fast.train import checkpoint
+
+    for path in checkpoint.listing(folder / "checkpoints"):
+        if int(path.stem.split("_")[1]) >= epoch:
+            path.unlink()
+
+
 def run_script(script, *args):
     """Run a script of the top level in this process: a subprocess.CompletedProcess, as if it had one of its own."""
     spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / script)

@@ -1,0 +1,40 @@
+"""SIGINT and SIGTERM: a checkpoint in mid epoch, and the run resumes."""
+
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from helpers import read_losses, train_command
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_losses(tiny_beton, tmp_path_factory):
+    """The losses of the command's run, never stopped, in a process of its own: elsewhere memory lies otherwise, and with it the last bit."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(train_command(tiny_beton, folder), check=True, capture_output=True, timeout=120)
+    return read_losses(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_writes_a_checkpoint_in_mid_epoch_and_the_run_resumes(
+    tiny_beton, tmp_path, number, uninterrupted_losses
+):
+    """Stopped by a signal at some step; resumed, the curve is that of the run never stopped, bit for bit."""
+    run = train_command(tiny_beton, tmp_path / "run")
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, message
+    assert "checkpoint" in message
+    assert "resume=auto" in message
+    done = metrics.read_text().count("\n")
+    assert 5 <= done < 128
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == done - 1
+    subprocess.run(run, check=True, capture_output=True, timeout=120)
+    assert np.array_equal(read_losses(tmp_path / "run"), uninterrupted_losses)
