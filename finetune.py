@@ -16,11 +16,13 @@ import sys
 def main(argv=None):
     from idmm_fast.beton import BetonError
     from idmm_fast.config import ConfigError, keys, parse
+    from idmm_fast.config.finetune import SCHEMA
     from idmm_fast.loader import LoaderError
     from idmm_fast.runtime.distributed import is_main_process
     from idmm_fast.train import pretraining as pretrain
-    from idmm_fast.train.finetuning import SCHEMA, finetune, run_stages
+    from idmm_fast.train.finetuning import finetune
     from idmm_fast.train.signals import Interrupted
+    from idmm_fast.train.stages import run_stages
 
     argv = list(sys.argv[1:] if argv is None else argv)
     stages = "--stages" in argv

@@ -7,7 +7,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
-# sbatch scripts/slurm.sh rn_configs/imagenet.yaml [--section.key=value ...]    (from the project's folder; see docs/nodes.md)
+# sbatch scripts/slurm.sh rn_configs/imagenet.yaml [--section.key=value ...]    (from the project's folder; see docs/distributed.md)
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: sbatch scripts/slurm.sh CONFIG [--section.key=value ...]" >&2; exit 2; }
 config=$1

@@ -35,8 +35,8 @@ def gradients(low, high, total, eps, memory, sample_rate=1.0):
     z, weight, bias, a, b, lam = data(total=total)
     head = ShardedHead(D, total, memory=memory, sample_rate=sample_rate).double()
     with torch.no_grad():
-        head.weight.copy_(head.own(weight))
-        head.bias.copy_(head.own(bias))
+        head.weight.copy_(head.local_shard(weight))
+        head.bias.copy_(head.local_shard(bias))
     mine = z[low:high].clone().requires_grad_()
     loss = head.loss(mine, a[low:high], b[low:high], lam[low:high], eps)
     loss.backward()

@@ -14,10 +14,9 @@ import idmm_fast
 from idmm_fast.api import convert
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import DatasetError
-from idmm_fast.models import Normalize, create_backbone, feature_dim, init_head, load_backbone
+from idmm_fast.models import Classifier, Normalize, create_backbone, feature_dim, init_head, load_backbone
 from idmm_fast.models.backbone import PRETRAIN_STD
 from idmm_fast.train import checkpoint
-from idmm_fast.train.finetuning import Classifier
 
 PAGE = ROOT / "docs" / "python.md"
 TINY = {

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.nn.functional import all_reduce
 
 
-def spread(group=None):
+def is_distributed(group=None):
     """Whether there are several processes (in `group`; None: at all)."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
@@ -42,7 +42,7 @@ def _gather(rows):
 
 def gather_rows(rows):
     """(the rows of all processes, one process's after another's, the place of this process's first row). rows: (n, ...), n may differ between processes."""
-    return _gather(rows) if spread() else (rows, 0)
+    return _gather(rows) if is_distributed() else (rows, 0)
 
 
 @torch.compiler.disable
@@ -52,4 +52,4 @@ def _sum(tensor):
 
 def sum_over_processes(tensor):
     """The sum of every process's `tensor`, with gradients."""
-    return _sum(tensor) if spread() else tensor
+    return _sum(tensor) if is_distributed() else tensor

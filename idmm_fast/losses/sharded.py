@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .fused import MEMORY, Shard, fused
-from .gather import spread
+from .gather import is_distributed
 from .instance import check_targets
 
 
@@ -52,9 +52,9 @@ class ShardedHead(nn.Module):
         super().__init__()
         if not 0 < sample_rate <= 1:
             raise ValueError(f"head.sample_rate is a share of the classes, above 0 and at most 1, not {sample_rate}")
-        self.spread = spread(group)
-        self.group = (group or dist.group.WORLD) if self.spread else None
-        rank, self.world = (dist.get_rank(self.group), dist.get_world_size(self.group)) if self.spread else (0, 1)
+        self.is_sharded = is_distributed(group)
+        self.group = (group or dist.group.WORLD) if self.is_sharded else None
+        rank, self.world = (dist.get_rank(self.group), dist.get_world_size(self.group)) if self.is_sharded else (0, 1)
         self.first, count = slice_of(total, rank, self.world)
         self.total, self.sample_rate, self.memory = total, sample_rate, memory
         self.weight, self.bias = nn.Parameter(torch.empty(count, d)), nn.Parameter(torch.zeros(count))
@@ -65,11 +65,11 @@ class ShardedHead(nn.Module):
                 if low < high:
                     self.weight[low - self.first : high - self.first] = rows[low - start : high - start]
 
-    def own(self, rows):
+    def local_shard(self, rows):
         """This process's part of (total, ...)."""
         return rows[self.first : self.first + self.weight.shape[0]]
 
-    def collect(self, rows):
+    def gather_full(self, rows):
         """From every process of several its own (count, ...): in process 0 all of them (total, ...), on the CPU; elsewhere None."""
         part, rank = slice_of(self.total, 0, self.world)[1], dist.get_rank(self.group)
         padded = rows.new_zeros(part, *rows.shape[1:])
@@ -90,7 +90,7 @@ class ShardedHead(nn.Module):
         check_targets(features.shape[0], self.total, idx_a, idx_b, lam, eps, features.device)
         rows, device = features.shape[0], features.device
         counts = torch.ones(rows, device=device) if row_weight is None else row_weight
-        if self.spread:
+        if self.is_sharded:
             most = torch.tensor(rows, device=device)
             dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
             short = int(most) - rows  # rows that count nothing fill up the smaller batches
@@ -161,7 +161,7 @@ class ShardedHead(nn.Module):
         import torch.distributed.checkpoint as dcp
 
         dcp.save(
-            self._state() if self.spread else {"weight": self.weight.detach(), "bias": self.bias.detach()},
+            self._state() if self.is_sharded else {"weight": self.weight.detach(), "bias": self.bias.detach()},
             checkpoint_id=str(folder),
         )
 
@@ -169,5 +169,5 @@ class ShardedHead(nn.Module):
         """Read this process's slice from `folder`, which any number of processes may have written."""
         import torch.distributed.checkpoint as dcp
 
-        state = self._state() if self.spread else {"weight": self.weight.detach(), "bias": self.bias.detach()}
+        state = self._state() if self.is_sharded else {"weight": self.weight.detach(), "bias": self.bias.detach()}
         dcp.load(state, checkpoint_id=str(folder))

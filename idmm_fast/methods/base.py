@@ -31,7 +31,7 @@ class Method(nn.Module):
         self.normalize, self.backbone = Normalize(std=PRETRAIN_STD), backbone
 
     @property
-    def kept(self):
+    def encoder(self):
         """The backbone that is kept after pretraining."""
         return self.backbone
 

@@ -55,7 +55,7 @@ class DINO(Method):
         self.register_buffer("center", torch.zeros(outputs))
 
     @property
-    def kept(self):
+    def encoder(self):
         return self.teacher[0]
 
     def forward(self, images, idx_a, idx_b, lam, share=1.0):

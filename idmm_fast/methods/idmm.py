@@ -20,7 +20,7 @@ class IDMM(Method):
             self.head = ShardedHead(feature_dim(backbone), instances, None, sample_rate, memory)
         else:
             self.head = init_head(feature_dim(backbone), instances)
-        if self.fused and self.head.spread:  # DistributedDataParallel must leave alone what is different everywhere
+        if self.fused and self.head.is_sharded:  # DistributedDataParallel must leave alone what is different everywhere
             self._ddp_params_and_buffers_to_ignore = ["head.weight", "head.bias"]
 
     def forward(self, images, idx_a, idx_b, lam, share=1.0):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..losses.gather import spread, sum_over_processes
+from ..losses.gather import is_distributed, sum_over_processes
 
 
 class BatchNorm(nn.Module):
@@ -18,7 +18,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x):
         x = x.float()
-        if not spread():
+        if not is_distributed():
             return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         total = sum_over_processes(torch.tensor(float(x.shape[0]), device=x.device))
         centred = x - sum_over_processes(x.sum(0)) / total

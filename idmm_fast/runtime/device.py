@@ -69,7 +69,7 @@ class Runtime:
 
 
 # Tokens up to which, on a CPU, attention is faster multiplied out than by torch's fused kernel, whose backward pass is slow there: measured
-# on a Xeon with AMX (benchmark.py step; docs/benchmarks.md).
+# on a Xeon with AMX (benchmark.py step; docs/performance.md).
 _PLAIN_TOKENS = {None: 64, torch.bfloat16: 256}
 
 

@@ -80,7 +80,7 @@ def processes(device):
     if several and shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         raise ConfigError(
             "torchrun with --max-restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it on each of them, "
-            "else those that start again find the addresses of the dead (docs/nodes.md)"
+            "else those that start again find the addresses of the dead (docs/distributed.md)"
         )
     store, rank_, world_ = next(dist.rendezvous("env://"))
     if not several:  # torchrun's own store outlives a restart, and with it the addresses of the dead

@@ -1,4 +1,4 @@
-"""How many images a step fit into memory: what a step of one image more keeps, measured, against what is free."""
+"""How many images a step fit into memory: what one image more keeps, measured, against what is free."""
 
 import contextlib
 import resource
@@ -11,19 +11,20 @@ from .. import limits
 from ..config import changed
 from ..config.load import find_run_config
 from ..runtime import distributed
+from .run_dir import effective_resume
 
-SHARE = 0.8  # of what is free; the rest is for what backward needs for a moment, and for fragmentation
-DEFAULT_BATCH_SIZE = 256  # images a step, the recipe's: more than that is not what the learning rate is for
+HEADROOM = 0.8  # of what is free is used; the rest is for what backward needs for a moment, and for fragmentation
+DEFAULT_BATCH_SIZE = 256  # images a step, the recipe's: the learning rate is not meant for more
 
 
 def free_bytes(device):
-    """Bytes that this process may still take: on a GPU those of the device, else the least of what the system, its cgroup and ulimit allow."""
+    """Bytes that this process may still take.
+
+    On a GPU those of the device, else the least of what the system, its cgroup and ulimit allow.
+    """
     if device.type == "cuda":
-        return (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
     found = [limits.free_memory()]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
@@ -31,8 +32,8 @@ def free_bytes(device):
     return max(0, min(found)) // distributed.local_world()
 
 
-def bytes_of_a_step(forward, images):
-    """Bytes that the loss of a step of so many images keeps for its backward; `forward(images)` gives that loss."""
+def bytes_of_a_step(loss, images):
+    """Bytes that the loss of a step of `images` images, `loss(images)`, keeps for its backward pass."""
     seen = {}
 
     def pack(tensor):
@@ -41,19 +42,26 @@ def bytes_of_a_step(forward, images):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward(images)
+        loss(images)
     return sum(seen.values())
 
 
-def max_batch_size(model, machine, forward, image_bytes):
-    """How many images a step of this process fit, at least 1 and at most USUAL.
+def max_batch_size(model, runtime, loss, image_bytes):
+    """How many images a step fit into this process's memory.
 
-    forward(n) gives the loss of a step of n images; image_bytes: what the loader holds of an image for each step.
+    Args:
+        model: the module that is trained.
+        runtime: the runtime.device.Runtime that it is trained on.
+        loss: gives the loss of a step of n images, whatever they show, as a function of n.
+        image_bytes: bytes that the loader holds of an image for each step.
+
+    Returns:
+        A number of images, 1 .. DEFAULT_BATCH_SIZE.
     """
-    with machine.autocast():
-        an_image = bytes_of_a_step(forward, 3) - bytes_of_a_step(forward, 2)
+    with runtime.autocast():
+        an_image = bytes_of_a_step(loss, 3) - bytes_of_a_step(loss, 2)
     moments = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)  # and the gradient
-    fit = (SHARE * free_bytes(machine.device) - moments) / (an_image + 4 * image_bytes)
+    fit = (HEADROOM * free_bytes(runtime.device) - moments) / (an_image + 4 * image_bytes)
     return int(max(1, min(DEFAULT_BATCH_SIZE, fit)))
 
 
@@ -65,7 +73,12 @@ def is_out_of_memory(error):
 
 @contextlib.contextmanager
 def oom_hint(batch_size, fits):
-    """Turn an error for want of memory into a MemoryError that says what would fit; `fits()` gives the images a step of a process."""
+    """Turn an out-of-memory error in the block into a MemoryError that says what would fit.
+
+    Args:
+        batch_size: training.batch_size.
+        fits: called without arguments, gives the images a step of a process that fit.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -77,39 +90,50 @@ def oom_hint(batch_size, fits):
     number = fits() * distributed.world()  # here, where nothing of the failed step is held any more
     number = min(number, max(1, batch_size // 2))
     raise MemoryError(
-        f"out of memory with training.batch_size {batch_size} ({short}). --training.batch_size={number} should fit, and --training.batch_size=auto finds "
-        f"what fits before it begins. A smaller model.image_size or training.amp=bf16 takes less too."
+        f"out of memory with training.batch_size {batch_size} ({short}). --training.batch_size={number} should fit, and "
+        f"--training.batch_size=auto finds what fits before it begins. A smaller model.image_size or training.amp=bf16 "
+        f"takes less too."
     )
 
 
-def fix_batch_size(schema, cfg, make_model, chunk=1):
-    """`cfg` of `schema` with a number for training.batch_size=auto: the one that the run was begun with, or what fits into memory.
+def fix_batch_size(schema, cfg, dry_run, multiple=1):
+    """Give training.batch_size=auto a number: the one that the run started with, or what fits into memory.
 
-    make_model(): (model, machine, forward, image_bytes), see largest_batch. chunk: what a process's part must be a multiple of.
+    Args:
+        schema: the schema of `cfg`.
+        cfg: a configuration.
+        dry_run: called without arguments, gives (model, runtime, loss, image_bytes), see `max_batch_size`.
+        multiple: what the images a step of each process must be a multiple of.
+
+    Returns:
+        The configuration with a number for training.batch_size.
+
+    Raises:
+        MemoryError: not even `multiple` images fit.
     """
     if cfg.training.batch_size != "auto":
         return cfg
-    resume, begun = cfg.training.resume, Path(cfg.logging.run_dir) / "config.yaml"
-    if resume not in ("no", "auto"):
-        begun = find_run_config(resume)
-    elif resume == "no" and not distributed.restarted():
-        begun = None
-    if begun and begun.is_file():
-        size = yaml.safe_load(begun.read_text(encoding="utf-8"))["training"]["batch_size"]
-    else:
-        fits = (
-            min(
-                DEFAULT_BATCH_SIZE // distributed.world(),
-                *distributed.all_gather_objects(max_batch_size(*make_model())),
-            )
-            // chunk
-            * chunk
+    started = _started_config(cfg)
+    if started is not None:
+        size = yaml.safe_load(started.read_text(encoding="utf-8"))["training"]["batch_size"]
+        return changed(schema, cfg, {"training.batch_size": size})
+    fits = min(distributed.all_gather_objects(max_batch_size(*dry_run())))
+    fits = min(DEFAULT_BATCH_SIZE // distributed.world(), fits) // multiple * multiple
+    if fits < 1:
+        raise MemoryError(
+            f"not even the {multiple} images of cutmix.chunk_size fit into memory; use a smaller model.image_size or "
+            f"cutmix.chunk_size"
         )
-        if fits < 1:
-            raise MemoryError(
-                f"not even the {chunk} images of cutmix.chunk_size fit into memory; use a smaller model.image_size or cutmix.chunk_size"
-            )
-        size = fits * distributed.world()
-        if distributed.rank() == 0:
-            print(f"training.batch_size=auto: {size}")
+    size = fits * distributed.world()
+    if distributed.rank() == 0:
+        print(f"training.batch_size=auto: {size}")
     return changed(schema, cfg, {"training.batch_size": size})
+
+
+def _started_config(cfg):
+    """The config.yaml of the run that `cfg` resumes, or None."""
+    resume = effective_resume(cfg.logging.run_dir, cfg.training.resume)
+    if resume == "no":
+        return None
+    found = Path(cfg.logging.run_dir) / "config.yaml" if resume == "auto" else find_run_config(resume)
+    return found if found is not None and found.is_file() else None

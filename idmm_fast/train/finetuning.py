@@ -1,13 +1,10 @@
 """Fine-tuning with labels, at one resolution: mixup in even epochs, CutMix in odd ones."""
 
-import contextlib
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from ..beton import open_beton
-from ..config import ConfigError, changed
+from ..config import ConfigError
 from ..config.finetune import SCHEMA
 from ..evaluate.accuracy import check_same_classes, top_k
 from ..files import write_json
@@ -15,191 +12,170 @@ from ..loader import MultiCropLoader, Views
 from ..loader.cutmix import sample_mixup
 from ..losses import instance_loss
 from ..models import Classifier, create_backbone, feature_dim, init_head, load_backbone, save_classifier, timm_config
-from ..plots.batch import plot_batch
-from ..plots.curves import plot_curves
-from ..runtime import distributed
-from ..runtime.device import choose, choose_attention
-from .batch_size import fix_batch_size, max_batch_size, oom_hint
-from .run_dir import Run
-from .task import check_warmup, make_augment, share_of_process
-from .trainer import fit
+from ..runtime.device import choose
+from .batch_size import fix_batch_size
+from .task import Task, check_warmup, loader_args, make_augment, train
 
 
-def _forward(model, size, machine):
-    """(the loss of a step of n images, whatever they show, as a function of n; bytes of an image)."""
+def finetune(cfg):
+    """Fine-tune with labels.
 
-    def forward(n):
-        images = torch.zeros(n, 3, size, size, dtype=torch.uint8, device=machine.device)
-        partner = torch.zeros(n, dtype=torch.int64, device=machine.device)
-        return model(images, partner, torch.tensor(0.5)).float().logsumexp(1).mean()
+    Args:
+        cfg: a configuration of config.finetune.SCHEMA.
 
-    return forward, 3 * size * size
+    Returns:
+        {"top1", "top5", ...}: percent on data.test after the last epoch; and "best_top1", the highest of all
+        evaluations, with "best_epoch": data.test chose that one, so it is optimistic. {} after a dry run
+        (training.max_steps).
+
+    Raises:
+        ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError: see their sentences.
+        Interrupted: after a signal; a checkpoint is written.
+        FloatingPointError: the loss or weights are not finite.
+    """
+    return train(Finetuning, cfg)
+
+
+class Finetuning(Task):
+    """Fine-tuning as a task of the trainer; see `finetune`."""
+
+    title = "fine-tune"
+
+    def __init__(self, cfg):
+        check_warmup(cfg)
+        torch.manual_seed(cfg.training.seed)
+        if cfg.data.test is None:
+            raise ConfigError("data.test is required: the beton whose accuracy is reported")
+        train_beton, test_beton = open_beton(cfg.data.train), open_beton(cfg.data.test)
+        self.betons = {"train": train_beton, "test": test_beton}
+        check_same_classes(train_beton, test_beton)
+        self.classes = int(max(train_beton.label.max(), test_beton.label.max())) + 1
+        self.rows = choose_rows(train_beton.label, cfg.data.per_class, cfg.training.seed)
+        size, init = cfg.model.image_size, cfg.model.init
+        backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
+        head = init_head(feature_dim(backbone), self.classes)
+
+        def dry_run():
+            runtime = choose(cfg.training, 0)
+            model = runtime.place(Classifier(backbone, head)).train()
+            return model, runtime, *_step_cost(model, size, runtime)
+
+        self.cfg = cfg = fix_batch_size(SCHEMA, cfg, dry_run)
+        self.loader = _make_loader(cfg, self.rows)
+        if init is not None:
+            load_backbone(backbone, init, head if cfg.model.init_head else None)
+        elif cfg.model.init_head:
+            raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
+        self.runtime = choose(cfg.training, cfg.training.epochs * len(self.loader))
+        self.model = self.runtime.place(Classifier(backbone, head)).train()
+        self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
+        self.description = (
+            f"{cfg.model.name} at {size} from {init or 'random weights'}, {self.rows.size} images, "
+            f"{self.classes} classes"
+        )
+
+    def on_epoch_start(self, epoch):
+        self.loader.cutmix_alpha = self.cfg.mixup_cutmix.alpha if epoch % 2 == 1 else 0.0
+
+    def loss(self, groups, epoch, step):
+        ((images, idx_a, idx_b, lam),) = groups
+        alpha, device = self.cfg.mixup_cutmix.alpha, idx_a.device
+        if alpha > 0 and epoch % 2 == 0:
+            lam_mixup, partner = sample_mixup(self.cfg.training.seed, epoch, step, idx_a.numel(), alpha)
+            partner = torch.from_numpy(partner).to(device, non_blocking=True)
+            idx_b, lam = idx_a[partner], torch.full_like(lam, lam_mixup)
+        else:
+            partner, lam_mixup = torch.arange(idx_a.numel(), device=device), 1.0
+        logits = self.prepared(images, partner, torch.tensor(lam_mixup, dtype=torch.float32))
+        loss = instance_loss(logits, self.labels[idx_a], self.labels[idx_b], lam, self.cfg.training.label_smoothing)
+        return self.loader.share_of(step) * loss
+
+    def step_cost(self):
+        return _step_cost(self.model, self.cfg.model.image_size, self.runtime)
+
+    def evaluate(self, epoch, last):
+        every = self.cfg.training.evaluate_every
+        if not last and not (every and (epoch + 1) % every == 0):
+            return None
+        return top_k(
+            self.model,
+            self.cfg.data.test,
+            torch.from_numpy(self.betons["test"].label),
+            self.runtime,
+            self.loader.batch_size,
+            self.cfg.model.image_size,
+            self.loader.num_workers,
+            on_error=self.cfg.data.on_error,
+        )
+
+    def finish(self, run):
+        if self.cfg.training.max_steps:  # a dry run
+            return {}
+        evaluations, model = run.evaluations(), self.cfg.model
+        last, best = evaluations[-1], max(evaluations, key=lambda line: line["top1"])
+        result = {
+            "top1": last["top1"],
+            "top5": last["top5"],
+            "best_top1": best["top1"],
+            "best_epoch": best["epoch"],
+            **({"images_skipped": last["images_skipped"]} if "images_skipped" in last else {}),
+            "train_images": int(self.rows.size),
+            "test_images": len(self.betons["test"]),
+            "init": model.init,
+        }
+        if run.is_main:
+            backbone, head = self.model.backbone, self.model.head
+            save_classifier(backbone, head, run.folder / "model.safetensors")
+            config = timm_config(backbone, model.name, model.image_size, self.classes, model.options)
+            write_json(run.folder / "config.json", config)
+            write_json(run.folder / "result.json", result)
+        return result
 
 
 def choose_rows(labels, per_class, seed):
-    """Dataset rows, sorted: all, or `per_class` of each class chosen at random. Raises ConfigError if a class has fewer."""
+    """Choose the labelled training images.
+
+    Args:
+        labels: int64 (images,).
+        per_class: images of each class, chosen at random; 0: all.
+        seed: of the choice.
+
+    Returns:
+        int64 (n,): dataset rows, sorted.
+
+    Raises:
+        ConfigError: a class has fewer images.
+    """
     if per_class == 0:
         return np.arange(labels.size)
     counts = np.bincount(labels)
     if counts[counts > 0].min() < per_class:
-        raise ConfigError(
-            f"data.per_class is {per_class}, but class {int(np.where(counts > 0, counts, 1 << 60).argmin())} has {counts[counts > 0].min()} images"
-        )
+        smallest = int(np.where(counts > 0, counts, 1 << 60).argmin())
+        raise ConfigError(f"data.per_class is {per_class}, but class {smallest} has {counts[smallest]} images")
     rng = np.random.default_rng(seed)
-    return np.sort(
-        np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.flatnonzero(counts)])
-    )
+    chosen = [rng.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.flatnonzero(counts)]
+    return np.sort(np.concatenate(chosen))
 
 
-def run_stages(cfg):
-    """Fine-tune stage after stage, as `cfg.progressive.stages` says; the first from `cfg.model.init`, every other from the end of the one before it. Returns
-    the results of all, and writes them to result.json in the run folder. Called again, it goes on in the stage where it was stopped.
-
-    Raises what `finetune` does.
-    """
-    if not cfg.progressive.stages:
-        raise ConfigError(
-            "progressive.stages is empty: the configurations *_finetune.yaml in rn_configs/ have some, to begin from"
-        )
-    if cfg.training.max_steps:
-        raise ConfigError(
-            "training.max_steps does not go with --stages: a trial leaves no weights for the next stage to begin with"
-        )
-    folder, results = Path(cfg.logging.run_dir), []
-    stages = [
-        changed(
-            SCHEMA,
-            cfg,
-            {
-                "training.resume": "auto",
-                **({"model.init": str(folder / f"stage_{k - 1}"), "model.init_head": True} if k > 1 else {}),
-                **changes,
-                "logging.run_dir": str(folder / f"stage_{k}"),
-            },
-        )
-        for k, changes in enumerate(cfg.progressive.stages, 1)
-    ]
-    with distributed.processes(cfg.training.device):
-        for stage in stages:
-            results.append(finetune(stage))
-        if distributed.rank() == 0:
-            write_json(folder / "result.json", results)
-    return results
-
-
-def finetune(cfg):
-    """Fine-tune as `cfg` (see SCHEMA) says. Returns {"top1", "top5", ...}, percent on data.test after the last epoch, and
-    "best_top1", the highest of all evaluations, with its epoch: data.test chose that one, so it flatters. Of a
-    trial (training.max_steps), nothing.
-
-    Raises ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError; Interrupted after a signal, when a checkpoint is written.
-    """
-    with distributed.processes(cfg.training.device), contextlib.ExitStack() as stack:
-        return _finetune(cfg, stack)
-
-
-def _finetune(cfg, stack):
-    check_warmup(cfg)
-    torch.manual_seed(cfg.training.seed)
-    if cfg.data.test is None:
-        raise ConfigError("data.test is required: the beton whose accuracy is reported")
-    train, test = open_beton(cfg.data.train), open_beton(cfg.data.test)
-    check_same_classes(train, test)
-    classes = int(max(train.label.max(), test.label.max())) + 1
-    labels = torch.from_numpy(train.label)
-    rows = choose_rows(train.label, cfg.data.per_class, cfg.training.seed)
-    size = cfg.model.image_size
-    backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
-    head = init_head(feature_dim(backbone), classes)
-
-    def trial():
-        machine = choose(cfg.training, 0)
-        model = machine.place(Classifier(backbone, head)).train()
-        return model, machine, *_forward(model, size, machine)
-
-    cfg = fix_batch_size(SCHEMA, cfg, trial)
-    loader = MultiCropLoader(
+def _make_loader(cfg, rows):
+    return MultiCropLoader(
         cfg.data.train,
         seed=cfg.training.seed,
         cutmix_alpha=0.0,
-        views=[Views(1, size, tuple(cfg.crops.scale), interpolation="bicubic")],
+        views=[Views(1, cfg.model.image_size, tuple(cfg.crops.scale), interpolation="bicubic")],
         augment=make_augment(cfg),
         rows=rows,
         on_error=cfg.data.on_error,
-        **share_of_process(cfg),
+        **loader_args(cfg),
     )
-    if cfg.model.init is not None:
-        load_backbone(backbone, cfg.model.init, head if cfg.model.init_head else None)
-    elif cfg.model.init_head:
-        raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
-    run = stack.enter_context(
-        contextlib.closing(Run(cfg.logging.run_dir, cfg, cfg.training.resume, {"train": train, "test": test}))
-    )
-    machine = choose(cfg.training, cfg.training.epochs * len(loader))
-    model = machine.place(Classifier(backbone, head)).train()
-    labels = labels.to(machine.device)
-    if run.state is None and run.main:
-        plot_batch(loader, run.folder / "crops.png")
-    run.announce(
-        f"{cfg.model.name} at {size} from {cfg.model.init or 'random weights'}, {rows.size} images, {classes} classes, "
-        f"{cfg.training.epochs} epochs of {len(loader)} steps; {machine}"
-    )
-    distributed.seed_apart(cfg.training.seed)
-    choose_attention(model, machine)
-    prepared = machine.prepare(model)
-    alpha, seed = cfg.mixup_cutmix.alpha, cfg.training.seed
 
-    def begin_epoch(epoch):
-        loader.cutmix_alpha = alpha if epoch % 2 == 1 else 0.0
 
-    def loss_of(groups, epoch, step):
-        ((images, rows_a, rows_b, lam),) = groups
-        if alpha > 0 and epoch % 2 == 0:
-            share, partner = sample_mixup(seed, epoch, step, rows_a.numel(), alpha)
-            partner = torch.from_numpy(partner).to(rows_a.device, non_blocking=True)
-            rows_b, lam = rows_a[partner], torch.full_like(lam, share)
-        else:
-            partner, share = torch.arange(rows_a.numel(), device=rows_a.device), 1.0
-        logits = prepared(images, partner, torch.tensor(share, dtype=torch.float32))
-        return loader.share_of(step) * instance_loss(
-            logits, labels[rows_a], labels[rows_b], lam, cfg.training.label_smoothing
-        )
+def _step_cost(model, size, runtime):
+    """See Task.step_cost."""
 
-    test_labels = torch.from_numpy(test.label)
+    def loss(n):
+        images = torch.zeros(n, 3, size, size, dtype=torch.uint8, device=runtime.device)
+        partner = torch.zeros(n, dtype=torch.int64, device=runtime.device)
+        return model(images, partner, torch.tensor(0.5)).float().logsumexp(1).mean()
 
-    def end_epoch(epoch, last):
-        every = cfg.training.evaluate_every
-        if last or (every and (epoch + 1) % every == 0):
-            return top_k(
-                model,
-                cfg.data.test,
-                test_labels,
-                machine,
-                loader.batch_size,
-                size,
-                loader.num_workers,
-                on_error=cfg.data.on_error,
-            )
-        return None
-
-    with oom_hint(cfg.training.batch_size, lambda: max_batch_size(model, machine, *_forward(model, size, machine))):
-        fit(run, cfg, loader, model, machine, loss_of, title="fine-tune", begin_epoch=begin_epoch, end_epoch=end_epoch)
-    if cfg.training.max_steps:  # a trial
-        return {}
-    tested = run.tested()
-    last, best = tested[-1], max(tested, key=lambda line: line["top1"])
-    result = {key: last[key] for key in ("top1", "top5")}
-    result |= {
-        "best_top1": best["top1"],
-        "best_epoch": best["epoch"],
-    }  # chosen on data.test itself, so flattering; top1 is the last epoch's
-    skipped = {"images_skipped": last["images_skipped"]} if "images_skipped" in last else {}
-    result = {**result, **skipped, "train_images": int(rows.size), "test_images": len(test), "init": cfg.model.init}
-    if run.main:
-        save_classifier(model.backbone, model.head, run.folder / "model.safetensors")
-        write_json(
-            run.folder / "config.json", timm_config(model.backbone, cfg.model.name, size, classes, cfg.model.options)
-        )
-        write_json(run.folder / "result.json", result)
-        plot_curves(run.folder)
-    return result
+    return loss, 3 * size * size

@@ -4,13 +4,17 @@ import signal
 
 
 class SignalFlag:
-    """Turns Ctrl-C and SIGTERM into a flag that the loop looks at between two steps; a second Ctrl-C stops at once."""
+    """Turns Ctrl-C and SIGTERM into a flag that the trainer looks at between two steps; a second Ctrl-C stops at once.
+
+    Attributes:
+        signal: number of the signal that came, 0 if none did.
+    """
 
     def __enter__(self):
         self.signal = 0
         try:
             self._old = {s: signal.signal(s, self._set) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are somebody else's
+        except ValueError:  # not the main thread: signals belong to somebody else
             self._old = {}
         return self
 
@@ -25,8 +29,13 @@ class SignalFlag:
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal, after a checkpoint."""
+    """Training was stopped by a signal, after a checkpoint.
+
+    Args:
+        number: the signal.
+        folder: where the checkpoint is.
+    """
 
     def __init__(self, number, folder):
-        super().__init__(f"stopped at your wish; checkpoint written to {folder}. Go on with --training.resume=auto.")
+        super().__init__(f"stopped by a signal; checkpoint written to {folder}. Resume with --training.resume=auto.")
         self.exit_code = 128 + number

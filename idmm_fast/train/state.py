@@ -6,7 +6,7 @@ from ..runtime import distributed
 
 
 def _copied(tree):
-    """The tree with every tensor copied to the CPU, so that training may go on while it is written."""
+    """The tree with every tensor copied to the CPU, so that training may continue while it is written."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
@@ -14,41 +14,44 @@ def _copied(tree):
     return [_copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
-class State:
+class TrainState:
     """Weights, AdamW's moments, the scaler of fp16, and the random generators of every process.
 
-    A head that is spread over the processes is collected in process 0, so that one file holds everything and any number of
-    processes can go on from it.
+    A head that is sharded over the processes is gathered in process 0, so that one file holds everything and any
+    number of processes can resume from it.
+
+    Args:
+        model: a module with a `head`.
+        optimizer: the optimizer of its weights.
+        scaler: a torch.amp.GradScaler.
     """
 
     def __init__(self, model, optimizer, scaler):
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
-        self._spread = getattr(model.head, "spread", False)
+        self._is_sharded = getattr(model.head, "is_sharded", False)
         head = {id(p) for p in model.head.parameters()}
-        self._head = [
-            k for k, p in enumerate(p for group in optimizer.param_groups for p in group["params"]) if id(p) in head
-        ]
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        self._head = [k for k, p in enumerate(parameters) if id(p) in head]
 
     def weights(self):
-        """{"model": its weights, copied to the CPU}, in process 0; every process must call it. Elsewhere {}."""
-        model = self._with_head(self.model.state_dict(), "collect")
+        """{"model": its weights, copied to the CPU} in process 0, elsewhere {}; every process must call it."""
+        model = self._with_head(self.model.state_dict(), "gather_full")
         return {} if distributed.rank() else {"model": _copied(model)}
 
-    def take(self):
-        """The whole tree, in process 0; every process must call it. Elsewhere {}."""
-        optimizer = self._with_moments(self.optimizer.state_dict(), "collect")
+    def state_dict(self):
+        """The whole tree in process 0, elsewhere {}; every process must call it."""
         rest = {
-            "optimizer": optimizer,
+            "optimizer": self._with_moments(self.optimizer.state_dict(), "gather_full"),
             "scaler": self.scaler.state_dict(),
             "random": distributed.all_gather_objects(_random_state()),
         }
         return self.weights() | ({} if distributed.rank() else _copied(rest))
 
-    def restore(self, tree):
-        """Make everything as it was when the tree was taken."""
-        self.model.load_state_dict(self._with_head(tree["model"], "own"))
-        self.optimizer.load_state_dict(self._with_moments(tree["optimizer"], "own"))
-        if tree["scaler"]:  # of a part in fp32 or bf16 it is empty: fp16 begins anew with its scale
+    def load_state_dict(self, tree):
+        """Make everything as it was when `tree` was taken by `state_dict`."""
+        self.model.load_state_dict(self._with_head(tree["model"], "local_shard"))
+        self.optimizer.load_state_dict(self._with_moments(tree["optimizer"], "local_shard"))
+        if tree["scaler"]:  # empty if that part ran in fp32 or bf16: fp16 then begins with its first scale
             self.scaler.load_state_dict(tree["scaler"])
         if len(tree["random"]) == distributed.world():
             _set_random_state(tree["random"][distributed.rank()])
@@ -56,15 +59,15 @@ class State:
             torch.manual_seed(torch.initial_seed() + 1 + distributed.rank())
 
     def _with_head(self, model, method):
-        """A state_dict of the model with the head's tensors as its `method`, "collect" or "own", makes them."""
-        if not self._spread:
+        """A state_dict of the model whose head has gone through `method` of the head."""
+        if not self._is_sharded:
             return model
         change = getattr(self.model.head, method)
         return {key: change(value) if key.startswith("head.") else value for key, value in model.items()}
 
     def _with_moments(self, optimizer, method):
-        """The same for the optimiser's: AdamW's moments have the shapes of the weights, its counters none."""
-        if not self._spread:
+        """The same for the optimizer's: AdamW's moments have the shapes of the weights, its counters none."""
+        if not self._is_sharded:
             return optimizer
         change, state = getattr(self.model.head, method), dict(optimizer["state"])
         for key in self._head:

@@ -1,19 +1,119 @@
-"""What pretraining and fine-tuning make of a configuration alike."""
+"""A task: what pretraining and fine-tuning give the trainer, and how one is trained in its run folder."""
 
+import contextlib
 import sys
 
 from ..config import ConfigError
 from ..loader import Augment
+from ..plots.batch import plot_batch
+from ..plots.curves import plot_curves
 from ..runtime import distributed
+from ..runtime.device import choose_attention
+from .batch_size import max_batch_size, oom_hint
+from .run_dir import RunDir
+from .trainer import Trainer
+
+
+class Task:
+    """Data, model, loss and evaluation of one training. The trainer knows nothing else of it.
+
+    Attributes that a subclass sets when it is made:
+        title: what the progress bar is called.
+        cfg: the configuration, with a number for training.batch_size.
+        betons: {"train": Beton, ...}, what the run depends on.
+        loader: the loader of the training images.
+        model: the module that is trained, with a `head`, on the device.
+        runtime: the runtime.device.Runtime that it is trained on.
+        description: one line on what is trained.
+
+    `train` sets `prepared`, the model to call in training: compiled, and with gradients averaged over the processes.
+    """
+
+    title = ""
+
+    def loss(self, groups, epoch, step):
+        """The loss of one batch.
+
+        Args:
+            groups: a list of (images, idx_a, idx_b, lam) on the device, one for each group of crops; see loader.Group.
+            epoch: number of the epoch.
+            step: number of the step in it.
+
+        Returns:
+            float, scalar. Of several processes each gives its part, and the average over them is the loss.
+        """
+        raise NotImplementedError
+
+    def step_cost(self):
+        """(loss of a step of n images, whatever they show, as a function of n; bytes that the loader holds an image)."""
+        raise NotImplementedError
+
+    def on_epoch_start(self, epoch):
+        """Runs before an epoch."""
+
+    def after_backward(self, epoch):
+        """Runs when the gradients are there, before the optimizer uses them."""
+
+    def after_step(self, progress):
+        """Runs after each step; `progress` goes from 0 to 1 over the training."""
+
+    def evaluate(self, epoch, last):
+        """Runs after an epoch and its checkpoint.
+
+        Args:
+            epoch: number of the epoch.
+            last: whether it is the last one.
+
+        Returns:
+            {name: number} to log, or None. The state with the highest "top1" is kept as best.pt.
+        """
+
+    def finish(self, run):
+        """Write what the training made into the run folder, and return what its caller gets."""
+        raise NotImplementedError
+
+
+def train(make_task, cfg):
+    """Train a task in its run folder, logging.run_dir, and return what its `finish` gives.
+
+    Args:
+        make_task: called with `cfg`, gives the Task.
+        cfg: a configuration.
+
+    Raises:
+        ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError: see their sentences.
+        Interrupted: after a signal; a checkpoint is written.
+        FloatingPointError: the loss or weights are not finite.
+    """
+    with distributed.processes(cfg.training.device), contextlib.ExitStack() as stack:
+        task = make_task(cfg)
+        cfg = task.cfg
+        run = stack.enter_context(contextlib.closing(RunDir(cfg.logging.run_dir, cfg, task.betons)))
+        if run.state is None and run.is_main:
+            plot_batch(task.loader, run.folder / "crops.png")
+        run.announce(f"{task.description}, {cfg.training.epochs} epochs of {len(task.loader)} steps; {task.runtime}")
+        distributed.seed_apart(cfg.training.seed)
+        choose_attention(task.model, task.runtime)
+        task.prepared = task.runtime.prepare(task.model)
+        with oom_hint(cfg.training.batch_size, lambda: max_batch_size(task.model, task.runtime, *task.step_cost())):
+            Trainer(task, run).train()
+        result = task.finish(run)
+        if run.is_main:
+            plot_curves(run.folder)
+        return result
 
 
 def make_augment(cfg):
-    """The loader's Augment from the `augment` section."""
+    """The loader's Augment from the section `augment`."""
     return Augment(**{**vars(cfg.augment), "blur_sigma": tuple(cfg.augment.blur_sigma)})
 
 
-def share_of_process(cfg):
-    """The loader's arguments that several processes differ in, or share: {"batch_size", "num_workers", "rank", "world_size"}."""
+def loader_args(cfg):
+    """The loader's arguments that depend on the processes: {"batch_size", "num_workers", "rank", "world_size"}.
+
+    Raises:
+        ConfigError: the number of processes does not divide training.batch_size.
+    """
     size, world = cfg.training.batch_size, distributed.world()
     if size % world:
         raise ConfigError(f"training.batch_size {size} is shared by {world} processes, which does not divide it")
@@ -22,7 +122,7 @@ def share_of_process(cfg):
 
 
 def check_warmup(cfg):
-    """Say so where the warm-up is as long as the training, which then ends at its highest rate, or below."""
+    """Warn where the warm-up is as long as the training, which then ends at its highest learning rate, or below."""
     epochs, warmup = cfg.training.epochs, cfg.training.warmup_epochs
     if warmup >= epochs and not cfg.training.max_steps and distributed.rank() == 0:
         print(

@@ -1,4 +1,4 @@
-"""Images per second and waiting for data, measured while training, and what would make the loader faster."""
+"""Images per second and the time spent waiting for data, measured while training, and what makes the loader faster."""
 
 import time
 
@@ -10,18 +10,32 @@ from .. import limits
 from ..beton.format import RAW
 from ..runtime import distributed
 
+MIN_EPOCH_SECONDS = 10.0  # shorter epochs give no hints about waiting
+
 
 class Throughput:
-    """Images per second and the share of time spent waiting for data, over the last steps (one second at least)."""
+    """The progress bar, and the throughput over the last steps (one second at least).
 
-    def __init__(self, loader, images_total, done, description):
-        self._loader, self._images, self._since, self._waited = loader, 0, time.perf_counter(), loader.waited
-        self._epoch, self._advised = (self._since, self._waited), False
-        self.images_per_s, self.wait = 0.0, 0.0
+    Args:
+        loader: the loader that training reads.
+        images: images of the whole training.
+        done: images that are done at the start.
+        title: what the progress bar is called.
+
+    Attributes:
+        images_per_s: images a second, of all processes.
+        data_wait: fraction of the time, 0 .. 1, that was spent waiting for the loader.
+    """
+
+    def __init__(self, loader, images, done, title):
+        self._loader, self._images = loader, 0
+        self._since, self._waited = time.perf_counter(), loader.waited
+        self._epoch, self._hinted = (self._since, self._waited), False
+        self.images_per_s, self.data_wait = 0.0, 0.0
         self.bar = tqdm(
-            total=images_total,
+            total=images,
             initial=done,
-            desc=description,
+            desc=title,
             unit="img",
             dynamic_ncols=True,
             mininterval=0.5,
@@ -29,47 +43,51 @@ class Throughput:
         )
 
     def step(self, images):
+        """Count a step of `images` images."""
         self._images += images
         elapsed = time.perf_counter() - self._since
         if elapsed >= 1.0 or self.images_per_s == 0:
             self.images_per_s = self._images / elapsed
-            self.wait = min(1.0, (self._loader.waited - self._waited) / elapsed)
+            self.data_wait = min(1.0, (self._loader.waited - self._waited) / elapsed)
             self._images, self._since, self._waited = 0, time.perf_counter(), self._loader.waited
         self.bar.update(images)
 
+    def metrics(self):
+        """{"images_per_s", "data_wait"}, rounded for the log."""
+        return {"images_per_s": round(self.images_per_s, 2), "data_wait": round(self.data_wait, 4)}
+
     def show(self, **values):
-        self.bar.set_postfix({**values, "wait": f"{self.wait:.0%}"}, refresh=False)
+        """Show these values behind the progress bar."""
+        self.bar.set_postfix({**values, "data wait": f"{self.data_wait:.0%}"}, refresh=False)
 
     def end_epoch(self):
-        """Say once, if an epoch waited for data more than a twentieth of its time, what to turn."""
+        """Print once what would make the loader faster, if an epoch waited for data more than 5 % of its time."""
         (since, waited), self._epoch = self._epoch, (time.perf_counter(), self._loader.waited)
         elapsed, waiting = self._epoch[0] - since, self._epoch[1] - waited
-        if elapsed > PATIENCE and waiting > 0.05 * elapsed and not self._advised and distributed.rank() == 0:
-            self._advised = True
-            tqdm.write(
-                f"{waiting / elapsed:.0%} of this epoch was spent waiting for data. {loader_hints(self._loader)}"
-            )
+        if self._hinted or distributed.rank() or elapsed <= MIN_EPOCH_SECONDS or waiting <= 0.05 * elapsed:
+            return
+        self._hinted = True
+        tqdm.write(f"{waiting / elapsed:.0%} of this epoch was spent waiting for data. {loader_hints(self._loader)}")
 
-
-PATIENCE = 10.0  # seconds an epoch takes at least to say something about waiting
+    def close(self):
+        self.bar.close()
 
 
 def loader_hints(loader):
-    """What makes this loader faster, as sentences."""
+    """What makes this loader faster, as a sentence."""
     cores = limits.cores()
-    turns = []
+    hints = []
     if loader.num_workers * distributed.local_world() < cores:
-        turns.append(f"give the loader more of the {cores} cores (--data.num_workers, now {loader.num_workers})")
+        hints.append(f"give the loader more of the {cores} cores (--data.num_workers, now {loader.num_workers})")
     if torch.cuda.is_available() and not hasattr(loader, "device"):
-        turns.append("make the views on the GPU (--data.augment_on=device)")
+        hints.append("augment on the GPU (--data.augment_on=device)")
     if (loader.beton.mode != RAW).any():
-        turns.append("store pixels instead of JPEGs (write_datasets.py --mode raw)")
-    longer, largest = (
-        int(np.median(np.maximum(loader.beton.width, loader.beton.height))),
-        max(view.size for view in loader.views),
-    )
+        hints.append("store pixels instead of JPEGs (write_datasets.py --mode raw)")
+    longer = int(np.median(np.maximum(loader.beton.width, loader.beton.height)))
+    largest = max(view.size for view in loader.views)
     if longer > 4 * largest:
-        turns.append(
-            f"store smaller images (write_datasets.py --max-resolution {4 * largest}; now half of them have more than {longer} pixels a side)"
+        hints.append(
+            f"store smaller images (write_datasets.py --max-resolution {4 * largest}; now half of them have more than "
+            f"{longer} pixels a side)"
         )
-    return "To have it faster: " + "; or ".join(turns or ["use a machine with more cores for each GPU"]) + "."
+    return "To make it faster: " + "; or ".join(hints or ["use a machine with more cores for each GPU"]) + "."

@@ -1,205 +1,205 @@
-"""The training loop, the same for pretraining and fine-tuning: steps, schedule, checkpoints, signals, metrics."""
+"""The trainer: steps, logging, checkpoints, evaluations and signals, the same for every task."""
 
-import math
 import time
-
-import torch
 
 from ..config import ConfigError, as_dict
 from ..runtime import distributed
 from ..runtime.device import to_device
-from .schedule import cosine, learning_rate
+from .nonfinite import NonFiniteGuard, loss_and_bad
+from .optim import clip_each_grad, make_optimizer, set_schedule
 from .signals import Interrupted, SignalFlag
-from .state import State
+from .state import TrainState
 from .throughput import Throughput
 
 
-def _groups(model, training):
-    """AdamW's groups of weights: the head's and the others, each with and without weight decay."""
-    head = {id(p) for p in model.head.parameters()}
-    groups = {}
-    for p in model.parameters():
-        if p.requires_grad:
-            key = (id(p) in head, training.decay_norm_bias or p.dim() > 1)
-            groups.setdefault(
-                key, {"params": [], "scale": training.head_lr_scale if key[0] else 1.0, "decays": float(key[1])}
-            )["params"].append(p)
-    return [groups[key] for key in sorted(groups)]
+class Trainer:
+    """Trains the model of a task to its last epoch, from the checkpoint of the run if there is one.
 
+    The parts that can be read alone: `_train_step` (one step), `_log_pending` (logging), nonfinite.py (steps that are
+    skipped), `_save` and `CheckpointClock` (when checkpoints are written), `_evaluate` (evaluation and best.pt),
+    signals.py and `_stop` (signals).
 
-def fit(run, cfg, loader, model, machine, loss_of, *, title, begin_epoch=None, end_epoch=None):
-    """Train `model` to the last epoch of `cfg.training`, from the checkpoint `run.state` if there is one.
+    Args:
+        task: a task.Task: data, model, loss and evaluation.
+        run: the run_dir.RunDir that is written to.
 
-    loss_of(groups, epoch, step) gives the loss of one batch, groups being a list of (images, idx_a, idx_b, lam) on the
-    device; of several processes each gives its part, and the average over them is the loss. begin_epoch(epoch) runs before an epoch;
-    end_epoch(epoch, last) after it, and after its checkpoint, and
-    what it returns (a dict of numbers) is logged; the state with the highest "top1" of these is kept as best.pt. A step whose loss or gradients are not
-    finite is skipped: logged without a loss, counted, and the weights stay as they are. Raises Interrupted after a signal, FloatingPointError
-    after too many skipped steps in a row, and OSError if a checkpoint can't be written. A model with after_backward(epoch) and after_step(progress), see
-    methods.Method, is called there.
+    Raises:
+        ConfigError: training.clip_grad with a sharded head.
     """
-    training, per_epoch = cfg.training, len(loader)
-    method = hasattr(model, "after_step")
-    if training.clip_grad and getattr(model.head, "spread", False):
-        raise ConfigError(
-            "training.clip_grad does not go with a head that is spread over processes; use head.loss=dense"
-        )
-    steps, warmup = training.epochs * per_epoch, training.warmup_epochs * per_epoch
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(_groups(model, training), lr=0.0, fused=True)
-    scaler = machine.scaler()
-    state = State(model, optimizer, scaler)
-    pending, step, skipped, in_a_row, resumed = None, 0, 0, 0, run.state is not None
-    if resumed:
-        state.restore(run.state)
-        loader.load_state_dict(run.state["loader"])
-        step, skipped, in_a_row = (run.state.get(key, 0) for key in ("step", "skipped", "in_a_row"))
-        run.state = None
-    best = run.best(step // per_epoch) if resumed else -1.0
-    saved_at, saved_step = time.monotonic(), step
 
-    def save(epoch):
-        nonlocal saved_at, saved_step
-        position = {"epoch": step // per_epoch, "step": step % per_epoch}
-        counts = {"step": step, "skipped": skipped, "in_a_row": in_a_row}
-        run.save({**state.take(), "loader": position, **counts, "config": as_dict(cfg)}, epoch, step)
-        saved_at, saved_step = time.monotonic(), step
+    def __init__(self, task, run):
+        self.task, self.run, self.training = task, run, task.cfg.training
+        self.loader, self.model, self.runtime = task.loader, task.model, task.runtime
+        if self.training.clip_grad and getattr(self.model.head, "is_sharded", False):
+            raise ConfigError(
+                "training.clip_grad does not work with a head that is sharded over processes; use head.loss=dense"
+            )
+        self.steps_per_epoch = len(self.loader)
+        self.steps = self.training.epochs * self.steps_per_epoch
+        self.warmup = self.training.warmup_epochs * self.steps_per_epoch
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.model, self.training)
+        self.scaler = self.runtime.scaler()
+        self.state = TrainState(self.model, self.optimizer, self.scaler)
+        self.nonfinite = NonFiniteGuard(self.training.max_nonfinite_steps)
+        self.step, self.best = 0, -1.0
+        self._pending = None  # what a step logs, once its loss has arrived
+        if run.state is not None:
+            self._resume()
+        self.clock = CheckpointClock(self.training.checkpoint_minutes, self.step)
+        images = self.loader.indices.size
+        epoch, step = divmod(self.step, self.steps_per_epoch)
+        done = epoch * images + min(step * self.training.batch_size, images)
+        self.throughput = Throughput(self.loader, self.training.epochs * images, done, task.title)
 
-    images, batch_size = loader.indices.size, training.batch_size
-    done = step // per_epoch * images + min(step % per_epoch * batch_size, images)
-    meter = Throughput(loader, training.epochs * images, done, title)
+    def _resume(self):
+        state, self.run.state = self.run.state, None
+        self.state.load_state_dict(state)
+        self.loader.load_state_dict(state["loader"])
+        self.step = state.get("step", 0)
+        self.nonfinite.skipped, self.nonfinite.consecutive = state.get("skipped", 0), state.get("consecutive", 0)
+        self.best = self.run.best(self.step // self.steps_per_epoch)
 
-    def flush():
-        nonlocal pending, skipped, in_a_row
-        if not pending:
+    def train(self):
+        """Train to the last epoch, or for training.max_steps steps.
+
+        Raises:
+            Interrupted: after a signal; a checkpoint is written.
+            FloatingPointError: after too many steps in a row that are not finite.
+            OSError: where a checkpoint can't be written.
+        """
+        with SignalFlag() as signals:
+            try:
+                consensus = distributed.Agreement()
+                epoch, step = divmod(self.step, self.steps_per_epoch)
+                if epoch and not step and not self.run.is_evaluated():  # stopped before the evaluation of that epoch
+                    self._evaluate(epoch - 1)
+                while self.step < self.steps:
+                    if not self._train_epoch(self.step // self.steps_per_epoch, signals, consensus):
+                        return
+                stop = max(distributed.all_gather_objects(signals.signal))
+                if stop:  # it came in the last evaluation: what follows this training must not begin
+                    self.run.wait_for_checkpoints()
+                    raise Interrupted(stop, self.run.checkpoints)
+            finally:
+                self.throughput.close()
+                self.loader.close()
+                self.run.close()
+
+    def _train_epoch(self, epoch, signals, consensus):
+        """Train the rest of an epoch; return False where a dry run (training.max_steps) ends in it."""
+        self.task.on_epoch_start(epoch)
+        for groups in to_device(self.loader, self.runtime.device):
+            self._train_step(groups, epoch)
+            # The clocks of other processes don't count: all must write the same checkpoint.
+            due = self.clock.is_due() and distributed.rank() == 0
+            stop, due = consensus.ask(signals.signal, due)
+            due = due and self.step - self.clock.step > consensus.delay  # else it was asked before the last was written
+            if stop:
+                self._stop(stop, epoch)
+            if self.step == self.training.max_steps:
+                self._log_pending()
+                return False
+            if due and self.step % self.steps_per_epoch:
+                self._log_pending()
+                self._save(epoch)
+        self.throughput.end_epoch()
+        self._log_pending()
+        if (epoch + 1) % self.training.checkpoint_every == 0 or self.step == self.steps or due:
+            self._save(epoch)  # before the evaluation, which may take long, and fail
+        self._evaluate(epoch)
+        return True
+
+    def _train_step(self, groups, epoch):
+        """One step: forward, backward, update. Its loss is logged a step later, so that a GPU is never waited for."""
+        lr = set_schedule(self.optimizer, self.training, self.step, self.steps, self.warmup)
+        in_epoch = self.step % self.steps_per_epoch
+        with self.runtime.autocast():
+            loss = self.task.loss(groups, epoch, in_epoch)
+        self.scaler.scale(loss).backward()
+        self.task.after_backward(epoch)
+        if self.training.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            clip_each_grad(self.parameters, self.training.clip_grad)
+        looked_at = loss_and_bad(loss, self.parameters)
+        if not self.scaler.is_enabled():
+            # The fused AdamW skips a step by this flag, which GradScaler sets for it (torch/amp/grad_scaler.py). So
+            # nothing has to be read back from the device.
+            self.optimizer.found_inf = looked_at[1]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.after_step(self.step / self.steps)
+        self.throughput.step(self.loader.images_of(in_epoch))
+        self._log_pending()
+        entry = {"epoch": epoch, "step": self.step, "lr": lr, **self.throughput.metrics()}
+        self._pending = entry, looked_at, groups[0][1]
+        self.step += 1
+
+    def _log_pending(self):
+        """Log the last step, if that is not done yet."""
+        if self._pending is None:
             return
-        entry, pending = pending, None
-        rows = entry.pop("rows")
-        loss, bad = entry.pop("loss_and_bad").tolist()
-        if bad:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            run.log(**entry, nonfinite_steps=skipped)
-        else:
-            in_a_row = 0
-            run.log(**entry, loss=loss)
-        meter.show(loss=f"{loss:.3f}", lr=f"{entry['lr']:.1e}", **({"skipped": skipped} if skipped else {}))
-        if in_a_row >= (2 if entry["step"] == steps - 1 else training.max_nonfinite_steps):
-            named = ", ".join(map(str, rows.unique().tolist()[:20]))
-            what = (
-                f"the gradients of a finite loss ({loss:.4g}) were not finite"
-                if math.isfinite(loss)
-                else f"the loss became {loss}"
-            )
-            raise FloatingPointError(
-                f"{what} at step {entry['step']} (epoch {entry['epoch']}), {in_a_row} times in a row; the last batch held the rows {named} "
-                f"of {cfg.data.train}. The last good checkpoint is kept. Go on from it, or begin again, with a smaller training.lr or training.amp=fp32."
-            )
+        (entry, looked_at, rows), self._pending = self._pending, None
+        loss, bad = looked_at.tolist()
+        self.nonfinite.count(bad)
+        self.run.log(**entry, **({"nonfinite_steps": self.nonfinite.skipped} if bad else {"loss": loss}))
+        skipped = {"nonfinite_steps": self.nonfinite.skipped} if self.nonfinite.skipped else {}
+        self.throughput.show(loss=f"{loss:.3f}", lr=f"{entry['lr']:.1e}", **skipped)
+        named = ", ".join(map(str, rows.unique().tolist()[:20])) if bad else ""
+        where = f"the last batch held the rows {named} of {self.task.cfg.data.train}"
+        self.nonfinite.check(entry["step"], loss, entry["step"] == self.steps - 1, where)
 
-    def evaluate(epoch):
-        nonlocal best
-        last = step == steps
-        results = end_epoch(epoch, last) if end_epoch else None
+    def _save(self, epoch):
+        epochs, steps = divmod(self.step, self.steps_per_epoch)
+        state = {
+            **self.state.state_dict(),
+            "loader": {"epoch": epochs, "step": steps},
+            "step": self.step,
+            "skipped": self.nonfinite.skipped,
+            "consecutive": self.nonfinite.consecutive,
+            "config": as_dict(self.task.cfg),
+        }
+        self.run.save(state, epoch, self.step)
+        self.clock.restart(self.step)
+
+    def _evaluate(self, epoch):
+        """Evaluate after an epoch, where the task does, and keep the state with the highest top-1 as best.pt."""
+        last = self.step == self.steps
+        results = self.task.evaluate(epoch, last)
         if not results:
             return
-        if results.get("top1", -1.0) > best and not (
-            last and not run.tested()
-        ):  # if it is the only one, it is the last
-            best = results["top1"]
-            run.save_best({**state.weights(), "epoch": epoch, "config": as_dict(cfg), **results}, step)
-        run.add(**results)
+        only = last and not self.run.evaluations()  # the only evaluation is that of the last checkpoint
+        if results.get("top1", -1.0) > self.best and not only:
+            self.best = results["top1"]
+            state = {**self.state.weights(), "epoch": epoch, "config": as_dict(self.task.cfg), **results}
+            self.run.save_best(state, self.step)
+        self.run.add(**results)
 
-    with SignalFlag() as interrupt:
-        try:
-            agreement = distributed.Agreement()
-            if (
-                step and step % per_epoch == 0 and not run.is_evaluated()
-            ):  # stopped between an epoch's last step and its evaluation
-                evaluate(step // per_epoch - 1)
-            while step < steps:
-                epoch = step // per_epoch
-                if begin_epoch:
-                    begin_epoch(epoch)
-                for groups in to_device(loader, machine.device):
-                    lr = learning_rate(step, steps, warmup, training.lr)
-                    decay = training.weight_decay
-                    if training.weight_decay_end is not None:
-                        decay = cosine(step, steps, training.weight_decay, training.weight_decay_end)
-                    for group in optimizer.param_groups:
-                        group["lr"], group["weight_decay"] = lr * group["scale"], decay * group["decays"]
-                    with machine.autocast():
-                        loss = loss_of(groups, epoch, step % per_epoch)
-                    scaler.scale(loss).backward()
-                    if method:
-                        model.after_backward(epoch)
-                    if training.clip_grad:
-                        scaler.unscale_(optimizer)
-                        for p in trained:
-                            torch.nn.utils.clip_grad_norm_([p], training.clip_grad)
-                    loss_and_bad = _looked_at(loss, trained)
-                    if (
-                        not scaler.is_enabled()
-                    ):  # it looks at the gradients itself; without it the fused step skips by this, unlooked at
-                        optimizer.found_inf = loss_and_bad[1]
-                    scaler.step(optimizer)
-                    scaler.update()
-                    optimizer.zero_grad(set_to_none=True)
-                    if method:
-                        model.after_step(step / steps)
-                    meter.step(loader.images_of(step % per_epoch))
-                    flush()  # a step late, so that a GPU is never waited for
-                    pending = {
-                        "epoch": epoch,
-                        "step": step,
-                        "loss_and_bad": loss_and_bad,
-                        "rows": groups[0][1],
-                        "lr": lr,
-                        "images_per_s": round(meter.images_per_s, 2),
-                        "data_wait": round(meter.wait, 4),
-                    }
-                    step += 1
-                    minutes = (time.monotonic() - saved_at) / 60
-                    late = (
-                        0 < training.checkpoint_minutes < minutes and distributed.rank() == 0
-                    )  # the clocks of the others don't count
-                    stop, late = agreement.ask(interrupt.signal, late)
-                    late = (
-                        late and step - saved_step > agreement.delay
-                    )  # else it was asked before the last one was written
-                    if stop:
-                        flush()
-                        save(epoch)
-                        distributed.broadcast_from_main(
-                            run.written
-                        )  # nobody leaves before: the end of one ends the others
-                        raise Interrupted(int(stop), run.checkpoints)
-                    if step == training.max_steps:
-                        flush()
-                        return
-                    if late and step % per_epoch:
-                        flush()
-                        save(epoch)
-                meter.end_epoch()
-                flush()
-                if (epoch + 1) % training.checkpoint_every == 0 or step == steps or late:
-                    save(epoch)  # before the evaluation, which may take long, and fail
-                evaluate(epoch)
-            stop = max(distributed.all_gather_objects(interrupt.signal))
-            if stop:  # it came in the last evaluation: what follows this training is not to begin
-                run.written()
-                raise Interrupted(stop, run.checkpoints)
-        finally:
-            meter.bar.close()
-            loader.close()
-            run.close()
+    def _stop(self, signal, epoch):
+        """Write a checkpoint and raise Interrupted; `signal` went through the float64 maximum over all processes."""
+        self._log_pending()
+        self._save(epoch)
+        # Nobody leaves before: the end of one process ends the others.
+        distributed.broadcast_from_main(self.run.wait_for_checkpoints)
+        raise Interrupted(int(signal), self.run.checkpoints)
 
 
-def _looked_at(loss, parameters):
-    """float32 (2,) on the device: the loss, over all processes, and 1 where it or a gradient of `parameters` is not finite in any of them, else 0.
+class CheckpointClock:
+    """Says when a checkpoint is due by the clock.
 
-    Nothing waits for the device. What is not finite shows in the largest absolute value, which can't overflow.
+    Args:
+        minutes: between two checkpoints; 0: never by the clock.
+        step: number of steps done at the start.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    largest = torch.nn.utils.get_total_norm(grads, float("inf"), foreach=None) if grads else loss.new_zeros(())
-    both = torch.stack([loss.detach().float(), (~torch.isfinite(largest)).float()])
-    both = distributed.total(both)
-    return torch.stack([both[0] / distributed.world(), ((both[1] > 0) | ~torch.isfinite(both[0])).float()])
+
+    def __init__(self, minutes, step):
+        self.minutes = minutes
+        self.restart(step)
+
+    def restart(self, step):
+        """Count from now on; `step`: the steps that the checkpoint just written holds."""
+        self.since, self.step = time.monotonic(), step
+
+    def is_due(self):
+        return 0 < self.minutes < (time.monotonic() - self.since) / 60

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from idmm_fast.train.finetuning import sample_mixup
+from idmm_fast.loader.cutmix import sample_mixup
 
 
 def test_mixup_lam_follows_the_beta_distribution():

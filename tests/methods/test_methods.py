@@ -223,7 +223,7 @@ def test_dino_shows_the_teacher_the_large_views_only():
     assert torch.isclose(model([large, small], [a[0][:8], a[0][8:]], None, None), wanted, atol=1e-5)
     model.after_step(0.0)
     assert torch.allclose(model.center, 0.1 * student[:8].mean(0), atol=1e-6)
-    assert model.kept is model.teacher[0]
+    assert model.encoder is model.teacher[0]
     assert not model.teacher.training
     model([large, small], [a[0][:8], a[0][8:]], None, None).backward()
     model.after_backward(0)
@@ -383,12 +383,11 @@ with distributed.processes("cpu"):
 
 
 def test_weight_decay_follows_its_schedule_and_spares_vectors(tiny_beton, tmp_path):
-    from idmm_fast.train.schedule import cosine
-    from idmm_fast.train.trainer import _groups
+    from idmm_fast.train.optim import cosine, make_optimizer
 
     model = tiny(SimCLR, **TINY_METHODS["simclr"])
     cfg = tiny_config(tiny_beton, tmp_path, training__decay_norm_bias=False)
-    groups = _groups(model, cfg.training)
+    groups = make_optimizer(model, cfg.training).param_groups
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     assert all((p.dim() > 1) == bool(g["decays"]) for g in groups for p in g["params"])
     assert [cosine(s, 10, 0.04, 0.4) for s in (0, 5, 10)] == pytest.approx([0.04, 0.22, 0.4])

@@ -18,13 +18,12 @@ from helpers import FINETUNE, ROOT, TINY_VIT, read_losses, tiny_config, torchrun
 from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.evaluate.accuracy import top_k
-from idmm_fast.models import create_backbone, init_head
+from idmm_fast.models import Classifier, create_backbone, init_head
 from idmm_fast.runtime import distributed
 from idmm_fast.runtime.device import choose
 from idmm_fast.train import checkpoint
-from idmm_fast.train.finetuning import Classifier
 from idmm_fast.train.pretraining import pretrain
-from idmm_fast.train.state import State
+from idmm_fast.train.state import TrainState
 
 # 64 images: a step of 36, then one of 28, which two processes share as 15 and 13, four as 9, 9, 9 and 1
 CASE = {"training__batch_size": 36, "cutmix__chunk_size": 3, "training__epochs": 10}
@@ -359,13 +358,13 @@ def test_a_run_goes_on_in_another_precision(before, after):
     def state(enabled, scale):
         model = torch.nn.Module()
         model.head = torch.nn.Linear(2, 2)
-        return State(
+        return TrainState(
             model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=enabled, init_scale=scale)
         )
 
     old, new = state(before, 8.0), state(after, 2.0**16)
     old.scaler.scale(torch.ones(1))  # its scale is made by its first use
-    new.restore(old.take())
+    new.load_state_dict(old.state_dict())
     assert new.scaler.is_enabled() is after
     assert new.scaler.get_scale() == ((8.0 if before else 2.0**16) if after else 1.0)
 
@@ -376,7 +375,7 @@ def test_a_signal_to_torchrun_checkpoints_in_mid_epoch(tiny_beton, tmp_path, who
     process = begun(command, tmp_path / "run", 21)
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=60)
-    assert "stopped at your wish" in message
+    assert "stopped by a signal" in message
     before = len(read_losses(tmp_path / "run"))
     assert 21 <= before < len(whole)
     assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == before
@@ -413,5 +412,5 @@ def test_the_slurm_script_starts_what_it_should(tiny_beton, tmp_path):
         assert shown.returncode == 0, shown.stderr[-3000:]
         assert "2 processes" in shown.stdout + shown.stderr
     assert len(read_losses(tmp_path / "run")) == 8
-    assert "going on at step 8" in shown.stdout + shown.stderr
+    assert "resuming at step 8" in shown.stdout + shown.stderr
     assert subprocess.run([ROOT / "scripts" / "slurm.sh"], capture_output=True, check=False).returncode == 2

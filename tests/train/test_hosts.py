@@ -172,12 +172,12 @@ def test_what_is_left_goes_on_by_itself(hosts, tiny_beton, tmp_path, alone, how)
     noticed = until(lambda: "error: process 0 stopped" in hosts.output(1), hosts, "to notice")
     hosts.cut(2)
     print(f"{how}: noticed after {noticed:.1f} s")
-    again = until(lambda: "going on at step" in hosts.output(1), hosts, "to begin again")
+    again = until(lambda: "resuming at step" in hosts.output(1), hosts, "to begin again")
     until(lambda: one.poll() is not None, hosts, "to end")
     print(f"trained again {again:.1f} s later")
     assert one.returncode == 0, hosts.output(1)[-3000:]
     assert noticed < (10 if how == "kill" else 60)
-    went_on = int(re.search(r"going on at step (\d+)", hosts.output(1))[1])
+    went_on = int(re.search(r"resuming at step (\d+)", hosts.output(1))[1])
     assert 32 <= went_on < 200
     assert np.abs(read_losses(tmp_path / "run") / alone - 1).max() < 1e-4
     if how == "cut":  # on the other side nobody trains either, though its torchrun still waits for the network
@@ -197,6 +197,6 @@ def test_after_the_loss_of_the_meeting_place_torchrun_is_started_again(hosts, ti
     again = hosts.start(2, tiny_beton, tmp_path / "run", "--training.resume=auto", endpoint=2)
     until(lambda: again.poll() is not None, hosts, "to end")
     assert again.returncode == 0, hosts.output(2)[-3000:]
-    went_on = int(re.search(r"going on at step (\d+)", hosts.output(2))[1])
+    went_on = int(re.search(r"resuming at step (\d+)", hosts.output(2))[1])
     assert 32 <= went_on < 200
     assert np.abs(read_losses(tmp_path / "run") / alone - 1).max() < 1e-4

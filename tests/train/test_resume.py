@@ -25,11 +25,11 @@ from idmm_fast.evaluate.frozen import OnlineEvaluation
 from idmm_fast.methods import IDMM
 from idmm_fast.runtime import distributed
 from idmm_fast.runtime.device import Runtime
-from idmm_fast.train import checkpoint
+from idmm_fast.train import checkpoint, task
 from idmm_fast.train import trainer as loop
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
-from idmm_fast.train.run_dir import OtherImages, Run
+from idmm_fast.train.run_dir import OtherImages, RunDir
 from idmm_fast.train.signals import Interrupted, SignalFlag
 
 SMALL = {"model__options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}, "model__image_size": 16}
@@ -51,7 +51,7 @@ class Stops:
     def __init__(self, monkeypatch):
         self.signal_at = self.kill_at = None
         for name in ("log", "add", "save", "save_best"):
-            monkeypatch.setattr(Run, name, self._counted(getattr(Run, name)))
+            monkeypatch.setattr(RunDir, name, self._counted(getattr(RunDir, name)))
         original = loop.Throughput.step
 
         def step(meter, images):
@@ -235,12 +235,8 @@ def test_a_run_stopped_in_each_step_of_two_epochs(kind, batch_size, few, tmp_pat
 
 def _run_without_pictures(monkeypatch):
     """They take most of the time of so small a run, and have their own tests."""
-    from idmm_fast.train import finetuning as tuning
-    from idmm_fast.train import pretraining as training
-
-    for module in (tuning, training):
-        monkeypatch.setattr(module, "plot_batch", lambda *args: None)
-        monkeypatch.setattr(module, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(task, "plot_batch", lambda *args: None)
+    monkeypatch.setattr(task, "plot_curves", lambda *args: None)
 
 
 @pytest.fixture
@@ -381,13 +377,11 @@ def test_a_job_that_is_started_again_goes_on_from_its_newest_checkpoint_and_with
 
 
 def test_what_fails_before_the_first_step_lets_go_of_the_run_folder(few, tmp_path, monkeypatch):
-    from idmm_fast.train import pretraining as training
-
     cfg = tiny_config(
         few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto"
     )
     _run_without_pictures(monkeypatch)
-    monkeypatch.setattr(training, "choose_attention", lambda *args: 1 / 0)
+    monkeypatch.setattr(task, "choose_attention", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError) as kept_alive:
         pretrain(cfg)
     monkeypatch.undo()
@@ -592,7 +586,7 @@ def test_two_jobs_in_one_run_folder_do_not_mix(few, tmp_path, monkeypatch):
     cfg = tiny_config(
         few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto"
     )
-    run = Run(tmp_path / "run", cfg, "auto", {"train": open_beton(few)})
+    run = RunDir(tmp_path / "run", cfg, {"train": open_beton(few)})
     with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on "):
         pretrain(cfg)
     run.close()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from idmm_fast.train.schedule import learning_rate
+from idmm_fast.train.optim import learning_rate
 
 
 def test_schedule_warms_up_from_zero_and_ends_at_zero():

@@ -7,7 +7,7 @@ from idmm_fast.train import throughput
 
 
 def test_advice_on_waiting_for_data_is_printed_once(jpg_beton, monkeypatch, capsys):
-    monkeypatch.setattr(throughput, "PATIENCE", 0.0)
+    monkeypatch.setattr(throughput, "MIN_EPOCH_SECONDS", 0.0)
     loader = MultiCropLoader(jpg_beton, 8, num_workers=1, views=[Views(2, 16)])
     meter = throughput.Throughput(loader, 80, 0, "train")
     meter.end_epoch()

@@ -1,0 +1,66 @@
+"""Steps whose loss or gradients are not finite: they are skipped and counted, and too many in a row end the training."""
+
+import math
+
+import torch
+
+from ..runtime import distributed
+
+
+class NonFiniteGuard:
+    """Counts the steps that were skipped since their loss or a gradient was not finite.
+
+    Attributes:
+        skipped: number of such steps so far.
+        consecutive: number of them in a row until now.
+    """
+
+    def __init__(self, max_consecutive):
+        self.max_consecutive = max_consecutive
+        self.skipped = self.consecutive = 0
+
+    def count(self, bad):
+        """Count a step; `bad`: whether it was skipped."""
+        self.skipped += bool(bad)
+        self.consecutive = self.consecutive + 1 if bad else 0
+
+    def check(self, step, loss, last, where):
+        """Raise FloatingPointError if too many steps in a row were skipped.
+
+        Args:
+            step: number of the step.
+            loss: its loss.
+            last: whether it is the last step of the training. No later one can show that training has recovered, so
+                two in a row are too many there.
+            where: text that says which images the batch held.
+        """
+        if self.consecutive < (2 if last else self.max_consecutive):
+            return
+        if math.isfinite(loss):
+            what = f"the gradients of a finite loss ({loss:.4g}) were not finite"
+        else:
+            what = f"the loss became {loss}"
+        raise FloatingPointError(
+            f"{what} at step {step}, {self.consecutive} times in a row; {where}. The last good checkpoint is kept. "
+            f"Resume from it, or start again, with a smaller training.lr or training.amp=fp32."
+        )
+
+
+def loss_and_bad(loss, parameters):
+    """Look at a step's loss and gradients without waiting for the device.
+
+    What is not finite shows in the largest absolute value, which can't overflow.
+
+    Args:
+        loss: float, scalar; this process's part, the loss being the average over the processes.
+        parameters: tensors whose `grad` is looked at.
+
+    Returns:
+        float32 (2,) on the device: the loss over all processes; and 1 where it or a gradient is not finite in any
+        process, else 0.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    largest = torch.nn.utils.get_total_norm(grads, float("inf"), foreach=None) if grads else loss.new_zeros(())
+    both = torch.stack([loss.detach().float(), (~torch.isfinite(largest)).float()])
+    both = distributed.total(both)
+    return torch.stack([both[0] / distributed.world(), ((both[1] > 0) | ~torch.isfinite(both[0])).float()])

@@ -1,0 +1,79 @@
+"""The optimiser: groups of weights, and the schedules of learning rate and weight decay."""
+
+import math
+
+import torch
+
+
+def make_optimizer(model, training):
+    """Make AdamW over the weights of `model` that are trained.
+
+    The head and the rest form a group each, and each of the two one with and one without weight decay. A group's
+    `scale` multiplies the learning rate, its `decays` (0 or 1) the weight decay; see `set_schedule`.
+
+    Args:
+        model: a module with a `head`.
+        training: the section `training` of a configuration.
+
+    Returns:
+        torch.optim.AdamW, fused, with learning rate 0.
+    """
+    head = {id(p) for p in model.head.parameters()}
+    groups = {}
+    for p in model.parameters():
+        if not p.requires_grad:
+            continue
+        in_head, decays = id(p) in head, training.decay_norm_bias or p.dim() > 1
+        scale = training.head_lr_scale if in_head else 1.0
+        group = groups.setdefault((in_head, decays), {"params": [], "scale": scale, "decays": float(decays)})
+        group["params"].append(p)
+    return torch.optim.AdamW([groups[key] for key in sorted(groups)], lr=0.0, fused=True)
+
+
+def set_schedule(optimizer, training, step, steps, warmup):
+    """Set learning rate and weight decay of every group for a step.
+
+    Args:
+        optimizer: made by `make_optimizer`.
+        training: the section `training` of a configuration.
+        step: number of the step, 0 .. steps - 1.
+        steps: steps of the whole training.
+        warmup: steps of the warm-up; may be a fraction.
+
+    Returns:
+        The learning rate of the groups whose scale is 1.
+    """
+    lr = learning_rate(step, steps, warmup, training.lr)
+    decay = training.weight_decay
+    if training.weight_decay_end is not None:
+        decay = cosine(step, steps, training.weight_decay, training.weight_decay_end)
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = lr * group["scale"], decay * group["decays"]
+    return lr
+
+
+def learning_rate(step, steps, warmup, peak):
+    """The learning rate at `step`: linear warm-up from 0, then a cosine to 0.
+
+    It is peak * step / warmup, then peak * (1 + cos(pi t)) / 2 with t from 0 to 1.
+
+    Args:
+        step: 0 .. steps - 1.
+        steps: steps of the whole training.
+        warmup: steps of the warm-up.
+        peak: the highest learning rate.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    return cosine(step - warmup, max(1, steps - warmup), peak, 0.0)
+
+
+def cosine(step, steps, first, last):
+    """From `first` at step 0 to `last` at `steps`, along half a cosine."""
+    return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def clip_each_grad(parameters, max_norm):
+    """Clip the gradient of each parameter on its own to the norm `max_norm`, as DINO's released code does."""
+    for p in parameters:
+        torch.nn.utils.clip_grad_norm_([p], max_norm)
