@@ -17,7 +17,8 @@ from idmm_fast.runtime.device import Runtime
 from idmm_fast.train import batch_size as memory
 from idmm_fast.train.batch_size import fix_batch_size
 from idmm_fast.train.finetuning import finetune
-from idmm_fast.train.pretraining import SCHEMA, _forward, pretrain
+from idmm_fast.train.pretraining import SCHEMA, _step_cost, pretrain
+from idmm_fast.train.provenance import record_start
 
 OPTIONS = {"embed_dim": 192, "depth": 4, "num_heads": 3}
 
@@ -46,7 +47,7 @@ def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
     cfg = tiny_config(tiny_beton, tmp_path, model__options=OPTIONS, model__image_size=112)
     machine = Runtime(torch.device("cpu"), None, True, False)
     model = machine.place(IDMM(create_backbone("vit_tiny_patch16_224", 112, options=OPTIONS), 64)).train()
-    forward, _ = _forward(model, cfg, machine)
+    forward, _ = _step_cost(model, cfg, machine)
     said = memory.bytes_of_a_step(forward, 10) - memory.bytes_of_a_step(forward, 2)
 
     def peak(images):
@@ -101,7 +102,9 @@ def test_auto_asks_the_run_folder_itself_and_no_other(tmp_path, monkeypatch):
     (tmp_path / "old" / "stages" / "new").mkdir(parents=True)
     (tmp_path / "old" / "stages" / "new" / "config.yaml").write_text(yaml.safe_dump({"training": {"batch_size": 12}}))
     assert size(training__resume="auto") == 12
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun begins again, and the run goes on
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun restarts the job
+    assert size(training__resume="no") == 24  # the run there is not of this job, and is not resumed
+    record_start(tmp_path / "old" / "stages" / "new" / "starts.jsonl", 0)
     assert size(training__resume="no") == 12
 
 
