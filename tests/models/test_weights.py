@@ -4,8 +4,9 @@ import pytest
 import torch
 from helpers import FINETUNE, TINY_VIT, tiny_config
 
-from idmm_fast.models import Classifier, create_backbone, finetune, init_head, load_backbone
+from idmm_fast.models import Classifier, create_backbone, init_head, load_backbone
 from idmm_fast.train import checkpoint
+from idmm_fast.train.finetuning import finetune
 
 
 def test_timm_state_dicts_load_as_initial_weights(tiny_beton, tmp_path):
