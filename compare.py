@@ -31,9 +31,9 @@ def parse(argv):
         return parser.parse_args(argv)
     add(
         "--config",
-        default="rn_configs/compare.yaml",
+        default="rn_configs/compare/small.yaml",
         metavar="FILE",
-        help="model, sizes, what all trainings share (default: rn_configs/compare.yaml)",
+        help="model, sizes, what all trainings share (default: rn_configs/compare/small.yaml)",
     )
     add("--datasets", nargs="+", required=True, metavar="NAME", help="what is pretrained on")
     add(

@@ -53,7 +53,7 @@ class Cell:
 
 
 class Setup:
-    """A file like rn_configs/compare.yaml: model, what all pretrainings share, what all fine-tunings share, what single methods have otherwise; `warmup`, a
+    """A file like rn_configs/compare/small.yaml: model, what all pretrainings share, what all fine-tunings share, what single methods have otherwise; `warmup`, a
     share of the epochs (without it everything warms up as long as its own file says), and `min_scale`, the least share of an image that a crop takes.
 
     Raises ConfigError.
@@ -62,7 +62,7 @@ class Setup:
     def __init__(self, path):
         self.path = Path(path)
         if not self.path.exists():
-            raise ConfigError(f"{path} does not exist; rn_configs/compare.yaml is one to begin from")
+            raise ConfigError(f"{path} does not exist; rn_configs/compare/small.yaml is one to begin from")
         self.tree = yaml.safe_load(self.path.read_text(encoding="utf-8")) or {}
         for key in self.tree:
             if key not in KINDS:
@@ -85,7 +85,8 @@ class Setup:
         own = dict(self.tree.get("methods", {}).get(method) or {})
         base = own.pop("like", None)
         if base is None:
-            file = self.path.parent / "methods" / f"{method}.yaml"
+            beside, above = (folder / "methods" for folder in (self.path.parent, self.path.parent.parent))
+            file = (beside if beside.exists() else above) / f"{method}.yaml"
             if not file.exists():
                 known = sorted(
                     {p.stem for p in file.parent.glob("*.yaml")} | set(self.tree.get("methods", {})) | {RANDOM}

@@ -347,7 +347,7 @@ def test_a_second_comparison_in_the_same_folder_is_refused(place):
 
 def test_every_method_sees_the_budget(place):
     """At the sizes of the comparison that comes along."""
-    setup = Setup(ROOT / "rn_configs" / "compare.yaml")
+    setup = Setup(ROOT / "rn_configs" / "compare" / "small.yaml")
     for method in (
         "idmm",
         "instance",
@@ -375,7 +375,7 @@ def test_every_method_sees_the_budget(place):
     ["idmm", "instance", "simclr", "supcon", "moco_v2", "moco_v3", "dino", "idmm_no_cutmix", "idmm_at_224_pixels"],
 )
 def test_the_papers_comparison_has_the_methods_own_settings(method):
-    setup, file = Setup(ROOT / "rn_configs" / "compare_paper.yaml"), ROOT / "rn_configs" / "methods" / f"{method}.yaml"
+    setup, file = Setup(ROOT / "rn_configs" / "compare" / "paper.yaml"), ROOT / "rn_configs" / "methods" / f"{method}.yaml"
     cell = Cell("x", 0, "balanced", method, 0, crops("4800x", 2040), "same", crops("200x", 2040))
     cfg = setup.pretraining(cell, "x", 2040, "x")
     assert cfg.training.epochs == round(4800 / sum(g["count"] for g in cfg.crops.groups))
@@ -663,8 +663,8 @@ def test_the_documents_are_made_of_the_results(tmp_path):
 
 
 def test_the_results_are_those_of_the_settings_that_come_along(tmp_path):
-    """What stands in results.jsonl was run as rn_configs/compare.yaml says: epochs and crops are those that it makes."""
-    setup = Setup(ROOT / "rn_configs" / "compare.yaml")
+    """What stands in results.jsonl was run as rn_configs/compare/small.yaml says: epochs and crops are those that it makes."""
+    setup = Setup(ROOT / "rn_configs" / "compare" / "small.yaml")
     for entry in Results(ROOT / "results").lines:
         cell = Cell(**{k: entry[k] for k in Cell.__dataclass_fields__})
         cfg = setup.pretraining(cell, "x", cell.images or entry["labels"], "x") if cell.target == "same" else None
