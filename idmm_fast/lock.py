@@ -8,13 +8,9 @@ import socket
 import sys
 from pathlib import Path
 
-from .config import ConfigError
+from .errors import Locked
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
-
-
-class Locked(ConfigError):
-    """Another process holds the lock. The message says which one, where, and what to do."""
 
 
 class Lock:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import BetonError
 from .checksum import checksums, tables_sum
 from .format import (
     ALLOCATION,
@@ -41,10 +42,6 @@ _COLUMNS = {
 MOST_CLASSES = (
     1 << 16
 )  # of a file without a sidecar, unless it has more rows; what counts classes counts up to the largest label
-
-
-class BetonError(Exception):
-    """A file that is not a whole beton. The message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)

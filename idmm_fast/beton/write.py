@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..errors import WriteError
 from ..files import sha256
 from ..limits import cores, memory_bytes
 from ..lock import Lock
@@ -27,10 +28,6 @@ from .format import ALLOCATION, DEFAULT_PAGE, HEADER, MAX_PAGE, SAMPLE, SUMS_MAR
 
 _TOGETHER = 8  # images that a thread is given at once: handing them over one by one costs as much as storing them
 RAW_SHARE = 0.125  # mode auto stores pixels when they fit this share of the machine's memory
-
-
-class WriteError(Exception):
-    """A conversion that can't go on. The message says why and what to do; nothing is left under the final name."""
 
 
 class _PageTooSmall(Exception):

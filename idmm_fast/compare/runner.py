@@ -26,6 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from ..config import ConfigError, as_dict, build, flatten, read
+from ..errors import Stopped
 from ..limits import cores
 
 RANDOM = "random"  # no pretraining
@@ -494,10 +495,6 @@ def make_cells(datasets, images, samplings, methods, seeds, targets, budget, fin
             Cell(dataset, n, sampling if n else "balanced", method, seed, pretrain, target, crops(tuning, labelled))
         )
     return cells
-
-
-class Stopped(Exception):
-    """The grid was stopped by a signal; what is done is kept."""
 
 
 def compare(cells, setup, data, out, jobs=1):

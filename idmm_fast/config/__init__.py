@@ -1,46 +1,33 @@
 """Configurations: YAML files and command lines, checked against the schemas in this folder. Nothing here imports torch."""
 
-from fastargs import Param
-
+from ..errors import ConfigError
+from .augment import Augment
 from .load import (
-    Bool,
-    Choice,
-    ConfigError,
-    CropGroups,
-    Float,
-    Int,
-    Mapping,
-    Range,
-    Stages,
-    Str,
     as_dict,
-    build,
-    changed,
+    check_files,
+    find_run_config,
     flatten,
     keys,
+    load_yaml,
+    make_config,
     overrides,
     parse,
-    read,
+    replace,
 )
 
+build, read, changed = make_config, load_yaml, replace
+
 __all__ = [
-    "Bool",
-    "Choice",
+    "Augment",
     "ConfigError",
-    "CropGroups",
-    "Float",
-    "Int",
-    "Mapping",
-    "Param",
-    "Range",
-    "Stages",
-    "Str",
     "as_dict",
-    "build",
-    "changed",
+    "check_files",
+    "find_run_config",
     "flatten",
     "keys",
+    "load_yaml",
+    "make_config",
     "overrides",
     "parse",
-    "read",
+    "replace",
 ]

@@ -1,38 +1,50 @@
 """The configuration of evaluation: what `evaluate.py` takes."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from fastargs import Param
 
 from . import sections
-from .load import Bool, Float, Int, Str
+from .load import ConfigError, Schema, find_run_config
+from .types import Bool, Float, Int, Str
 
 MINUTES = 30.0  # for a linear probe
 
-SCHEMA = {
-    "data": sections.data(test=True),
+SCHEMA: Schema = {
+    "data": (
+        "what is read",
+        {
+            **sections.data("")[1],
+            "test": Param(Str(), "FFCV dataset (.beton) whose images are classified", required=True),
+        },
+    ),
     "model": (
         "the backbone",
         {
             **sections.MODEL[1],
-            "init": Param(Str(), "run folder, checkpoint or .safetensors to judge; none: random weights", default=None),
+            "init": Param(
+                Str(), "run folder, checkpoint or .safetensors to evaluate; none: random weights", default=None
+            ),
         },
     ),
-    "knn": ("nearest neighbours", {"temperature": Param(Float(1e-6), "of the votes", default=0.07)}),
+    "knn": ("nearest neighbours", {"temperature": Param(Float(1e-6), "temperature of the votes", default=0.07)}),
     "linear": (
         "the linear probe",
         {
             "enabled": Param(Bool(), "whether there is one", default=True),
             "C": Param(Float(1e-9), "C of scikit-learn's LogisticRegression", default=1.0),
             "max_minutes": Param(
-                Float(0), "of fitting, about; a probe that takes longer gives no number", default=MINUTES
+                Float(0), "about how long it may fit; a probe that takes longer gives no number", default=MINUTES
             ),
         },
     ),
     "training": (
         "how it is computed",
         {
-            **{k: sections.training(0, 1)[1][k] for k in ("device", "amp", "channels_last", "compile")},
+            **sections.RUNTIME,
             "batch_size": Param(Int(1), "images at a time", default=256),
-            "seed": Param(Int(0), "of random weights, and of which images the picture shows", default=0),
+            "seed": Param(Int(0), "seed of random weights, and of the images that the picture shows", default=0),
         },
     ),
     "logging": (
@@ -40,3 +52,23 @@ SCHEMA = {
         {"run_dir": Param(Str(), "folder for neighbours.png; none: no picture", default=None)},
     ),
 }
+
+
+def run_config(argv: Sequence[str]) -> list[str]:
+    """The arguments that name the config.yaml of the run that --checkpoint names; none if it is no file of a run.
+
+    Raises:
+        ConfigError: if what --checkpoint names is not there.
+    """
+    for k, arg in enumerate(argv):
+        name, eq, value = arg.partition("=")
+        if name in ("--checkpoint", "--model.init"):
+            value = value if eq else argv[k + 1] if k + 1 < len(argv) else ""
+            if value.lower() not in ("", "none", "null", "~") and not Path(value).exists():
+                raise ConfigError(
+                    f"{value} does not exist; {name} is a run folder, a checkpoint in it or a .safetensors file"
+                )
+            found = find_run_config(value)
+            if found:
+                return ["--config", str(found)]
+    return []

@@ -3,26 +3,20 @@
 from fastargs import Param
 
 from . import sections
-from .load import Bool, Int, Range, Stages, Str
-from .pretrain import AUGMENT as PRETRAINING_AUGMENT
+from .augment import Augment, augment_section
+from .load import Schema
+from .types import Bool, Int, Stages, Str
 
-AUGMENT = PRETRAINING_AUGMENT | {
-    "jitter_prob": 0.4,
-    "brightness": 0.4,
-    "contrast": 0.4,
-    "saturation": 0.4,
-    "hue": 0.1,
-    "blur_prob": 0.0,
-    "randaugment": 2,
-}
+AUGMENT = Augment(jitter_prob=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_prob=0.0, randaugment=2)
 
-SCHEMA = {
+SCHEMA: Schema = {
     "data": (
         "what is read",
         {
-            **sections.data(test=True)[1],
+            **sections.data("")[1],
+            "test": Param(Str(), "FFCV dataset (.beton) whose accuracy is reported", required=True),
             "per_class": Param(
-                Int(0), "use this many labelled training images a class, chosen by training.seed; 0: all", default=0
+                Int(0), "labelled training images of each class, chosen by training.seed; 0: all", default=0
             ),
         },
     ),
@@ -37,19 +31,12 @@ SCHEMA = {
                 default=None,
             ),
             "init_head": Param(
-                Bool(), "take the classifier from there too, which a fine-tuning of the same classes has", default=False
+                Bool(), "take the classifier from there too, of a fine-tuning on the same classes", default=False
             ),
         },
     ),
-    "crops": (
-        "the view of every image",
-        {
-            "scale": Param(
-                Range(), "range of the share of the image's area that a random crop takes", default=[0.08, 1.0]
-            )
-        },
-    ),
-    "augment": sections.augment(AUGMENT),
+    "crops": sections.crop_scale(),
+    "augment": augment_section(AUGMENT),
     "mixup_cutmix": sections.mixing(0.5),
     "training": (
         "how it is trained",
@@ -61,14 +48,14 @@ SCHEMA = {
         },
     ),
     "progressive": (
-        "what --stages runs",
+        "progressive resizing, which --stages runs",
         {
             "stages": Param(
                 Stages(),
-                "changes for each stage; each begins with the weights and the classifier of the one before, in RUN_DIR/stage_K",
+                "changes for each stage, in RUN_DIR/stage_K; each starts from the one before it, classifier included",
                 default=[],
             )
         },
     ),
-    "logging": sections.logging(),
+    "logging": sections.logging("_finetune"),
 }

@@ -3,9 +3,11 @@
 from fastargs import Param
 
 from . import sections
-from .load import Bool, Choice, Float, Int, Mapping
+from .augment import Augment, augment_section
+from .load import Schema
+from .types import Bool, Choice, Float, Int, Mapping
 
-# Each method and its class, in idmm_fast/methods/NAME.py.
+# Each method and its class, in idmm_fast/methods/NAME.py. Its settings are rn_configs/methods/NAME.yaml.
 METHODS = {
     "idmm": "IDMM",
     "simclr": "SimCLR",
@@ -15,82 +17,61 @@ METHODS = {
     "dino": "DINO",
 }
 
-# The recipe of IDMM (arXiv 2201.10728), the defaults of loader.Augment.
-AUGMENT = {
-    "flip_prob": 0.5,
-    "jitter_prob": 0.8,
-    "brightness": 0.8,
-    "contrast": 0.8,
-    "saturation": 0.8,
-    "hue": 0.2,
-    "grayscale_prob": 0.2,
-    "blur_prob": 0.5,
-    "blur_sigma": (0.1, 2.0),
-    "randaugment": 0,
+_HEAD = {
+    "loss": Param(
+        Choice("auto", "dense", "fused"),
+        "dense: all logits at once; fused: never; auto: fused where they would exceed head.max_dense_mb",
+        default="auto",
+    ),
+    "max_dense_mb": Param(Int(0), "the most that the dense logits of a step may take, in MB", default=512),
+    "sample_rate": Param(
+        Float(1e-9, 1),
+        "below 1: only this fraction of the images outside the batch, sampled anew, takes part in a step (for millions)",
+        default=1.0,
+    ),
+    "workspace_mb": Param(Int(1), "what the fused loss may use beyond weights and gradients, in MB", default=768),
 }
 
-SCHEMA = {
+SCHEMA: Schema = {
     "data": (
         "what is read",
         {
-            **sections.data(test=False)[1],
+            **sections.data(" (pretraining reads it for online_eval.every only)")[1],
             "augment_on": Param(
                 Choice("cpu", "device"),
-                "where views are made: cpu: by the loader's threads; device: where training runs, from images kept there decoded (small datasets, few cores)",
+                "cpu: the loader's threads augment; device: GPU augmentation, of images kept there decoded (small datasets)",
                 default="cpu",
             ),
         },
     ),
     "model": sections.MODEL,
     "method": (
-        "how it learns; rn_configs/methods/ has the settings of each",
+        "how it learns; rn_configs/methods/ has the settings of each method",
         {
-            "name": Param(Choice(*METHODS), "idmm, or one to compare it with", default="idmm"),
+            "name": Param(Choice(*METHODS), "idmm, or a method to compare it with", default="idmm"),
             "options": Param(
-                Mapping(),
-                "of a method other than idmm: the arguments of its class, see rn_configs/methods/",
-                default={},
+                Mapping(), "arguments of the method's class, for another than idmm; see rn_configs/methods/", default={}
             ),
         },
     ),
     "crops": sections.crops(),
-    "augment": sections.augment(AUGMENT),
+    "augment": augment_section(Augment()),
     "cutmix": (
         sections.mixing(0.5)[0],
         {
             **sections.mixing(0.5)[1],
             "chunk_size": Param(
-                Int(0),
-                "images that mix among themselves; must divide training.batch_size; 0: all of a batch",
-                default=0,
+                Int(0), "mix within chunks of so many images; must divide training.batch_size; 0: the batch", default=0
             ),
-            "per_sample": Param(Bool(), "a box for every row instead of one for each group of views", default=False),
+            "per_sample": Param(Bool(), "a box for each row instead of one for each crop group", default=False),
         },
     ),
-    "head": (
-        "the linear layer that tells the images apart, and its loss",
-        {
-            "loss": Param(
-                Choice("auto", "dense", "fused"),
-                "dense: logits of all rows and images at once; fused: never; auto: fused where they would exceed head.max_dense_mb",
-                default="auto",
-            ),
-            "max_dense_mb": Param(Int(0), "the most that the dense logits of a step may take, in MB", default=512),
-            "sample_rate": Param(
-                Float(1e-9, 1),
-                "below 1: of the images that are not in the batch only this share, drawn anew, takes part in a step (for very many)",
-                default=1.0,
-            ),
-            "workspace_mb": Param(
-                Int(1), "what the fused loss may use beyond weights and gradients, in MB", default=768
-            ),
-        },
-    ),
+    "head": ("the linear layer that tells the images apart, and its loss", _HEAD),
     "online_eval": (
-        "how good the features are, looked at while training: on data.test, with the labels of data.train",
+        "online evaluation of the frozen features, on data.test with the labels of data.train",
         {
-            "every": Param(Int(0), "epochs between two looks, and one at the end; 0: never", default=0),
-            "linear": Param(Bool(), "a linear probe too, not only nearest neighbours", default=False),
+            "every": Param(Int(0), "epochs between evaluations, and one at the end; 0: never", default=0),
+            "linear": Param(Bool(), "a linear probe too, not only kNN", default=False),
         },
     ),
     "training": sections.training(lr=5e-4, epochs=800),

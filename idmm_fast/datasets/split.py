@@ -8,9 +8,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-
-class DatasetError(Exception):
-    """The raw files of a dataset are missing or not what they should be. The message says which and what to do."""
+from ..errors import DatasetError
 
 
 class Readable(Protocol):

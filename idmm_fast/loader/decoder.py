@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..beton.jpeg import MESSAGES, OK
+from ..errors import LoaderError
 from ..kernels.jit import is_cached
 from .cutmix import sample_cutmix
 from .ffcv_compat import Operation
@@ -40,10 +41,6 @@ def _announce_compilation():
             "compiling the loader's kernels; this is done once on a machine and takes about half a minute",
             file=sys.stderr,
         )
-
-
-class LoaderError(RuntimeError):
-    """A batch that could not be made. The message names the file and the row."""
 
 
 def row_numbers(rows, beton):

@@ -2,6 +2,8 @@
 
 import signal
 
+from ..errors import Stopped
+
 
 class SignalFlag:
     """Turns Ctrl-C and SIGTERM into a flag that the trainer looks at between two steps; a second Ctrl-C stops at once.
@@ -28,7 +30,7 @@ class SignalFlag:
             signal.signal(number, handler)
 
 
-class Interrupted(Exception):
+class Interrupted(Stopped):
     """Training was stopped by a signal, after a checkpoint.
 
     Args:

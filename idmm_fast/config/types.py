@@ -1,0 +1,172 @@
+"""Types of configuration values: each checks a value, and says in `help` what it takes.
+
+fastargs reads the string "false" as true and 1.5 as the integer 1; these checkers refuse both.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from fastargs.validation import Checker
+
+
+class Int(Checker):
+    """A whole number in low..high."""
+
+    def __init__(self, low: int, high: int = 2**63 - 1):
+        self.low, self.high = low, high
+
+    def check(self, value: Any) -> Any:
+        if isinstance(value, bool) or int(value) != float(value) or not self.low <= int(value) <= self.high:
+            raise ValueError
+        return int(value)
+
+    def help(self) -> str:
+        if self.high > 2**60:
+            return f"a whole number of at least {self.low}"
+        return f"a whole number in {self.low}..{self.high}"
+
+
+class BatchSize(Int):
+    """A whole number, or auto."""
+
+    def check(self, value: Any) -> Any:
+        return value if value == "auto" else super().check(value)
+
+    def help(self) -> str:
+        return "a whole number of at least 1, or auto"
+
+
+class Float(Checker):
+    """A number in low..high."""
+
+    def __init__(self, low: float, high: float = float("inf")):
+        self.low, self.high = low, high
+
+    def check(self, value: Any) -> float:
+        if isinstance(value, bool) or not self.low <= float(value) <= self.high:
+            raise ValueError
+        return float(value)
+
+    def help(self) -> str:
+        if self.high == float("inf"):
+            return f"a number of at least {self.low}"
+        return f"a number in {self.low}..{self.high}"
+
+
+class Bool(Checker):
+    """True or false."""
+
+    def check(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    def help(self) -> str:
+        return "true or false"
+
+
+class Choice(Checker):
+    """One of several values; true is not 1."""
+
+    def __init__(self, *choices: Any):
+        self.choices = choices
+
+    def check(self, value: Any) -> Any:
+        if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices):
+            raise ValueError
+        return value
+
+    def help(self) -> str:
+        return "one of " + ", ".join(str(c).lower() if isinstance(c, bool) else str(c) for c in self.choices)
+
+
+AUTO = Choice("auto", True, False)
+
+
+class Str(Checker):
+    """Text."""
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise ValueError
+        return str(value)
+
+    def help(self) -> str:
+        return "text"
+
+
+class Derived(Str):
+    """Text, or auto: what `derive` makes of the rest of the configuration."""
+
+    def __init__(self, derive: Callable[[SimpleNamespace], str]):
+        self.derive = derive
+
+    def help(self) -> str:
+        return "text, or auto"
+
+
+class Resume(Str):
+    """no, auto or a path; YAML reads the bare word no as false."""
+
+    def check(self, value: Any) -> str:
+        return "no" if value is False else super().check(value)
+
+
+class Range(Checker):
+    """Two numbers [low, high] within low..high."""
+
+    def __init__(self, low: float = float("-inf"), high: float = float("inf")):
+        self.low, self.high = low, high
+
+    def check(self, value: Any) -> list[float]:
+        low, high = value
+        if not self.low <= float(low) <= float(high) <= self.high:
+            raise ValueError
+        return [float(low), float(high)]
+
+    def help(self) -> str:
+        return "a range [low, high]" + (f" within {self.low}..{self.high}" if self.high < float("inf") else "")
+
+
+class Mapping(Checker):
+    """{name: value}."""
+
+    def check(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError
+        return value
+
+    def help(self) -> str:
+        return "a mapping {name: value}"
+
+
+class Stages(Checker):
+    """Changes to a configuration, one set after another: [{training.epochs: 800}, {model.image_size: 448, ...}]."""
+
+    def check(self, value: Any) -> list[dict[str, Any]]:
+        if not isinstance(value, list) or not all(
+            isinstance(stage, dict) and all("." in str(key) for key in stage) for stage in value
+        ):
+            raise ValueError
+        return value
+
+    def help(self) -> str:
+        return "a list of stages like [{training.epochs: 800}, {model.image_size: 448}]"
+
+
+class CropGroups(Checker):
+    """Groups of crops: [{count: 2, scale: [0.14, 1.0]}, ...], each with an optional size in pixels."""
+
+    _KEYS = {"count": Int(1, 64), "scale": Range(), "size": Int(8, 4096)}
+
+    def check(self, value: Any) -> list[dict[str, Any]]:
+        groups = [dict(group) for group in value]
+        if not groups or not all({"count", "scale"} <= set(group) <= set(self._KEYS) for group in groups):
+            raise ValueError
+        return [
+            {key: checker.check(group[key]) for key, checker in self._KEYS.items() if key in group} for group in groups
+        ]
+
+    def help(self) -> str:
+        return "a list of groups like [{count: 2, scale: [0.14, 1.0]}]"
