@@ -2,18 +2,8 @@
 
 from ..errors import ConfigError
 from .augment import Augment
-from .load import (
-    as_dict,
-    check_files,
-    find_run_config,
-    flatten,
-    keys,
-    load_yaml,
-    make_config,
-    overrides,
-    parse,
-    replace,
-)
+from .command_line import overrides, parse
+from .load import as_dict, check_files, find_run_config, flatten, keys, load_yaml, make_config, replace
 
 build, read, changed = make_config, load_yaml, replace
 

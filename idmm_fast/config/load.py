@@ -6,7 +6,6 @@ values are {"section.key": value} until `make_config` turns them into nested nam
 """
 
 import difflib
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +48,8 @@ def make_config(schema: Schema, values: Mapping[str, Any]) -> SimpleNamespace:
     _refuse_unknown(values, known, "configuration")
     config.content = {}
     for path, value in values.items():
-        key, param = tuple(path.split(".")), config.entries[tuple(path.split("."))]
+        key = tuple(path.split("."))
+        param = config.entries[key]
         optional = param.default is None and not param.required
         if value is None or (optional and isinstance(value, str) and value.lower() in ("none", "null")):
             if not optional and not param.required:
@@ -68,16 +68,17 @@ def make_config(schema: Schema, values: Mapping[str, Any]) -> SimpleNamespace:
         }
     )
     for section, (_, params) in schema.items():
-        for key, param in params.items():
-            if isinstance(param.checker, Derived) and getattr(getattr(cfg, section), key) == "auto":
-                setattr(getattr(cfg, section), key, param.checker.derive(cfg))
+        group = vars(getattr(cfg, section))
+        group |= {
+            k: p.checker.derive(cfg) for k, p in params.items() if isinstance(p.checker, Derived) and group[k] == "auto"
+        }
     return cfg
 
 
 def replace(schema: Schema, cfg: SimpleNamespace, changes: Mapping[str, Any]) -> SimpleNamespace:
     """The configuration `cfg` of `schema` with other values for the keys of `changes` ({"section.key": value})."""
     values = {f"{section}.{key}": value for section, keys in as_dict(cfg).items() for key, value in keys.items()}
-    return make_config(schema, values | changes)
+    return make_config(schema, values | dict(changes))
 
 
 def as_dict(cfg: SimpleNamespace) -> dict[str, dict[str, Any]]:
@@ -96,7 +97,7 @@ def flatten(schema: Schema, tree: Mapping[str, Any] | None, where: str) -> Value
     Raises:
         ConfigError: for an unknown key.
     """
-    return _flatten(tree or {}, keys(schema), where)
+    return flatten_known(tree or {}, keys(schema), where)
 
 
 def load_yaml(schema: Schema, path: str | Path, ignored: Iterable[str] = ()) -> Values:
@@ -111,50 +112,7 @@ def load_yaml(schema: Schema, path: str | Path, ignored: Iterable[str] = ()) -> 
     Raises:
         ConfigError: for a file that is missing, not YAML, or includes itself, and for an unknown key.
     """
-    return _load(path, keys(schema), ignored)
-
-
-def parse(
-    schema: Schema,
-    argv: Sequence[str],
-    doc: str | None,
-    aliases: Mapping[str, str] | None = None,
-    ignored: Iterable[str] = (),
-    others: Mapping[str, Sequence[str]] | None = None,
-) -> SimpleNamespace:
-    """The configuration that a command line asks for: --config FILE and --section.key=value, later ones over earlier.
-
-    Args:
-        schema: what there is to set.
-        argv: the arguments.
-        doc: the head of the help, which --help prints before it exits.
-        aliases: {short name: "section.key"}.
-        ignored: keys of other scripts, which a file may hold.
-        others: {script: its keys}; a file with a key that only that script has is refused by the script's name.
-
-    Raises:
-        ConfigError: for whatever can't be used.
-    """
-    known, aliases = keys(schema), aliases or {}
-    files: Values = {}
-    given = []
-    for name, value in _arguments(argv):
-        if value is None:
-            print(_help(schema, doc or ""))
-            sys.exit(0)
-        if name in ("config", "config-file", "C"):
-            files |= _load(value, known, ignored, others)
-        else:
-            given.append(f"--{aliases.get(name, name)}={value}")
-    return make_config(schema, files | overrides(known, given))
-
-
-def overrides(known: Sequence[str], argv: Sequence[str]) -> Values:
-    """The values of arguments --section.key=value, of which `known` are the keys. Raises ConfigError."""
-    found: Values = {}
-    for name, value in _arguments(argv):
-        found |= _flatten({name: None if value is None else _parse_value(value)}, known, "command line")
-    return found
+    return load_values(path, keys(schema), ignored)
 
 
 def check_files(cfg: SimpleNamespace) -> None:
@@ -174,7 +132,7 @@ def find_run_config(path: str | Path) -> Path | None:
     return next((f / "config.yaml" for f in folders if (f / "config.yaml").is_file()), None)
 
 
-def _load(
+def load_values(
     path: str | Path,
     known: Sequence[str],
     ignored: Iterable[str] = (),
@@ -185,7 +143,7 @@ def _load(
     others, ignored = others or {}, set(ignored)
     tree = _read_tree(path, included_by)
     included = tree.pop("include", None) or []
-    flat = _flatten(tree, [*known, *ignored, *(key for theirs in others.values() for key in theirs)], str(path))
+    flat = flatten_known(tree, [*known, *ignored, *(key for theirs in others.values() for key in theirs)], str(path))
     for script, theirs in others.items():
         if strange := [key for key in flat if key in theirs and key not in known and key not in ignored]:
             raise ConfigError(
@@ -194,7 +152,7 @@ def _load(
             )
     below: Values = {}
     for name in included if isinstance(included, list) else [included]:
-        below |= _load(Path(path).parent / str(name), known, ignored, others, (*included_by, str(path)))
+        below |= load_values(Path(path).parent / str(name), known, ignored, others, (*included_by, str(path)))
     return below | {key: value for key, value in flat.items() if key in known}
 
 
@@ -214,7 +172,7 @@ def _read_tree(path: str | Path, included_by: tuple[str, ...]) -> dict[str, Any]
     return tree
 
 
-def _flatten(tree: Mapping[str, Any], known: Sequence[str], where: str) -> Values:
+def flatten_known(tree: Mapping[str, Any], known: Sequence[str], where: str) -> Values:
     """See `flatten`; `known` are the keys there are."""
 
     def pairs(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -252,55 +210,3 @@ def _nearest(path: str, known: Sequence[str]) -> str:
 
     near = max(known, key=likeness)
     return f"Did you mean '{near}'? " if likeness(near)[0] >= 0.7 else ""
-
-
-def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """(name, value) of every `--name=value` and `--name value`, as text; ("help", None) for -h and --help."""
-    args = list(argv)
-    while args:
-        arg = args.pop(0)
-        if arg in ("-h", "--help"):
-            yield "help", None
-            continue
-        if not arg.startswith("-"):
-            raise ConfigError(f"'{arg}' is not understood; keys are given as --section.key=value")
-        name, eq, value = arg.lstrip("-").partition("=")
-        if not eq:
-            if not args:
-                raise ConfigError(f"--{name} needs a value")
-            value = args.pop(0)
-        yield name, value
-
-
-def _parse_value(text: str) -> Any:
-    """A value of the command line, as YAML reads it."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _help(schema: Schema, doc: str) -> str:
-    """What --help prints."""
-    lines = [
-        doc.strip(),
-        "",
-        "  --config FILE (also --config-file)   a YAML file of the keys below; may be given several times, later ones win",
-        "",
-    ]
-    for section, (description, params) in schema.items():
-        lines.append(f"{section}: {description}")
-        for key, param in params.items():
-            lines.append(f"  --{section}.{key}={param.checker.help()}")
-            lines.append(
-                f"        {param.desc} ({'required' if param.required else f'default {_as_typed(param.default)}'})"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _as_typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value).replace("'", "") if isinstance(value, list | dict) else str(value)

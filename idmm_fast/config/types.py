@@ -158,7 +158,7 @@ class Stages(Checker):
 class CropGroups(Checker):
     """Groups of crops: [{count: 2, scale: [0.14, 1.0]}, ...], each with an optional size in pixels."""
 
-    _KEYS = {"count": Int(1, 64), "scale": Range(), "size": Int(8, 4096)}
+    _KEYS: dict[str, Checker] = {"count": Int(1, 64), "scale": Range(), "size": Int(8, 4096)}
 
     def check(self, value: Any) -> list[dict[str, Any]]:
         groups = [dict(group) for group in value]

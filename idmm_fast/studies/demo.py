@@ -11,11 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from .. import datasets
+from .. import config, datasets
 from ..beton import open_beton, write_beton
 from ..config import build, keys, read
 from ..config import evaluate as evaluate_config
-from ..config import load as config
 from ..evaluate import frozen as judging
 from ..files import load_or_compute
 from ..plots.curves import read_metrics

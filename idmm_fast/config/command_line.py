@@ -1,0 +1,106 @@
+"""The command line: --config FILE and --section.key=value, and the help that lists every key."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+from .load import Schema, Values, flatten_known, keys, load_values, make_config
+
+
+def parse(
+    schema: Schema,
+    argv: Sequence[str],
+    doc: str | None,
+    aliases: Mapping[str, str] | None = None,
+    ignored: Iterable[str] = (),
+    others: Mapping[str, Sequence[str]] | None = None,
+) -> SimpleNamespace:
+    """The configuration that a command line asks for: --config FILE and --section.key=value, later ones over earlier.
+
+    Args:
+        schema: what there is to set.
+        argv: the arguments.
+        doc: the head of the help, which --help prints before it exits.
+        aliases: {short name: "section.key"}.
+        ignored: keys of other scripts, which a file may hold.
+        others: {script: its keys}; a file with a key that only that script has is refused by the script's name.
+
+    Raises:
+        ConfigError: for whatever can't be used.
+    """
+    known, aliases = keys(schema), aliases or {}
+    files: Values = {}
+    given = []
+    for name, value in _arguments(argv):
+        if value is None:
+            print(_help(schema, doc or ""))
+            sys.exit(0)
+        if name in ("config", "config-file", "C"):
+            files |= load_values(value, known, ignored, others)
+        else:
+            given.append(f"--{aliases.get(name, name)}={value}")
+    return make_config(schema, files | overrides(known, given))
+
+
+def overrides(known: Sequence[str], argv: Sequence[str]) -> Values:
+    """The values of arguments --section.key=value, of which `known` are the keys. Raises ConfigError."""
+    found: Values = {}
+    for name, value in _arguments(argv):
+        found |= flatten_known({name: None if value is None else _parse_value(value)}, known, "command line")
+    return found
+
+
+def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(name, value) of every `--name=value` and `--name value`, as text; ("help", None) for -h and --help."""
+    args = list(argv)
+    while args:
+        arg = args.pop(0)
+        if arg in ("-h", "--help"):
+            yield "help", None
+            continue
+        if not arg.startswith("-"):
+            raise ConfigError(f"'{arg}' is not understood; keys are given as --section.key=value")
+        name, eq, value = arg.lstrip("-").partition("=")
+        if not eq:
+            if not args:
+                raise ConfigError(f"--{name} needs a value")
+            value = args.pop(0)
+        yield name, value
+
+
+def _parse_value(text: str) -> Any:
+    """A value of the command line, as YAML reads it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _help(schema: Schema, doc: str) -> str:
+    """What --help prints."""
+    lines = [
+        doc.strip(),
+        "",
+        "  --config FILE (also --config-file)   a YAML file of the keys below; may be given several times, later ones win",
+        "",
+    ]
+    for section, (description, params) in schema.items():
+        lines.append(f"{section}: {description}")
+        for key, param in params.items():
+            lines.append(f"  --{section}.{key}={param.checker.help()}")
+            lines.append(
+                f"        {param.desc} ({'required' if param.required else f'default {_as_typed(param.default)}'})"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _as_typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value).replace("'", "") if isinstance(value, list | dict) else str(value)
