@@ -27,7 +27,7 @@ def main(argv=None):
     from idmm_fast.train.signals import Interrupted
 
     try:
-        report = run_demo("rn_configs/demo.yaml", "rn_configs/demo_finetune.yaml", args.out, args.seeds, overrides)
+        report = run_demo("rn_configs/demo.yaml", "rn_configs/finetune/demo.yaml", args.out, args.seeds, overrides)
     except Interrupted as stopped:
         print(f"{stopped} (`make demo` does that itself)", file=sys.stderr)
         sys.exit(stopped.exit_code)

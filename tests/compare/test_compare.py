@@ -375,7 +375,10 @@ def test_every_method_sees_the_budget(place):
     ["idmm", "instance", "simclr", "supcon", "moco_v2", "moco_v3", "dino", "idmm_no_cutmix", "idmm_at_224_pixels"],
 )
 def test_the_papers_comparison_has_the_methods_own_settings(method):
-    setup, file = Setup(ROOT / "rn_configs" / "compare" / "paper.yaml"), ROOT / "rn_configs" / "methods" / f"{method}.yaml"
+    setup, file = (
+        Setup(ROOT / "rn_configs" / "compare" / "paper.yaml"),
+        ROOT / "rn_configs" / "methods" / f"{method}.yaml",
+    )
     cell = Cell("x", 0, "balanced", method, 0, crops("4800x", 2040), "same", crops("200x", 2040))
     cfg = setup.pretraining(cell, "x", 2040, "x")
     assert cfg.training.epochs == round(4800 / sum(g["count"] for g in cfg.crops.groups))

@@ -2,15 +2,10 @@
 
 import pytest
 import yaml
-from helpers import ROOT, run_script
 
-from idmm_fast.config import ConfigError, as_dict, build, parse
-from idmm_fast.train import finetuning as finetune
-from idmm_fast.train import pretraining as pretrain
+from idmm_fast.config import ConfigError, check_files, evaluate, finetune, make_config, parse, pretrain
+from idmm_fast.config.augment import Augment
 
-CONFIGS = [
-    p for p in sorted((ROOT / "rn_configs").glob("*.yaml")) if not p.stem.startswith("compare")
-]  # test_compare.py has these
 NEEDED = ["--data.train=x.beton", "--model.name=deit_tiny_patch16_224", "--logging.run_dir=runs/x"]
 
 
@@ -48,13 +43,6 @@ def test_defaults_are_the_papers():
     }
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_config_loads(path):
-    schema = finetune.SCHEMA if path.stem.endswith("finetune") else pretrain.SCHEMA
-    cfg = parse(schema, ["--config", str(path)], "doc")
-    assert build(schema, {f"{s}.{k}": v for s, keys in as_dict(cfg).items() for k, v in keys.items()}) == cfg
-
-
 OPTIONAL = ["training.weight_decay_end", "data.test"]
 
 
@@ -75,7 +63,7 @@ def test_none_is_what_the_help_calls_none(tmp_path, key, capsys):
 def test_none_is_no_value_for_what_has_another_default(value):
     with pytest.raises(ConfigError, match=r"training\.lr: (none|'none') is not a number of at least 0"):
         read(f"--training.lr={value}")
-    assert read("--logging.run_dir=none").logging.run_dir == "none"  # a required text is taken as it is
+    assert read("--logging.run_dir=none").logging.run_dir == "none"  # a text with a default is taken as it is
 
 
 def test_a_name_is_suggested_only_where_one_is_near():
@@ -92,16 +80,6 @@ def test_a_name_is_suggested_only_where_one_is_near():
     for typed in ("training.colour", "frobnicate", "model.xyzzy"):
         with pytest.raises(ConfigError, match=rf"there is no key '{typed}'\. \(--help lists all keys\)"):
             read(f"--{typed}=1")
-
-
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "rn_configs"], ids=lambda p: p.stem)
-def test_a_configuration_of_the_other_script_is_called_that(path):
-    script, other = (
-        ("finetune.py", "train_idmm.py") if path.stem.endswith("finetune") else ("train_idmm.py", "finetune.py")
-    )
-    refused = run_script(other, "--config", path)
-    assert refused.returncode == 1
-    assert f"error: {path} is a configuration of {script}" in refused.stderr
 
 
 def test_a_file_that_is_no_utf8_is_told_so(tmp_path):
@@ -163,6 +141,10 @@ def test_a_file_goes_over_the_one_that_it_includes(tmp_path):
     path.write_text("include: below/base.yaml\ntraining:\n  epochs: 9\n")
     cfg = read("--config", str(path), "--training.seed=6")
     assert (cfg.training.lr, cfg.training.epochs, cfg.training.seed) == (3e-4, 9, 6)
+    (tmp_path / "other.yaml").write_text("training:\n  epochs: 8\n  batch_size: 12\n")
+    path.write_text("include: [below/base.yaml, other.yaml]\ntraining:\n  batch_size: 13\n")
+    cfg = read("--config", str(path))
+    assert (cfg.training.lr, cfg.training.epochs, cfg.training.seed, cfg.training.batch_size) == (3e-4, 8, 5, 13)
     path.write_text("include: nobody.yaml\n")
     with pytest.raises(ConfigError, match=r"nobody\.yaml does not exist \(included by .*c\.yaml\)"):
         read("--config", str(path))
@@ -174,6 +156,48 @@ def test_a_file_goes_over_the_one_that_it_includes(tmp_path):
 def test_missing_required_key():
     with pytest.raises(ConfigError, match=r"data\.train is required"):
         parse(pretrain.SCHEMA, ["--model.name=x", "--logging.run_dir=y"], "doc")
+    for schema in (finetune.SCHEMA, evaluate.SCHEMA):
+        with pytest.raises(ConfigError, match=r"data\.test is required"):
+            parse(schema, ["--model.name=x", "--data.train=x.beton"], "doc")
+
+
+@pytest.mark.parametrize(
+    ("schema", "train", "name", "method", "folder"),
+    [
+        (pretrain, "data/pets_train.beton", "deit_tiny_patch16_224", "idmm", "runs/pets_deit_tiny"),
+        (pretrain, "data/pets_train.beton", "t2t_vit_7", "dino", "runs/pets_t2t_vit_7_dino"),
+        (pretrain, "elsewhere/my.photos.beton", "pvt_v2_b0", "idmm", "runs/my.photos_pvt_v2_b0"),
+        (pretrain, "cache/birds/train.beton", "resnet50.a1_in1k", "idmm", "runs/birds_resnet50"),
+        (finetune, "data/pets_train.beton", "deit_tiny_patch16_224", None, "runs/pets_deit_tiny_finetune"),
+    ],
+)
+def test_a_run_folder_is_named_after_dataset_backbone_and_method(schema, train, name, method, folder):
+    values = {"data.train": train, "data.test": "x.beton", "model.name": name}
+    values |= {"method.name": method} if method else {}
+    assert make_config(schema.SCHEMA, values).logging.run_dir == folder
+    assert make_config(schema.SCHEMA, {**values, "logging.run_dir": "auto"}).logging.run_dir == folder
+    assert make_config(schema.SCHEMA, {**values, "logging.run_dir": "mine"}).logging.run_dir == "mine"
+
+
+def test_files_that_are_missing_are_named_before_training(tmp_path, tiny_beton):
+    """The run that weights come from first, then the datasets."""
+    values = {"data.train": str(tmp_path / "a"), "data.test": str(tmp_path / "b"), "model.name": "x"}
+    values["model.init"] = str(tmp_path / "run")
+    for missing in ("model.init", "data.train", "data.test"):
+        with pytest.raises(ConfigError, match=rf"{missing}: {values[missing]} does not exist"):
+            check_files(make_config(finetune.SCHEMA, values))
+        values[missing] = str(tiny_beton)
+    check_files(make_config(finetune.SCHEMA, values))
+
+
+def test_the_loaders_augment_and_the_section_are_one(tmp_path):
+    assert Augment(**vars(read().augment)) == Augment()
+    for values in ({"flip_prob": 1.5}, {"hue": 0.6}, {"blur_sigma": (3, 2)}, {"randaugment": 3}, {"contrast": -1}):
+        ((key, value),) = values.items()
+        with pytest.raises(ValueError, match=rf"Augment\.{key}: .* is not"):
+            Augment(**values)
+        with pytest.raises(ConfigError, match=rf"augment\.{key}: .* is not"):
+            read(f"--augment.{key}={list(value) if isinstance(value, tuple) else value}")
 
 
 def test_help_tells_every_key(capsys):
@@ -184,3 +208,22 @@ def test_help_tells_every_key(capsys):
     for section, (_, params) in pretrain.SCHEMA.items():
         for key in params:
             assert f"--{section}.{key}=" in shown
+
+
+@pytest.mark.parametrize("schema", [pretrain, finetune, evaluate], ids=lambda m: m.__name__.rpartition(".")[2])
+def test_every_default_of_the_help_can_be_typed(schema, capsys):
+    """What --help shows as a default, given as an argument, is the default."""
+    required = ["--data.train=x.beton", "--data.test=x.beton", "--model.name=x"]
+    with pytest.raises(SystemExit):
+        parse(schema.SCHEMA, ["--help"], "doc")
+    shown = capsys.readouterr().out
+    typed = []
+    for section, (_, params) in schema.SCHEMA.items():
+        for key, param in params.items():
+            text = shown.split(f"--{section}.{key}=")[1].split("\n")[1]
+            if not param.required:
+                typed.append(f"--{section}.{key}={text.rpartition('(default ')[2].removesuffix(')')}")
+    assert len(typed) > 15
+    assert parse(schema.SCHEMA, [*required, *(t for t in typed if "data.test" not in t)], "doc") == parse(
+        schema.SCHEMA, required, "doc"
+    )

@@ -26,7 +26,7 @@ SMALL = [
 def report(tiny_beton, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     data = [f"--data.train={tiny_beton}", f"--data.test={tiny_beton}"]
-    configs = [ROOT / "rn_configs" / name for name in ("demo.yaml", "demo_finetune.yaml")]
+    configs = [ROOT / "rn_configs" / name for name in ("demo.yaml", "finetune/demo.yaml")]
     return (
         folder,
         run_demo(*configs, folder, 2, [*data, *SMALL]),
@@ -72,7 +72,7 @@ def test_what_is_done_is_not_done_again(report):
 )
 def test_options_that_no_part_knows_are_errors(tmp_path, args, says):
     with pytest.raises(ConfigError, match=says):
-        run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "demo_finetune.yaml", tmp_path, 2, args)
+        run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "finetune" / "demo.yaml", tmp_path, 2, args)
 
 
 def test_options_reach_the_parts_that_have_them(tmp_path, monkeypatch, tiny_beton):
@@ -93,7 +93,7 @@ def test_options_reach_the_parts_that_have_them(tmp_path, monkeypatch, tiny_beto
         "--data.per_class=3",
     ]
     with pytest.raises(KeyboardInterrupt):
-        run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "demo_finetune.yaml", tmp_path, 2, args)
+        run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "finetune" / "demo.yaml", tmp_path, 2, args)
     assert (seen["cfg"].training.epochs, seen["cfg"].training.lr, seen["cfg"].training.seed) == (7, 0.25, 0)
 
 

@@ -1,0 +1,96 @@
+"""The files in rn_configs: each loads, trains, is refused by the other script, and stands in the README there."""
+
+import re
+
+import numpy as np
+import pytest
+from helpers import ROOT, read_losses, run_script
+
+from idmm_fast.config import as_dict, finetune, make_config, parse, pretrain
+
+FOLDER = ROOT / "rn_configs"
+SCRIPTS = {"train_idmm.py": (FOLDER, pretrain.SCHEMA), "finetune.py": (FOLDER / "finetune", finetune.SCHEMA)}
+OWN = ["--data.train=data/mine_train.beton", "--data.test=data/mine_test.beton"]
+# Each dataset's file, and each backbone over that of pets: (script, its files).
+COMBINATIONS = [
+    (script, files)
+    for script, (folder, _) in SCRIPTS.items()
+    for files in (
+        *([path] for path in sorted(folder.glob("*.yaml"))),
+        *([folder / "pets.yaml", path] for path in sorted((folder / "backbones").glob("*.yaml"))),
+    )
+]
+
+
+def name_of(combination):
+    """A short name of a combination of files, for pytest."""
+    script, files = combination
+    return f"{script.removesuffix('.py')}-{'+'.join(path.stem for path in files)}"
+
+
+def arguments(files):
+    return [text for path in files for text in ("--config", str(path))]
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
+def test_every_config_loads(combination):
+    script, files = combination
+    schema = SCRIPTS[script][1]
+    cfg = parse(schema, [*arguments(files), *(OWN if files[0].stem == "own" else [])], "doc")
+    assert make_config(schema, {f"{s}.{k}": v for s, keys in as_dict(cfg).items() for k, v in keys.items()}) == cfg
+    assert re.fullmatch(rf"runs/[\w-]+{'_finetune' if script == 'finetune.py' else ''}", cfg.logging.run_dir)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "methods").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_method_goes_over_a_dataset(path):
+    cfg = parse(pretrain.SCHEMA, arguments([FOLDER / "pets.yaml", path]), "doc")
+    assert cfg.method.name == {"instance": "idmm"}.get(path.stem, path.stem)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
+def test_a_configuration_of_the_other_script_is_called_that(combination):
+    script, files = combination
+    (other,) = set(SCRIPTS) - {script}
+    refused = run_script(other, "--config", files[-1])
+    assert refused.returncode == 1
+    assert f"error: {files[-1]} is a configuration of {script}" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "combination",
+    [
+        pytest.param(c, id=name_of(c), marks=[] if c[1][0].stem == "pets" else pytest.mark.slow)
+        for c in COMBINATIONS
+        if c[1][0].stem != "demo"
+    ],
+)
+def test_every_config_trains(combination, tiny_beton, tmp_path):
+    """Two steps of each; every backbone always, the other datasets, which share their base, with `make test-slow`."""
+    script, files = combination
+    shown = run_script(
+        script,
+        *arguments(files),
+        f"--data.train={tiny_beton}",
+        f"--data.test={tiny_beton}",
+        "--training.batch_size=2",
+        "--training.max_steps=2",
+        "--training.compile=false",
+        "--training.device=cpu",
+        f"--logging.run_dir={tmp_path / 'run'}",
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert len(read_losses(tmp_path / "run")) == 2
+    assert np.isfinite(read_losses(tmp_path / "run")).all()
+
+
+def test_the_readme_lists_every_file_with_what_is_in_it():
+    rows = re.findall(r"^\| `(\S+\.yaml)` \|(.*)\|$", (FOLDER / "README.md").read_text(), re.M)
+    assert sorted(name for name, _ in rows) == sorted(str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.yaml"))
+    listed = dict(rows)
+    for script, files in COMBINATIONS:
+        if len(files) > 1:
+            continue
+        cells = [cell.strip() for cell in listed[str(files[0].relative_to(FOLDER))].split("|")]
+        cfg = parse(SCRIPTS[script][1], [*arguments(files), *(OWN if files[0].stem == "own" else [])], "doc")
+        assert cells[3].endswith(f", {cfg.model.image_size}")
+        assert cells[4] == str(cfg.training.epochs)
