@@ -1,20 +1,22 @@
 #!/usr/bin/env python
 """Measure throughput.
 
-python benchmark.py loader --images my_photos                          # ours, decode alone, the recipe in PIL/torchvision
-python benchmark.py loader --beton data/flowers_train.beton --workers 1 --peers official,ffcv,albumentations,dali --repeats 5 --json bench.json
-python benchmark.py writer --images my_photos                          # conversion, against FFCV's own writer
-python benchmark.py loss                                               # the fused loss and index targets, against the dense forms
-python benchmark.py head                                               # 20 steps with 1,281,167 instances, and their memory
-python benchmark.py end_to_end --images my_photos                      # training with the loader, against batches that are there already
-python benchmark.py step --model deit_tiny_patch16_224 --batch 8       # a training step against the published one, a switch at a time
-python benchmark.py gpu --images my_photos --json gpu.json              # all figures of a GPU in one go
+python benchmark.py loader --images my_photos                       # ours, decoding alone, PIL/torchvision
+python benchmark.py loader --beton data/flowers_train.beton --peers official,ffcv,albumentations,dali --json bench.json
+python benchmark.py writer --images my_photos                       # conversion, against FFCV's own writer
+python benchmark.py loss                                            # fused loss, index targets, against dense
+python benchmark.py head                                            # 20 steps of 1,281,167 instances, their memory
+python benchmark.py end_to_end --images my_photos                   # training with the loader, against ready batches
+python benchmark.py step --model deit_tiny_patch16_224 --batch 8    # a step against the reference, a switch at a time
+python benchmark.py gpu --images my_photos --json gpu.json          # all figures of a GPU in one go
 """
 
 import argparse
 import json
-import sys
+from importlib import import_module
 from pathlib import Path
+
+from idmm_fast.cli import run
 
 
 def parse(argv):
@@ -31,12 +33,12 @@ def parse(argv):
 
     def images(added):
         source = added.add_mutually_exclusive_group()
-        source.add_argument("--beton", type=Path, metavar="FILE", help="a beton of JPEGs")
+        source.add_argument("--beton", type=Path, metavar="FILE", help="a .beton file of JPEGs")
         source.add_argument(
             "--images",
             type=Path,
             metavar="DIR",
-            help="a tree of JPEGs (default: photographs made from scikit-learn's two)",
+            help="a tree of JPEGs (default: crops of scikit-learn's two photographs)",
         )
 
     def network(added):
@@ -55,7 +57,7 @@ def parse(argv):
         )
         added.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
 
-    loader = command("loader", "images/s of the six-view pipeline, against peers, in one run, alternating")
+    loader = command("loader", "images/s of the six-crop pipeline, against baselines, in one run, alternating")
     images(loader)
     loader.add_argument("--workers", type=int, default=1, metavar="N", help="threads of each system (default: 1)")
     loader.add_argument(
@@ -67,9 +69,9 @@ def parse(argv):
     loader.add_argument("--limit", type=int, default=256, metavar="N", help="images a run (default: 256)")
     loader.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of them here")
 
-    writer = command("writer", "images/s of conversion to a beton, against FFCV's own writer, and its memory")
+    writer = command("writer", "images/s of conversion to .beton, against FFCV's own writer, and its memory")
     writer.add_argument(
-        "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: photographs made from scikit-learn's two)"
+        "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: crops of scikit-learn's two photographs)"
     )
     writer.add_argument(
         "--count", type=int, default=2000, metavar="N", help="images a run, the tree's over and over (default: 2000)"
@@ -90,14 +92,16 @@ def parse(argv):
     head.add_argument("--batch", type=int, default=32, metavar="B", help="images a step (default: 32)")
     head.add_argument("--steps", type=int, default=20, metavar="N", help="steps (default: 20)")
 
-    end = command("end_to_end", "training on real images against training on batches that are there already")
+    end = command("end_to_end", "training on real images against training on ready batches")
     images(end)
-    end.add_argument("--mode", choices=("jpg", "raw"), default="jpg", help="how the beton stores them (default: jpg)")
+    end.add_argument(
+        "--mode", choices=("jpg", "raw"), default="jpg", help="how the .beton file stores them (default: jpg)"
+    )
     end.add_argument(
         "--views-on",
         choices=("cpu", "device"),
         default="cpu",
-        help="where views are made, see train_idmm.py --help (default: cpu)",
+        help="GPU augmentation or the loader's, see data.augment_on in train_idmm.py --help (default: cpu)",
     )
     end.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
     end.add_argument("--workers", type=int, default=0, metavar="N", help="loader threads (default: one a core)")
@@ -105,7 +109,7 @@ def parse(argv):
     end.add_argument("--batch", type=int, default=16, metavar="B", help="images a step, six crops each (default: 16)")
     end.add_argument("--steps", type=int, default=6, metavar="N", help="steps that are timed in a round (default: 6)")
 
-    step = command("step", "crops/s of a training step against the published one, a switch at a time")
+    step = command("step", "crops/s of a training step against the reference implementation, a switch at a time")
     network(step)
     step.add_argument("--batch", type=int, default=8, metavar="B", help="images a step, six crops each (default: 8)")
     step.add_argument("--instances", type=int, default=2040, metavar="N", help="classes of the head (default: 2040)")
@@ -124,22 +128,23 @@ def parse(argv):
     gpu.add_argument(
         "--small",
         action="store_true",
-        help="a trial of the benchmark itself, on whatever there is; its figures mean nothing",
+        help="a dry run of the benchmark itself, on whatever there is; its figures mean nothing",
     )
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def benchmark(argv):
+    """Run the benchmark that the arguments name."""
     args = parse(argv)
-    from importlib import import_module
+    if getattr(args, "beton", None) and not args.beton.exists():
+        raise FileNotFoundError(f"--beton {args.beton} does not exist")
+    if getattr(args, "images", None) and not args.images.is_dir():
+        raise FileNotFoundError(f"--images {args.images} is not a folder")
+    import_module(f"idmm_fast.bench.{args.command}").run(args)
 
-    from idmm_fast.beton import BetonError
-    from idmm_fast.datasets import DatasetError
 
-    try:
-        import_module(f"idmm_fast.report.benchmark_{args.command}").run(args)
-    except (BetonError, DatasetError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def main(argv=None):
+    run(benchmark, argv)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
 #!/usr/bin/env python
-"""Methods against each other: pretrain, then nearest neighbours, a linear probe and fine-tuning, over datasets and seeds.
+"""Compare methods: pretrain, then kNN, a linear probe and fine-tuning, over datasets and seeds.
 
 python compare.py --datasets flowers pets --methods random idmm simclr --seeds 0 1 2 --budget 400000
-python compare.py --datasets flowers --methods random idmm --images 250 500 1000 --budget 400000        # fewer images, for both trainings
-python compare.py --datasets flowers pets --targets flowers pets --methods idmm simclr                   # pretrained on one, fine-tuned on another
-python compare.py report --out runs/compare --page mine.md                                               # tables and plots in one page
+python compare.py --datasets flowers --methods random idmm --images 250 500 1000        # fewer images
+python compare.py --datasets flowers pets --targets flowers pets --methods idmm simclr  # transfer
+python compare.py report --out runs/compare --page mine.md                              # tables and plots in one page
 
-All methods see the same number of crops (--budget), and all fine-tunings too (--finetune-budget). NAME of a dataset is data/NAME_train.beton and
-data/NAME_test.beton. A cell that is done is not done again: call it again after a stop, or with more methods, datasets or seeds.
-Methods are the files in rn_configs/methods/, what is under `methods` in the configuration, and `random`, no pretraining.
+All methods see the same number of crops (--budget), and so do all fine-tunings (--finetune-budget). NAME of a dataset
+stands for data/NAME_train.beton and data/NAME_test.beton. A run that is done is not done again: call it again after a
+stop, or with more methods, datasets or seeds. Methods are the files in rn_configs/methods/, what is under `methods` in
+the configuration, and `random`: no pretraining.
 """
 
 import argparse
 import sys
+from pathlib import Path
+
+from idmm_fast.cli import run
+from idmm_fast.config import ConfigError
 
 
 def parse(argv):
-    """The arguments, of a comparison or of its report."""
+    """The arguments, of a sweep or of its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
@@ -70,63 +75,80 @@ def parse(argv):
         type=int,
         default=[0],
         metavar="N",
-        help="so many images of a dataset, drawn by the seed; 0: all (default)",
+        help="so many images of a dataset, sampled by the seed; 0: all (default)",
     )
     add(
         "--sampling",
         nargs="+",
         choices=("balanced", "random"),
         default=["balanced"],
-        help="how these are drawn (default: balanced)",
+        help="how these are sampled (default: balanced)",
     )
     add(
         "--targets",
         nargs="+",
         default=["same"],
         metavar="NAME",
-        help="what is fine-tuned on and judged; same: the images of the pretraining (default)",
+        help="what is fine-tuned and evaluated on; same: the images of the pretraining (default)",
     )
-    add("--data", default="data", metavar="DIR", help="folder of the betons (default: data)")
+    add("--data", default="data", metavar="DIR", help="folder of the .beton files (default: data)")
     add("--jobs", type=int, default=1, metavar="N", help="pretrainings at a time, which share the cores (default: 1)")
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    args = parse(sys.argv[1:] if argv is None else argv)
+def check_files(args):
+    """Raise an error for a file that is missing, before anything slow is imported."""
+    if not Path(args.config).exists():
+        raise ConfigError(f"{args.config} does not exist; rn_configs/compare/small.yaml is one to begin from")
+    names = [f"{name}_train" for name in args.datasets]
+    for target in args.targets:
+        names += [
+            f"{name}_{split}"
+            for name in (args.datasets if target == "same" else [target])
+            for split in ("train", "test")
+        ]
+    for name in names:
+        if not (Path(args.data) / f"{name}.beton").exists():
+            raise ConfigError(
+                f"{Path(args.data) / name}.beton does not exist; python write_datasets.py makes it (see --help)"
+            )
 
-    from idmm_fast.beton import BetonError
-    from idmm_fast.compare.page import write_page
-    from idmm_fast.compare.runner import Setup, Stopped, compare, make_cells
-    from idmm_fast.config import ConfigError
 
+def compare(argv):
+    """Run what is not done of the sweep that the arguments describe, or write the report."""
+    args = parse(argv)
     if hasattr(args, "report"):
-        try:
-            print(f"report: {write_page(args.out, args.page)}")
-        except (ConfigError, OSError) as error:
-            sys.exit(f"error: {error}")
-        return
-    try:
-        cells = make_cells(
-            args.datasets,
-            args.images,
-            args.sampling,
-            args.methods,
-            args.seeds,
-            args.targets,
-            args.budget,
-            args.finetune_budget,
-            args.data,
-        )
-        lines, failed = compare(cells, Setup(args.config), args.data, args.out, args.jobs)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(130)
-    except (ConfigError, BetonError, FileNotFoundError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        if not Path(args.out).is_dir():
+            raise ConfigError(f"--out {args.out} does not exist; it is the folder of a sweep")
+
+        from idmm_fast.compare.page import write_page
+
+        print(f"report: {write_page(args.out, args.page)}")
+        return 0
+    check_files(args)
+
+    from idmm_fast.compare import runner  # torch, which takes seconds, only for what is to be run
+
+    runs = runner.make_cells(
+        args.datasets,
+        args.images,
+        args.sampling,
+        args.methods,
+        args.seeds,
+        args.targets,
+        args.budget,
+        args.finetune_budget,
+        args.data,
+    )
+    records, failed = runner.compare(runs, runner.Setup(args.config), args.data, args.out, args.jobs)
     for sentence in failed:
         print(f"failed: {sentence}", file=sys.stderr)
-    print(f"done: {len(lines)} cells in {args.out}/results.jsonl; python compare.py report --out {args.out}")
-    sys.exit(1 if failed else None)
+    print(f"done: {len(records)} runs in {args.out}/results.jsonl; python compare.py report --out {args.out}")
+    return 1 if failed else 0
+
+
+def main(argv=None):
+    run(compare, argv)
 
 
 if __name__ == "__main__":

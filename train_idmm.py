@@ -6,39 +6,34 @@ python train_idmm.py --config rn_configs/flowers.yaml --training.epochs=100 --lo
 torchrun --nproc-per-node 2 train_idmm.py --config rn_configs/pets.yaml      # on two GPUs, or two parts of a CPU
 """
 
-import sys
+from idmm_fast.cli import run
+from idmm_fast.config import check_files, finetune, keys, parse, pretrain
+
+FILES = ("backbone.safetensors", "metrics.jsonl", "crops.png", "curves.png")
 
 
-def main(argv=None):
-    from idmm_fast.beton import BetonError
-    from idmm_fast.config import ConfigError, keys, parse
-    from idmm_fast.evaluate.frozen import OnlineEvaluation
-    from idmm_fast.loader import LoaderError
+def train(argv):
+    """Pretrain as the arguments say, and tell what was written."""
+    cfg = parse(pretrain.SCHEMA, argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)})
+    check_files(cfg)
+
+    from idmm_fast.evaluate.frozen import OnlineEvaluation  # torch, which takes seconds, only for what is to be run
     from idmm_fast.runtime.distributed import is_main_process
-    from idmm_fast.train import finetuning as finetune
-    from idmm_fast.train.pretraining import SCHEMA, pretrain
-    from idmm_fast.train.signals import Interrupted
+    from idmm_fast.train import pretraining
 
-    try:
-        cfg = parse(
-            SCHEMA, sys.argv[1:] if argv is None else argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)}
-        )
-        folder = pretrain(cfg, OnlineEvaluation(cfg))
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    except (ConfigError, BetonError, LoaderError, FloatingPointError, MemoryError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    folder = pretraining.pretrain(cfg, OnlineEvaluation(cfg))
     if not is_main_process():
         return
     if cfg.training.max_steps:
         print(
-            f"{folder}: a trial of at most {cfg.training.max_steps} steps, as training.max_steps says; no weights were written"
+            f"{folder}: dry run of at most {cfg.training.max_steps} steps (training.max_steps); no weights were written"
         )
     else:
-        print(
-            f"done: {folder} ({', '.join(n for n in ('backbone.safetensors', 'metrics.jsonl', 'crops.png', 'curves.png') if (folder / n).exists())})"
-        )
+        print(f"done: {folder} ({', '.join(name for name in FILES if (folder / name).exists())})")
+
+
+def main(argv=None):
+    run(train, argv)
 
 
 if __name__ == "__main__":

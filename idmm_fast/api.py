@@ -6,146 +6,222 @@ features, files = idmm_fast.embed("my_images/", checkpoint=run, out="features.np
 result = idmm_fast.finetune("my_images/", out="runs/mine_tuned", init=run)
 """
 
-import hashlib
-import itertools
+from __future__ import annotations
+
 import json
 import os
-import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import yaml
+from .config import ConfigError, find_run_config, make_config
+from .config import finetune as finetune_config
+from .config import pretrain as pretrain_config
+from .convert import convert
+from .files import first_free
 
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
-def _bytes(text):
-    """Text with names of files in it, to the names' own bytes in any locale."""
-    return text.encode("utf-8", "surrogateescape")
+DEFAULT_MODEL = "deit_tiny_patch16_224"
 
-
-def _printable(text):
-    """The same, so that any terminal takes it."""
-    return (
-        _bytes(text)
-        .decode("utf-8", "replace")
-        .encode(sys.stdout.encoding or "utf-8", "replace")
-        .decode(sys.stdout.encoding or "utf-8")
-    )
+Result = TypeVar("Result")
 
 
-def convert(data):
-    """The betons of `data`: {"train": path, and "test" if there is one}.
+def pretrain(
+    data: str | Path,
+    out: str | Path,
+    model: str | Mapping[str, Any] = DEFAULT_MODEL,
+    epochs: int = 800,
+    **sections: Mapping[str, Any],
+) -> Path:
+    """Pretrain on images alone.
 
-    data: a beton, or a folder of images: FOLDER/CLASS/*, FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or images without classes. A
-    folder is converted once, and again when its files change; the betons are kept under ~/.cache/idmm_fast, or where the environment
-    variable IDMM_FAST_CACHE says (without either, in a temporary folder), and beside each is a .txt with the file of every row. While another process
-    converts the same folder, this one waits for it. Raises DatasetError, WriteError.
+    Called again, it resumes. When images were added, taken away or changed meanwhile, the old run folder is renamed, and
+    a new run begins.
+
+    Args:
+        data: a folder or a .beton file, see `convert`.
+        out: the run folder.
+        model: timm's name, or a T2T-ViT's; or all of the section `model`, {"name": ..., "image_size": 64, "options":
+            {"depth": 6}}.
+        epochs: passes over the data.
+        sections: other keys of `train_idmm.py --help`, a dict a section: training={"batch_size": 64}, cutmix={"alpha": 0}.
+
+    Returns:
+        The run folder, with backbone.safetensors in it.
+
+    Raises:
+        ConfigError, and whatever else `train_idmm.py` reports.
     """
-    from .beton import write_beton
-    from .datasets import folder
-    from .limits import cache_folder
-    from .lock import Lock
+    betons = convert(data)
+    values = _run_values(betons["train"], betons.get("test"), out, epochs) | _values({"model": _section(model)})
+    cfg = make_config(pretrain_config.SCHEMA, values | _values(sections))
 
-    data = Path(data)
-    if data.suffix == ".beton":
-        return {"train": data}
-    splits = folder.load(data)
-    seen = hashlib.sha256(_bytes(str(data.resolve())))
-    for split in splits.values():
-        for path in split.images:
-            state = path.stat()
-            seen.update(_bytes(f"{path} {state.st_size} {state.st_mtime_ns}\n"))
-    target = cache_folder() / f"{data.resolve().name}-{seen.hexdigest()[:12]}"
-    betons = {name: target / f"{name}.beton" for name in splits}
+    def train() -> Path:
+        from .evaluate.frozen import OnlineEvaluation
+        from .train import pretraining
 
-    def missing():
-        return [name for name, beton in betons.items() if not (beton.exists() and beton.with_suffix(".txt").exists())]
+        return pretraining.pretrain(cfg, OnlineEvaluation(cfg))
 
-    if missing():
-        target.mkdir(parents=True, exist_ok=True)
-        with Lock(target / ".lock", str(target), wait=True):
-            for name in missing():  # perhaps none, after waiting for another process
-                split = splits[name]
-                written = write_beton(betons[name], split, dataset="folder", name=name)
-                draft = betons[name].with_suffix(".txt.tmp")
-                draft.write_bytes(_bytes("".join(f"{split.images[place]}\n" for place in written.places)))
-                draft.replace(betons[name].with_suffix(".txt"))
-                skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
-                print(_printable(f"{betons[name]}: {written.count} images of {data}{skipped}"))
-    return betons
+    return _restart_for_other_images(out, train)
 
 
-def _values(sections):
+def finetune(
+    data: str | Path,
+    out: str | Path,
+    init: str | Path | None = None,
+    test: str | Path | None = None,
+    model: str | Mapping[str, Any] | None = None,
+    epochs: int = 200,
+    **sections: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Fine-tune with labels. Called again, it resumes, as `pretrain` does.
+
+    Args:
+        data: a folder with train/ and test/, or a .beton file.
+        out: the run folder.
+        init: the run folder of a pretraining, a checkpoint or a .safetensors file; None: random weights.
+        test: the .beton file to test on, where `data` is one too.
+        model: as for `pretrain`; None: the model (name and options) of the run `init`.
+        epochs: passes over the data.
+        sections: other keys of `finetune.py --help`, a dict a section.
+
+    Returns:
+        {"top1", "top5", ...}, percent on the test images after the last epoch.
+
+    Raises:
+        ConfigError, and whatever else `finetune.py` reports.
+    """
+    betons = convert(data)
+    of_init = {key: value for key, value in _model_of(init).items() if key in ("name", "options")} if init else {}
+    known = of_init if init else {"name": DEFAULT_MODEL}
+    values = _run_values(betons["train"], test or betons.get("test"), out, epochs)
+    values |= {"model.init": str(init) if init else None}
+    values |= _values({"model": {**known, **_section(model or {})}}) | _values(sections)
+    cfg = make_config(finetune_config.SCHEMA, values)
+
+    def train() -> dict[str, Any]:
+        from .train import finetuning
+
+        return finetuning.finetune(cfg)
+
+    return _restart_for_other_images(out, train)
+
+
+def embed(
+    data: str | Path,
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    image_size: int | None = None,
+    batch_size: int = 256,
+) -> tuple[np.ndarray, list[str]]:
+    """Features of every training image under the frozen network of a run.
+
+    Args:
+        data: a folder or a .beton file, see `convert`.
+        checkpoint: a run folder, or a file in it.
+        out: a .npz file (arrays features, labels, files) or a .csv file (file, label, then d numbers a line) to write.
+        image_size: side of the input in pixels; None: the run's.
+        batch_size: images at a time.
+
+    Returns:
+        (float32 (n, d), the n files of the images). The files are [] for a .beton file that `convert` has not made.
+
+    Raises:
+        ConfigError: for another suffix of `out`, or a checkpoint that is in no run folder.
+    """
+    from .beton import open_beton
+    from .evaluate.features import extract
+    from .models import load_backbone
+    from .runtime.device import choose
+
+    if out and Path(out).suffix not in (".npz", ".csv"):
+        raise ConfigError(f"out is a file that ends in .npz or .csv, not {out}")
+    backbone, size = _network(checkpoint, image_size)
+    load_backbone(backbone, checkpoint)
+    beton = open_beton(convert(data)["train"])
+    runtime = choose(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
+    features = extract(runtime.place(backbone), beton.path, size, runtime, batch_size)[0].numpy()
+    listed = Path(beton.path).with_suffix(".txt")
+    converted = Path(data).suffix != ".beton" and listed.exists()
+    files = os.fsdecode(listed.read_bytes()).split("\n")[:-1] if converted else []
+    if out:
+        _write_features(Path(out), features, beton.label, files)
+    return features, files
+
+
+def export(checkpoint: str | Path, out: str | Path) -> Path:
+    """Write the network of a run as ONNX, for other programs. Normalisation is inside.
+
+    Its input is `images`, uint8 (n, 3, S, S) of levels 0..255, RGB, for any n. Its output is `features` (n, d) of a
+    pretraining, or `logits` (n, classes) of a fine-tuning. Needs `pip install -e '.[onnx]'`.
+
+    Args:
+        checkpoint: a run folder, or a file in it.
+        out: the file to write.
+
+    Returns:
+        `out` as a Path.
+
+    Raises:
+        ConfigError: if the packages are missing, or the checkpoint is in no run folder.
+        ValueError: if its weights do not fit.
+    """
+    import torch
+
+    try:
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError:
+        raise ConfigError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
+    network, size, name = _exported_network(checkpoint)
+    torch.onnx.export(
+        network.eval(),
+        (torch.zeros(2, 3, size, size, dtype=torch.uint8),),
+        str(out),
+        input_names=["images"],
+        output_names=[name],
+        dynamo=True,
+        external_data=False,
+        dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
+        verbose=False,
+    )
+    return Path(out)
+
+
+def _values(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """{"section.key": value} of {section: {key: value}}."""
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
-def _model(model):
-    """The `model` section, or its name alone, as values of the configuration."""
-    return _values({"model": {"name": model} if isinstance(model, str) else model})
+def _section(model: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section `model`, of itself or of the model's name alone."""
+    return {"name": model} if isinstance(model, str) else model
 
 
-def _model_of(run):
-    """The `model` section of the run that `run` (a run folder, or a file in it) belongs to, or {}."""
-    from .config.load import find_run_config
+def _run_values(train: Path, test: str | Path | None, out: str | Path, epochs: int) -> dict[str, Any]:
+    """What both trainings set, as values of the configuration."""
+    return {
+        "data.train": str(train),
+        "data.test": str(test) if test else None,
+        "training.epochs": epochs,
+        "training.resume": "auto",
+        "logging.run_dir": str(out),
+    }
+
+
+def _model_of(run: str | Path) -> dict[str, Any]:
+    """The section `model` of the run that `run`, a run folder or a file in it, belongs to; {} if there is none."""
+    import yaml
 
     found = find_run_config(run)
     return yaml.safe_load(found.read_text(encoding="utf-8"))["model"] if found else {}
 
 
-def pretrain(data, out, model="deit_tiny_patch16_224", epochs=800, **sections):
-    """Pretrain on images alone, and return the run folder (Path), with backbone.safetensors in it. Called again, it goes on; when images were
-    added, taken away or changed meanwhile, the folder is renamed, and a new run begins.
-
-    data: a folder or a beton, see `convert`. out: the run folder. model: timm's name, or a T2T-ViT; or all of that section,
-    {"name": ..., "image_size": 64, "options": {"depth": 6}}. sections: any other key of `train_idmm.py --help`, a dict a section:
-    training={"batch_size": 64}, cutmix={"alpha": 0}. Raises what the script reports.
-    """
-    from .config import build
-    from .evaluate.frozen import OnlineEvaluation
-    from .train import pretraining as training
-
-    betons = convert(data)
-    test = betons.get("test")
-    values = {
-        "data.train": str(betons["train"]),
-        "data.test": test and str(test),
-        "training.epochs": epochs,
-        "training.resume": "auto",
-        "logging.run_dir": str(out),
-    }
-    cfg = build(training.SCHEMA, values | _model(model) | _values(sections))
-    return _begun_anew_for_other_images(out, lambda: training.pretrain(cfg, OnlineEvaluation(cfg)))
-
-
-def finetune(data, out, init=None, test=None, model=None, epochs=200, **sections):
-    """Fine-tune with labels. Returns {"top1", "top5", ...}, percent on the test images after the last epoch.
-
-    data: a folder with train/ and test/, or a beton, and then `test` is the other one. init: the run of a pretraining, whose model it
-    (name and options) is taken unless `model` says otherwise; None: random weights. sections: as for `pretrain`, keys of `finetune.py --help`.
-    """
-    from .config import build
-    from .train import finetuning as training
-
-    betons = convert(data)
-    test = test or betons.get("test")
-    known = (
-        {k: v for k, v in _model_of(init).items() if k in ("name", "options")}
-        if init
-        else {"name": "deit_tiny_patch16_224"}
-    )
-    values = {
-        "data.train": str(betons["train"]),
-        "data.test": test and str(test),
-        "training.epochs": epochs,
-        "training.resume": "auto",
-        "logging.run_dir": str(out),
-        "model.init": init and str(init),
-    }
-    cfg = build(training.SCHEMA, values | _model(known) | _model(model or {}) | _values(sections))
-    return _begun_anew_for_other_images(out, lambda: training.finetune(cfg))
-
-
-def _begun_anew_for_other_images(out, train):
-    """What `train()` gives. Where the run folder `out` was begun with other images, it is renamed first, and the run is a new one."""
+def _restart_for_other_images(out: str | Path, train: Callable[[], Result]) -> Result:
+    """What `train()` returns. If the run folder `out` was begun with other images, it is renamed, and the run begins anew."""
     from .train.run_dir import OtherImages
 
     try:
@@ -153,16 +229,14 @@ def _begun_anew_for_other_images(out, train):
     except OtherImages:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the folder is not one process's to rename
             raise
-    out = Path(out)
-    before = next(p for k in itertools.count(1) if not (p := out.with_name(f"{out.name}_before_{k}")).exists())
-    out.rename(before)
+    before = first_free(Path(out).with_name(f"{Path(out).name}_before"))
+    Path(out).rename(before)
     print(f"{out} was begun with other images or labels: it is now {before}, and a new run begins")
     return train()
 
 
-def _network(checkpoint, image_size=None):
-    """(backbone, image size) of the run that `checkpoint` (a run folder, or a file in it) belongs to; no weights are loaded yet. Raises ConfigError."""
-    from .config import ConfigError
+def _network(checkpoint: str | Path, image_size: int | None = None) -> tuple[torch.nn.Module, int]:
+    """(backbone without its weights, image size) of the run that `checkpoint` belongs to. Raises ConfigError."""
     from .models import create_backbone
 
     model = _model_of(checkpoint)
@@ -174,81 +248,32 @@ def _network(checkpoint, image_size=None):
     return create_backbone(model["name"], size, 0.0, model["options"]), size
 
 
-def embed(data, checkpoint, out=None, image_size=None, batch_size=256):
-    """Features of every training image under the frozen network of a run: (float32 (n, d), their files or [] for a beton of others).
-
-    out: .npz (arrays features, labels, files) or .csv (file, label, then d numbers a line), or None. image_size: default the run's.
-    """
-    from types import SimpleNamespace
-
-    from .beton import open_beton
-    from .config import ConfigError
-    from .evaluate.features import extract
-    from .models import load_backbone
-    from .runtime.device import choose
-
-    out = out and Path(out)
-    if out and out.suffix not in (".npz", ".csv"):
-        raise ConfigError(f"out is a file that ends in .npz or .csv, not {out}")
-    backbone, size = _network(checkpoint, image_size)
-    load_backbone(backbone, checkpoint)
-    beton = open_beton(convert(data)["train"])
-    machine = choose(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
-    features = extract(machine.place(backbone), beton.path, size, machine, batch_size)[0].numpy()
-    listed = Path(beton.path).with_suffix(".txt")
-    files = (
-        os.fsdecode(listed.read_bytes()).split("\n")[:-1] if Path(data).suffix != ".beton" and listed.exists() else []
-    )
-    if out and out.suffix == ".npz":
-        np.savez(out, features=features, labels=beton.label, files=np.array(files))
-    elif out:
-        with open(out, "w", encoding="utf-8", errors="surrogateescape") as file:
-            for row, vector in enumerate(features):
-                name = files[row] if files else str(row)
-                file.write(
-                    ",".join(
-                        ['"' + name.replace('"', '""') + '"', str(beton.label[row]), *(f"{x:.7g}" for x in vector)]
-                    )
-                    + "\n"
-                )
-    return features, files
-
-
-def export(checkpoint, out):
-    """Write the network of a run as ONNX, for other programs: `images`, uint8 (n, 3, S, S) of levels 0..255, RGB, n as you like, to `features` (n, d) of a
-    pretraining, or `logits` (n, classes) of a fine-tuning. Normalisation is inside. Needs `pip install -e '.[onnx]'`. Raises ConfigError, ValueError.
-    """
+def _exported_network(checkpoint: str | Path) -> tuple[torch.nn.Module, int, str]:
+    """(network of uint8 images, image size, what its output is called) of a run."""
     import torch
 
-    from .config import ConfigError
-    from .config.load import find_run_config
-    from .models import Normalize, feature_dim, init_head, load_backbone
+    from .models import Classifier, Normalize, feature_dim, init_head, load_backbone
     from .models.backbone import PRETRAIN_STD
-    from .train.finetuning import Classifier
 
-    try:
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError:
-        raise ConfigError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
     backbone, size = _network(checkpoint)
-    tuned = find_run_config(checkpoint).with_name("config.json")
-    if tuned.is_file():  # a fine-tuning, with its classifier
+    run_config = find_run_config(checkpoint)
+    tuned = run_config.with_name("config.json") if run_config else None
+    if tuned and tuned.is_file():  # a fine-tuning, with its classifier
         head = init_head(feature_dim(backbone), json.loads(tuned.read_text(encoding="utf-8"))["num_classes"])
         load_backbone(backbone, checkpoint, head)
-        network, name = Classifier(backbone, head), "logits"
-    else:
-        load_backbone(backbone, checkpoint)
-        network, name = torch.nn.Sequential(Normalize(std=PRETRAIN_STD), backbone), "features"
-    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    torch.onnx.export(
-        network.eval(),
-        (example,),
-        str(out),
-        input_names=["images"],
-        output_names=[name],
-        dynamo=True,
-        external_data=False,
-        dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
-        verbose=False,
-    )
-    return Path(out)
+        return Classifier(backbone, head), size, "logits"
+    load_backbone(backbone, checkpoint)
+    return torch.nn.Sequential(Normalize(std=PRETRAIN_STD), backbone), size, "features"
+
+
+def _write_features(out: Path, features: np.ndarray, labels: np.ndarray, files: Sequence[str]) -> None:
+    """Write features as .npz or .csv, see `embed`."""
+    import numpy as np
+
+    if out.suffix == ".npz":
+        np.savez(out, features=features, labels=labels, files=np.array(files))
+        return
+    with open(out, "w", encoding="utf-8", errors="surrogateescape") as file:
+        for row, vector in enumerate(features):
+            name = (files[row] if files else str(row)).replace('"', '""')
+            file.write(",".join([f'"{name}"', str(labels[row]), *(f"{x:.7g}" for x in vector)]) + "\n")

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and their sums."""
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -31,3 +32,8 @@ def load_or_compute(path, make):
     if not Path(path).exists():
         write_json(path, make())
     return json.loads(Path(path).read_text())
+
+
+def first_free(path):
+    """The first of PATH_1, PATH_2, ... that does not exist."""
+    return next(p for k in itertools.count(1) if not (p := path.with_name(f"{path.name}_{k}")).exists())

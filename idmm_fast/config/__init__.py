@@ -3,7 +3,7 @@
 from ..errors import ConfigError
 from .augment import Augment
 from .command_line import overrides, parse
-from .load import as_dict, check_files, find_run_config, flatten, keys, load_yaml, make_config, replace
+from .load import as_dict, check_files, find_run_config, flatten, keys, load_config, load_yaml, make_config, replace
 
 build, read, changed = make_config, load_yaml, replace
 
@@ -15,6 +15,7 @@ __all__ = [
     "find_run_config",
     "flatten",
     "keys",
+    "load_config",
     "load_yaml",
     "make_config",
     "overrides",

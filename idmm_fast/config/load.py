@@ -115,6 +115,22 @@ def load_yaml(schema: Schema, path: str | Path, ignored: Iterable[str] = ()) -> 
     return load_values(path, keys(schema), ignored)
 
 
+def load_config(schema: Schema, path: str | Path, values: Mapping[str, Any], ignored: Iterable[str]) -> SimpleNamespace:
+    """The configuration of a YAML file with other values laid over; of both, only the keys that `schema` has.
+
+    Args:
+        schema: what there is to set.
+        path: the file.
+        values: {"section.key": value}.
+        ignored: keys of other programs, which the file may hold.
+
+    Raises:
+        ConfigError: for whatever can't be used.
+    """
+    known = set(keys(schema))
+    return make_config(schema, load_yaml(schema, path, ignored) | {k: v for k, v in values.items() if k in known})
+
+
 def check_files(cfg: SimpleNamespace) -> None:
     """Raise ConfigError if a file that the configuration names is not there, before anything slow is imported."""
     makes = "make it with: python write_datasets.py --ds NAME (see --help)."

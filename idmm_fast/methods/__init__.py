@@ -1,46 +1,60 @@
-"""Pretraining methods, one file each."""
+"""Pretraining methods, one file each; a method joins by its line in config.pretrain.METHODS."""
 
+import importlib
 import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
 
 from ..config.pretrain import METHODS as CLASSES
-from .dino import DINO
+from .base import Method
 from .idmm import IDMM
-from .moco_v2 import MoCoV2
-from .moco_v3 import MoCoV3
-from .simclr import SimCLR
-from .supcon import SupCon
 
-METHODS = {name: globals()[kind] for name, kind in CLASSES.items()}
+METHODS: dict[str, type[Method]] = {
+    name: getattr(importlib.import_module(f"{__name__}.{name}"), kind) for name, kind in CLASSES.items()
+}
 
+# Arguments of a method's class that are no options: what `create_method` gives.
 _GIVEN = ("self", "backbone", "labels", "images", "views")
 
 
-def options_of(name):
+def options_of(name: str) -> dict[str, Any]:
     """{option: default} of a method other than IDMM, whose settings are keys of the configuration."""
     parameters = inspect.signature(METHODS[name].__init__).parameters
     return {} if name == "idmm" else {k: p.default for k, p in parameters.items() if k not in _GIVEN}
 
 
-def create_method(name, backbone, labels, views, options):
-    """The method `name` other than IDMM on `backbone`. labels: int64 (images,), -1 where there are none. views: how many each group has.
+def create_method(
+    name: str, backbone: torch.nn.Module, labels: torch.Tensor, views: Sequence[int], options: Mapping[str, Any]
+) -> Method:
+    """A method other than IDMM on a backbone.
 
-    Raises ValueError for options that the method does not have, and for data or views that do not fit it.
+    Args:
+        name: a key of METHODS.
+        backbone: a network that gives features (n, d).
+        labels: int64 (images,), the classes of the training images, -1 where there are none.
+        views: how many crops each crop group has.
+        options: further arguments of the method's class, see `options_of`.
+
+    Raises:
+        ValueError: for an option that the method does not have, and for data or crops that do not fit it.
     """
-    known = options_of(name)
+    method, known = METHODS[name], options_of(name)
     for key in options:
         if key not in known:
             raise ValueError(f"method.options: {name} has no '{key}'; it has {', '.join(known)}")
-    if name.startswith("moco") and views != [2]:
-        raise ValueError(
-            f"crops.groups: {name} needs one group of two views; --config rn_configs/methods/{name}.yaml sets what it needs"
-        )
+    if method.required_crops and tuple(views) != method.required_crops:
+        needed = " and ".join(f"one group of {count} crops" for count in method.required_crops)
+        advice = f"--config rn_configs/methods/{name}.yaml sets what it needs"
+        raise ValueError(f"crops.groups: {name} needs {needed}; {advice}")
     if sum(views) < 2:
-        raise ValueError(f"crops.groups: {name} needs at least two views of an image")
-    if name == "supcon" and int(labels.min()) < 0:
-        raise ValueError("supcon needs labels, and data.train has none")
+        raise ValueError(f"crops.groups: {name} needs at least 2 crops of an image")
+    if method.needs_labels and int(labels.min()) < 0:
+        raise ValueError(f"{name} needs labels, and data.train has none")
     given = {"labels": labels, "images": labels.numel(), "views": views}
-    needs = inspect.signature(METHODS[name].__init__).parameters
-    return METHODS[name](backbone, **{k: v for k, v in given.items() if k in needs}, **options)
+    needs = inspect.signature(method.__init__).parameters
+    return method(backbone, **{k: v for k, v in given.items() if k in needs}, **options)
 
 
-__all__ = ["DINO", "IDMM", "METHODS", "MoCoV2", "MoCoV3", "SimCLR", "SupCon", "create_method", "options_of"]
+__all__ = ["IDMM", "METHODS", "Method", "create_method", "options_of"]

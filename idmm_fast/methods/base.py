@@ -26,6 +26,10 @@ class Method(nn.Module):
     minimised is the average of the processes' values.
     """
 
+    required_crops: tuple[int, ...] | None = None  # number of crops of each crop group; None: any, of 2 crops in all
+    needs_labels = False
+    uses_mixed_images = False  # whether idx_b and lam are looked at; if not, cutmix.alpha must be 0
+
     def __init__(self, backbone):
         super().__init__()
         self.normalize, self.backbone = Normalize(std=PRETRAIN_STD), backbone

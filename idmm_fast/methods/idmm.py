@@ -13,6 +13,8 @@ class IDMM(Method):
     `memory` bounds the scratch in bytes, and each of several processes holds a slice of the layer. sample_rate below 1: only this share of the
     images that are not in the batch takes part in a step, see ShardedHead."""
 
+    uses_mixed_images = True
+
     def __init__(self, backbone, instances, smoothing=0.1, fused=False, memory=MEMORY, sample_rate=1.0):
         super().__init__(backbone)
         self.smoothing, self.fused = smoothing, fused or sample_rate < 1

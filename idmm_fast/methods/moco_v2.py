@@ -13,6 +13,8 @@ class MoCoV2(Method):
     """The first view asks, the second one answers. images: how many there are; the queue is not longer than that. On ImageNet a query hardly
     ever meets an older key of its own image in the queue; among few images it would all the time, so these don't count as negatives."""
 
+    required_crops = (2,)
+
     def __init__(self, backbone, images, temperature=0.2, hidden=2048, dim=128, queue=65536, momentum=0.999):
         super().__init__(backbone)
         self.temperature, self.momentum = temperature, momentum

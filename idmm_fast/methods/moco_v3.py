@@ -15,6 +15,8 @@ class MoCoV3(Method):
     """Projection of three layers and prediction of two, with batch normalisation. The patch embedding stays as it was drawn, which the paper found
     to steady ViTs. The copy's momentum rises from `momentum` to 1 as a cosine."""
 
+    required_crops = (2,)
+
     def __init__(self, backbone, temperature=0.2, hidden=4096, dim=256, momentum=0.99):
         super().__init__(backbone)
         self.temperature, self.momentum = temperature, momentum

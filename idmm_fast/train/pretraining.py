@@ -9,7 +9,7 @@ from ..beton import open_beton
 from ..config import ConfigError, changed
 from ..config.pretrain import SCHEMA
 from ..loader import MultiCropLoader, Views
-from ..methods import IDMM, create_method
+from ..methods import IDMM, METHODS, create_method
 from ..models import create_backbone, save_backbone
 from ..runtime import distributed
 from ..runtime.device import choose
@@ -133,7 +133,7 @@ def _make_model(cfg, labels, runtime):
     if cfg.method.name == "idmm":
         model = _make_idmm(cfg, backbone, labels.numel())
     else:
-        if cfg.cutmix.alpha > 0:
+        if cfg.cutmix.alpha > 0 and not METHODS[cfg.method.name].uses_mixed_images:
             raise ConfigError(
                 f"{cfg.method.name} can't use mixed images: cutmix.alpha must be 0. "
                 f"--config rn_configs/methods/{cfg.method.name}.yaml sets it"

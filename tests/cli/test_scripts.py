@@ -1,8 +1,15 @@
-"""What the scripts say at the end, and at the beginning, of a run."""
+"""What the scripts say at the end, and at the beginning, of a run; mistakes are told before anything slow is imported."""
+
+import json
+import os
+import subprocess
+import sys
 
 import pytest
-from helpers import FINETUNE, PRETRAIN, run_script, tiny_config
+from helpers import FINETUNE, PRETRAIN, ROOT, run_script, tiny_config
 
+from idmm_fast import cli
+from idmm_fast.errors import ConfigError, Stopped
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
 
@@ -24,7 +31,7 @@ def test_only_files_that_were_written_are_announced(script, tiny_beton, tmp_path
     assert trial.returncode == 0, trial.stderr
     assert (
         trial.stdout.splitlines()[-1]
-        == f"{tmp_path / 'run'}: a trial of at most 1 steps, as training.max_steps says; no weights were written"
+        == f"{tmp_path / 'run'}: dry run of at most 1 steps (training.max_steps); no weights were written"
     )
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     if script == "train_idmm.py":
@@ -51,3 +58,92 @@ def test_a_warm_up_as_long_as_the_training_is_remarked_on(tiny_beton, tmp_path, 
                 )
                 == times
             )
+
+
+SLOW = ("torch", "torchvision", "sklearn", "scipy", "timm", "numba", "ffcv", "matplotlib", "pandas")
+# (script, arguments, exit code, what is said)
+MISTAKES = [
+    ("train_idmm.py", "--help", 0, "--training.epochs="),
+    ("train_idmm.py", "--training.epoch=3", 1, "Did you mean 'training.epochs'?"),
+    ("train_idmm.py", "--config nowhere.yaml", 1, "nowhere.yaml does not exist"),
+    (
+        "train_idmm.py",
+        "--config rn_configs/pets.yaml --data.train=nowhere.beton",
+        1,
+        "data.train: nowhere.beton does not",
+    ),
+    ("train_idmm.py", "--config rn_configs/finetune/pets.yaml", 1, "pets.yaml is a configuration of finetune.py"),
+    ("finetune.py", "--help", 0, "--progressive.stages="),
+    ("finetune.py", "--config rn_configs/finetune/pets.yaml --training.lr=fast", 1, "'fast' is not a number"),
+    ("finetune.py", "--config rn_configs/finetune/pets.yaml --init runs/nowhere", 1, "runs/nowhere does not exist"),
+    ("finetune.py", "--config rn_configs/finetune/own.yaml --data.train=x.beton", 1, "data.test is required"),
+    ("evaluate.py", "--help", 0, "--knn.temperature="),
+    ("evaluate.py", "--checkpoint runs/nowhere", 1, "runs/nowhere does not exist; --checkpoint is a run folder"),
+    ("evaluate.py", "--checkpoints runs/nowhere", 1, "there is no key 'checkpoints'"),
+    ("compare.py", "--help", 0, "--finetune-budget"),
+    ("compare.py", "report --help", 0, "--page"),
+    ("compare.py", "--datasets nowhere --methods idmm", 1, "nowhere_train.beton does not exist"),
+    ("compare.py", "--datasets nowhere --methods idmm --config nowhere.yaml", 1, "nowhere.yaml does not exist"),
+    ("compare.py", "--datsets nowhere", 2, "--datasets"),
+    ("compare.py", "report --out nowhere", 1, "nowhere does not exist"),
+    ("benchmark.py", "--help", 0, "end_to_end"),
+    ("benchmark.py", "loader --help", 0, "--peers"),
+    ("benchmark.py", "loader --worker=x", 2, "invalid int value"),
+    ("benchmark.py", "loader --beton nowhere.beton", 1, "nowhere.beton does not exist"),
+    ("analyze.py", "--help", 0, "updates"),
+    ("analyze.py", "updates --help", 0, "--epochs"),
+    ("analyze.py", "updates --config nowhere.yaml", 1, "nowhere.yaml does not exist"),
+    ("demo.py", "--help", 0, "--seeds"),
+    ("demo.py", "--seeds 1", 2, "no spread"),
+    ("demo.py", "--epochs 2", 1, "there is no key 'epochs'. Did you mean 'training.epochs'?"),
+    ("demo.py", "--seed=2", 1, "there is no key 'seed'. Did you mean 'training.seed'?"),
+    ("demo.py", "--training.epoch=2", 1, "Did you mean 'training.epochs'?"),
+    ("demo.py", "--training.epochs", 1, "--training.epochs needs a value"),
+    ("demo.py", "--training.epochs=many", 1, "training.epochs: 'many' is not a whole number"),
+]
+
+
+def test_mistakes_are_told_before_anything_slow_is_imported():
+    """All in one process, which has imported none of SLOW at its end."""
+    program = (
+        "import json, sys; from helpers import run_script; found = [];\n"
+        "for script, args, _, _ in json.load(sys.stdin):\n"
+        "    shown = run_script(script, *args.split()); found.append([shown.returncode, shown.stdout + shown.stderr])\n"
+        f"json.dump([found, [name for name in {SLOW} if name in sys.modules]], sys.stdout)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(MISTAKES),
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, imported = json.loads(done.stdout)
+    assert imported == []
+    for (script, args, wanted, says), (code, shown) in zip(MISTAKES, found):
+        assert (script, args, code) == (script, args, wanted), shown
+        assert says in shown, (script, args)
+        assert wanted != 1 or shown.startswith("error: "), (script, args)
+
+
+def test_errors_become_a_message_and_an_exit_code(capsys):
+    def end(error):
+        def script(argv):
+            raise error
+
+        with pytest.raises(SystemExit) as stop:
+            cli.run(script, [])
+        return stop.value.code
+
+    assert end(ConfigError("no")) == "error: no"
+    assert end(OSError("disk")) == "error: disk"
+    assert end(Stopped("stopped")) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    with pytest.raises(KeyError):
+        cli.run(lambda argv: {}["a bug keeps its traceback"], [])
+    assert cli.run(lambda argv: None, []) is None
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda argv: 1, [])
+    assert stop.value.code == 1

@@ -15,8 +15,12 @@ from idmm_fast.config import ConfigError, build, flatten, read
 from idmm_fast.loader import Augment, MultiCropLoader, Views
 from idmm_fast.losses import contrastive_loss, dino_loss
 from idmm_fast.losses.dino import moved
-from idmm_fast.methods import DINO, METHODS, MoCoV2, MoCoV3, SimCLR, create_method, options_of
+from idmm_fast.methods import METHODS, create_method, options_of
 from idmm_fast.methods.base import cosine_momentum, momentum_copy, move
+from idmm_fast.methods.dino import DINO
+from idmm_fast.methods.moco_v2 import MoCoV2
+from idmm_fast.methods.moco_v3 import MoCoV3
+from idmm_fast.methods.simclr import SimCLR
 from idmm_fast.models import create_backbone, load_backbone
 from idmm_fast.models.projector import BatchNorm, mlp
 from idmm_fast.train import checkpoint
@@ -415,10 +419,10 @@ def test_gradients_are_clipped_one_by_one(tiny_beton, tmp_path):
             {"method.name": "simclr", "cutmix.alpha": 0, "method.options": {"temprature": 1}},
             "simclr has no 'temprature'; it has temperature, hidden, dim",
         ),
-        ({"method.name": "moco_v2", "cutmix.alpha": 0}, "moco_v2 needs one group of two views"),
+        ({"method.name": "moco_v2", "cutmix.alpha": 0}, "moco_v2 needs one group of 2 crops"),
         (
             {"method.name": "dino", "cutmix.alpha": 0, "crops.groups": [{"count": 1, "scale": [0.1, 1.0]}]},
-            "at least two views",
+            "at least 2 crops",
         ),
         ({"method.options": {"dim": 3}}, "idmm has its keys"),
         ({"method.name": "byol"}, "one of idmm, simclr"),
