@@ -1,16 +1,18 @@
-"""What this process may use: cores, memory and a folder for caches, also in a container, whose limits are those of its control groups.
+"""What this process may use: cores, memory, a cache folder. In a container the limits are those of its control groups.
 
-`root` in these functions is the root of the file system, for tests. Source: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
+The argument `root` is the root of the file system, for tests. Source: the kernel's
+Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 """
 
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 
-def _groups(controller, root):
-    """The folders of this process's control group and of all above it, of version 2, and of version 1 for `controller`."""
+def _groups(controller: str, root: str | Path) -> Iterator[Path]:
+    """The folders of this process's control group and those above it: of version 2, and of 1 for `controller`."""
     top = Path(root) / "sys/fs/cgroup"
     for line in _text(Path(root) / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -21,20 +23,20 @@ def _groups(controller, root):
             yield from (base.joinpath(*parts[:k]) for k in range(len(parts), -1, -1))
 
 
-def _text(path):
+def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError:  # this version, or this controller, is not there
         return ""
 
 
-def _numbers(path):
-    """The whole numbers of a file, [] of one that is not there; "max" and -1, which mean no limit, are infinite."""
+def _numbers(path: Path) -> list[float]:
+    """The whole numbers of a file, [] if it is not there; "max" and -1 mean no limit and are infinite."""
     return [math.inf if word in ("max", "-1") else int(word) for word in _text(path).split()]
 
 
-def cores(root="/"):
-    """How many threads can run at once: the cores this process may be scheduled on, or fewer by its control groups' quota, rounded up."""
+def cores(root: str | Path = "/") -> int:
+    """How many threads can run at once: the cores this process may run on, or its control groups' quota, rounded up."""
     found = [len(os.sched_getaffinity(0))]
     for group in _groups("cpu", root):
         for quota in (
@@ -46,18 +48,18 @@ def cores(root="/"):
     return max(1, min(found))
 
 
-def memory_bytes(root="/"):
-    """The memory there is for this process and those that share its control groups, in bytes."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+def memory_bytes(root: str | Path = "/") -> float:
+    """The memory of the machine, or of this process's control groups, in bytes."""
+    found: list[float] = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for group in _groups("memory", root):
         found += _numbers(group / "memory.max") + _numbers(group / "memory.limit_in_bytes")
     return min(found)
 
 
-def free_memory(root="/"):
-    """How much of it can still be taken, in bytes; what the kernel keeps of files that were read counts as free."""
+def free_memory(root: str | Path = "/") -> float:
+    """How much of that memory can still be taken, in bytes. Cached content of files counts as free."""
     status = dict(line.split(":", 1) for line in _text(Path(root) / "proc/meminfo").splitlines())
-    found = [int(status["MemAvailable"].split()[0]) << 10]
+    found: list[float] = [int(status["MemAvailable"].split()[0]) << 10]
     for group in _groups("memory", root):
         cached = dict(line.split() for line in _text(group / "memory.stat").splitlines())
         for most, used, key in (
@@ -70,9 +72,12 @@ def free_memory(root="/"):
     return max(0, min(found))
 
 
-def cache_folder():
-    """The folder for what is made once: $IDMM_FAST_CACHE, or ~/.cache/idmm_fast; where there is no home that can be written, one for this user among
-    the temporary files. Raises OSError where that can't be written either."""
+def cache_folder() -> Path:
+    """The folder for caches: $IDMM_FAST_CACHE, else ~/.cache/idmm_fast, else one among the temporary files.
+
+    Raises:
+        OSError: none of them can be written.
+    """
     if os.environ.get("IDMM_FAST_CACHE"):
         return Path(os.environ["IDMM_FAST_CACHE"])
     try:
@@ -85,9 +90,7 @@ def cache_folder():
     try:
         folder = Path(tempfile.gettempdir()) / f"idmm_fast-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if (
-            folder.is_symlink() or folder.stat().st_uid != os.getuid()
-        ):  # somebody else's: compiled code is run from here
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # compiled code is run from here
             raise PermissionError(f"{folder} belongs to somebody else")
     except OSError as error:
         raise OSError(

@@ -1,7 +1,8 @@
 """How every kernel is compiled: without the GIL, and cached on disk.
 
 numba's cache notices a change in the file that holds a function, not one in the functions it calls from other files,
-and would go on running the old machine code after an update. So here the sources of all kernels together are the stamp.
+and would go on running the old machine code after an update. So the key of the cache is a digest of the sources of all
+kernels.
 """
 
 import contextlib
@@ -14,13 +15,12 @@ from numba.core.caching import IndexDataCacheFile
 
 from ..limits import cache_folder
 
-if not (
-    numba.config.CACHE_DIR or os.access(Path(__file__).parent, os.W_OK)
-):  # installed where this user can't write, who may have no home either
+# Installed where this user can't write, who may have no home either.
+if not (numba.config.CACHE_DIR or os.access(Path(__file__).parent, os.W_OK)):
     with contextlib.suppress(OSError):
         numba.config.CACHE_DIR = str(cache_folder() / "kernels")
 
-# No reassociation of sums: the same image gives the same bytes on every machine of one architecture and library version.
+# No reassociation of sums: the same image gives the same bytes on all machines of one architecture and library version.
 _FAST = {"contract", "nsz", "arcp"}
 
 
@@ -36,7 +36,12 @@ _STAMP = _stamp()
 
 
 def kernel(function=None, *, inline=False):
-    """Compile `function` with numba: nopython, no GIL, C division rules, cached on disk across processes."""
+    """Compile with numba: nopython, no GIL, C division rules, cached on disk across processes. A decorator.
+
+    Args:
+        function: what to compile; None where the decorator has arguments.
+        inline: whether numba inlines it into its callers.
+    """
     if function is None:
         return lambda f: kernel(f, inline=inline)
     compiled = numba.njit(nogil=True, fastmath=_FAST, error_model="numpy", inline="always" if inline else "never")(
@@ -52,7 +57,7 @@ def kernel(function=None, *, inline=False):
 
 
 def is_cached(compiled):
-    """Whether machine code of this kernel, and of these sources, is on disk already."""
+    """Whether machine code of this kernel, made of these sources, is on disk already."""
     try:
         return bool(compiled._cache._cache_file._load_index())
     except (AttributeError, OSError, EOFError):
@@ -61,5 +66,5 @@ def is_cached(compiled):
 
 @kernel(inline=True)
 def to_level(value):
-    """Round a float in [0, 255] to uint8, halves up, as PIL does; values outside are clamped."""
+    """Round a float in 0..255 to uint8, halves up, as PIL does; values outside are clamped."""
     return numba.uint8(min(max(value + numba.float32(0.5), numba.float32(0.0)), numba.float32(255.0)))

@@ -1,7 +1,7 @@
 """Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
-A draw is a pure function of (seed, counter), so any thread, process or later run can make it again. The counter is
-(row or step, epoch, stream, block): who draws, when, and what for.
+A sample is a pure function of (seed, counter), so any thread, process or later run can make it again. The counter is
+(row or step, epoch, stream, block): for which image or batch, when, for which crop or purpose, and which of its values.
 """
 
 import numba
@@ -15,15 +15,23 @@ _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 _2_POW_MINUS_32 = 1.0 / 4294967296.0
 
-# Streams below this are the views of an image; above, what belongs to a whole batch.
+# Streams below these are the crops of an image; these are for a whole epoch or batch.
 ORDER_STREAM = 1 << 25
 MIXUP_STREAM = 1 << 26
-CUTMIX_STREAM = 1 << 28  # and up to 2^31: a chunk's draws follow the one's before it
+CUTMIX_STREAM = 1 << 28  # and up to 2^31: a chunk's samples follow those of the chunk before
 
 
 @kernel
 def philox(seed, c0, c1, c2, c3):
-    """Four random uint32 for a 64-bit `seed` (the key, low word first) and a counter of four 32-bit words."""
+    """Four random uint32.
+
+    Args:
+        seed: uint64, the key, low word first.
+        c0: word of the counter, uint32.
+        c1: word of the counter.
+        c2: word of the counter.
+        c3: word of the counter.
+    """
     k0 = numba.uint32(numba.uint64(seed) & _LOW)
     k1 = numba.uint32(numba.uint64(seed) >> _32)
     x0, x1, x2, x3 = numba.uint32(c0), numba.uint32(c1), numba.uint32(c2), numba.uint32(c3)
@@ -55,14 +63,14 @@ def uniforms(seed, c0, c1, c2, c3):
 
 @kernel
 def permutation(seed, c0, c1, c2, n):
-    """A uniformly random permutation of range(n), int64 (n,): Fisher and Yates' shuffle, one draw a swap."""
+    """A uniformly random permutation of range(n), int64 (n,): Fisher and Yates' shuffle."""
     result = np.arange(n)
-    draws = (0.0, 0.0, 0.0, 0.0)
+    u4 = (0.0, 0.0, 0.0, 0.0)
     for k in range(n - 1):
         i = n - 1 - k
         if k % 4 == 0:
-            draws = uniforms(seed, c0, c1, c2, k // 4)
-        u = draws[0] if k % 4 == 0 else draws[1] if k % 4 == 1 else draws[2] if k % 4 == 2 else draws[3]
+            u4 = uniforms(seed, c0, c1, c2, k // 4)
+        u = u4[0] if k % 4 == 0 else u4[1] if k % 4 == 1 else u4[2] if k % 4 == 2 else u4[3]
         j = min(int(u * (i + 1)), i)
         result[i], result[j] = result[j], result[i]
     return result

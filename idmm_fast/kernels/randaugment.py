@@ -1,8 +1,8 @@
 """RandAugment as the authors of IDMM fine-tune with it, on float32 planes (3, S, S) of levels 0..255, in place.
 
 The fifteen operations, their strengths and their resampling are those of the released code (RandAugment and SubPolicy
-in utils/data_utils.py), the pixels are PIL's. Level k = 1..9 is the index into a grid of ten from no effect to the
-full one; timm's RandAugment shares most names, not the strengths, and has SolarizeAdd where this has Cutout.
+in utils/data_utils.py), the pixels are PIL's. Level k = 1..9 is the index into a grid of ten, from no effect to the
+full one. timm's RandAugment shares most names, not the strengths, and has SolarizeAdd where this has Cutout.
 """
 
 import math
@@ -49,53 +49,74 @@ OPERATIONS = (
 ) = range(15)
 FILL = 128.0  # what comes in from beyond the edge
 CUTOUT_COLOR = (125.0, 122.0, 113.0)
-_BLOCK = 24  # of the counter: what and how strong; where to cut out is drawn two blocks further
+_BLOCK = 24  # of the counter: which operation and how strong; a cutout's centre is two blocks further
 
 
 @kernel
 def sample_operation(seed, epoch, row, stream, k, flipped):
-    """Operation number `k` of a view: (which, or -1 for none; its argument, see `argument`; centre of a cutout, x and y as shares of the side).
+    """Sample one operation of a crop.
 
-    flipped: whether the view was flipped before. The authors flip last and always turn counter-clockwise, so a flipped view
-    is turned clockwise here. The other operations that have a direction take either with the same probability.
+    The authors flip last and always rotate counter-clockwise, so a flipped crop is rotated clockwise here. The other
+    operations that have a direction take either with the same probability.
+
+    Args:
+        seed: uint64.
+        epoch: counter.
+        row: of the dataset.
+        stream: number of the crop.
+        k: which of the operations of the crop, 0 or 1.
+        flipped: whether the crop is flipped.
+
+    Returns:
+        (operation, or -1 for none; its argument, see `level_to_arg`; x and y of a cutout's centre, fractions of the
+        side).
     """
     u = uniforms(seed, row, epoch, stream, _BLOCK + k)
-    which = min(int(u[0] * 15), 14)
+    operation = min(int(u[0] * 15), 14)
     if u[1] >= 0.5:
         return -1, 0.0, 0.0, 0.0
     level = 1 + min(int(u[2] * 9), 8)
     sign = -1.0 if u[3] < 0.5 else 1.0
-    if which == ROTATE:
+    if operation == ROTATE:
         sign = -1.0 if flipped else 1.0
-    place = uniforms(seed, row, epoch, stream, _BLOCK + 2 + k)
-    return which, argument(which, level, sign), place[0], place[1]
+    centre = uniforms(seed, row, epoch, stream, _BLOCK + 2 + k)
+    return operation, level_to_arg(operation, level, sign), centre[0], centre[1]
 
 
 @kernel
-def argument(which, level, sign):
-    """What a level of 1..9 means to an operation: a factor, degrees counter-clockwise, bits, a threshold, pixels (Cutout), a slope or a share of
-    the side; 0.0 where there is no level. `sign` is 1.0 or -1.0."""
-    share = level / 9
-    if which == CUTOUT:
-        return np.rint(share * 20.0)
-    if which == POSTERIZE:
-        return np.rint(8.0 - share * 4.0)
-    if which == SOLARIZE:
-        return 256.0 - share * 256.0
-    if which == ROTATE:
-        return sign * share * 30.0
-    if which == SHEAR_X or which == SHEAR_Y:
-        return sign * share * 0.3
-    if which == TRANSLATE_X or which == TRANSLATE_Y:
-        return sign * share * (150.0 / 331.0)
-    if which == SHARPNESS or which == CONTRAST or which == COLOR or which == BRIGHTNESS:
-        return 1.0 + sign * share * 0.9
+def level_to_arg(operation, level, sign):
+    """What a level means to an operation.
+
+    Args:
+        operation: INVERT .. BRIGHTNESS.
+        level: 1..9.
+        sign: 1.0 or -1.0, the direction.
+
+    Returns:
+        A factor, degrees counter-clockwise, bits, a threshold, pixels (Cutout), a slope, or a fraction of the side; 0.0
+        where there is no level.
+    """
+    strength = level / 9
+    if operation == CUTOUT:
+        return np.rint(strength * 20.0)
+    if operation == POSTERIZE:
+        return np.rint(8.0 - strength * 4.0)
+    if operation == SOLARIZE:
+        return 256.0 - strength * 256.0
+    if operation == ROTATE:
+        return sign * strength * 30.0
+    if operation == SHEAR_X or operation == SHEAR_Y:
+        return sign * strength * 0.3
+    if operation == TRANSLATE_X or operation == TRANSLATE_Y:
+        return sign * strength * (150.0 / 331.0)
+    if operation == SHARPNESS or operation == CONTRAST or operation == COLOR or operation == BRIGHTNESS:
+        return 1.0 + sign * strength * 0.9
     return 0.0
 
 
 @kernel
 def round_levels(planes):
-    """To whole levels, as PIL holds them."""
+    """Round `planes` to whole levels, as PIL holds them, halves up."""
     flat = planes.reshape(-1)
     for k in range(flat.size):
         flat[k] = np.float32(min(max(math.floor(flat[k] + np.float32(0.5)), 0), 255))
@@ -142,9 +163,9 @@ def _equalize(planes):
 
 
 @kernel
-def _sharpness(planes, factor, line):
+def _sharpness(planes, factor, scratch):
     size = planes.shape[1]
-    old = line[: size * size].reshape(size, size)
+    old = scratch[: size * size].reshape(size, size)
     factor = np.float32(factor)
     for c in range(3):
         old[:] = planes[c]
@@ -157,10 +178,13 @@ def _sharpness(planes, factor, line):
 
 
 @kernel
-def _nearest(planes, a, b, c, d, e, f, line):
-    """Output pixel (x, y) comes from (a x + b y + c, d x + e y + f), in pixel centres; PIL's transform with NEAREST, which counts in 65536ths."""
+def _nearest(planes, a, b, c, d, e, f, scratch):
+    """PIL's transform with NEAREST: output pixel (x, y) comes from (a x + b y + c, d x + e y + f).
+
+    It counts in 65536ths of a pixel.
+    """
     size = planes.shape[1]
-    old = line[: size * size].reshape(size, size)
+    old = scratch[: size * size].reshape(size, size)
     right, right_down = math.floor(a * 65536 + 0.5), math.floor(d * 65536 + 0.5)
     down_right, down = math.floor(b * 65536 + 0.5), math.floor(e * 65536 + 0.5)
     first_u = math.floor((c + 0.5 * a + 0.5 * b) * 65536 + 0.5)
@@ -176,13 +200,14 @@ def _nearest(planes, a, b, c, d, e, f, line):
 
 
 @kernel
-def _shear(planes, slope, along, across, line):
-    """Position j of line i comes from position j + slope * i of the same line, in pixel centres; PIL's transform with BICUBIC (a = -1, cut to an integer).
+def _shear(planes, slope, along, across, scratch):
+    """Position j of line i comes from position j + slope * i of the same line: PIL's transform with BICUBIC (a = -1).
 
-    along, across: from a position to the next, and from a line to the next, in a flat plane.
+    Coordinates are those of pixel centres. In a flat plane a position is `along` from the next, a line `across` from
+    the next.
     """
     size = planes.shape[1]
-    old = line[: size * size]
+    old = scratch[: size * size]
     for channel in range(3):
         new = planes[channel].reshape(-1)
         old[:] = new
@@ -213,46 +238,55 @@ def _cutout(planes, half, x, y):
 
 
 @kernel
-def apply_operation(planes, which, arg, x, y, line):
-    """One operation with its argument (see `argument`); (x, y), shares of the side, is where Cutout cuts. `line` is scratch: float32, at least S * S."""
+def apply_operation(planes, operation, arg, x, y, scratch):
+    """Apply one operation in place; the result has whole levels.
+
+    Args:
+        planes: float32 (3, S, S), levels 0..255.
+        operation: INVERT .. BRIGHTNESS.
+        arg: its argument, see `level_to_arg`.
+        x: of a cutout's centre, a fraction of the side.
+        y: of a cutout's centre, a fraction of the side.
+        scratch: float32, at least S * S.
+    """
     size = planes.shape[1]
     flat = planes.reshape(-1)
-    program = line[:PROGRAM]
+    program = scratch[:PROGRAM]
     round_levels(planes)
-    if which == AUTO_CONTRAST:
+    if operation == AUTO_CONTRAST:
         _auto_contrast(planes)
-    elif which == EQUALIZE:
+    elif operation == EQUALIZE:
         _equalize(planes)
-    elif which == INVERT:
+    elif operation == INVERT:
         for k in range(flat.size):
             flat[k] = np.float32(255) - flat[k]
-    elif which == POSTERIZE:
+    elif operation == POSTERIZE:
         unit = 1 << (8 - int(arg))
         for k in range(flat.size):
             flat[k] = np.float32(int(flat[k]) // unit * unit)
-    elif which == SOLARIZE:
+    elif operation == SOLARIZE:
         for k in range(flat.size):
             flat[k] = flat[k] if flat[k] < arg else np.float32(255) - flat[k]
-    elif which == CUTOUT:
+    elif operation == CUTOUT:
         _cutout(planes, int(arg) // 2, min(int(x * size), size - 1), min(int(y * size), size - 1))
-    elif which == COLOR:
+    elif operation == COLOR:
         adjust_saturation(planes, arg, program)
-    elif which == CONTRAST:
+    elif operation == CONTRAST:
         adjust_contrast(planes, arg, program)
-    elif which == BRIGHTNESS:
+    elif operation == BRIGHTNESS:
         adjust_brightness(planes, arg, program)
-    elif which == SHARPNESS:
-        _sharpness(planes, arg, line)
-    elif which == ROTATE:
+    elif operation == SHARPNESS:
+        _sharpness(planes, arg, scratch)
+    elif operation == ROTATE:
         angle, half = -math.radians(arg), size / 2
         cos, sin = math.cos(angle), math.sin(angle)
-        _nearest(planes, cos, sin, half - cos * half - sin * half, -sin, cos, half + sin * half - cos * half, line)
-    elif which == SHEAR_X:
-        _shear(planes, arg, 1, size, line)
-    elif which == SHEAR_Y:
-        _shear(planes, arg, size, 1, line)
-    elif which == TRANSLATE_X:
-        _nearest(planes, 1.0, 0.0, arg * size, 0.0, 1.0, 0.0, line)
-    elif which == TRANSLATE_Y:
-        _nearest(planes, 1.0, 0.0, 0.0, 0.0, 1.0, arg * size, line)
+        _nearest(planes, cos, sin, half - cos * half - sin * half, -sin, cos, half + sin * half - cos * half, scratch)
+    elif operation == SHEAR_X:
+        _shear(planes, arg, 1, size, scratch)
+    elif operation == SHEAR_Y:
+        _shear(planes, arg, size, 1, scratch)
+    elif operation == TRANSLATE_X:
+        _nearest(planes, 1.0, 0.0, arg * size, 0.0, 1.0, 0.0, scratch)
+    elif operation == TRANSLATE_Y:
+        _nearest(planes, 1.0, 0.0, 0.0, 0.0, 1.0, arg * size, scratch)
     round_levels(planes)

@@ -1,4 +1,10 @@
-"""Crop and resize with PIL's antialiased filters: the filter's support grows with the reduction and ends at the crop's edge."""
+"""Crop and resize with PIL's antialiased filters: bilinear and bicubic.
+
+The filter's support grows with the reduction and ends at the crop's edge. Pixels are levels 0..255. A filter has `taps`
+weights for each output pixel; `starts` is the first source pixel that they apply to.
+
+One file of over 300 lines: the passes in fixed point and in float32 share tables, scratch and tests.
+"""
 
 import math
 
@@ -6,29 +12,29 @@ import numpy as np
 
 from .jit import kernel, to_level
 from .simd import (
-    add_levels16,
-    add_shorts8,
-    count8,
-    highest,
+    add_weighted_u8x16,
+    add_weighted_u16x8,
+    hsum8,
+    iota8,
     load4,
     load8,
-    load_levels8,
-    lowest,
+    load_u8x8,
     multiply_add,
-    shorts8,
-    shorts16,
     splat4,
     splat8,
+    splat_u16x8,
+    splat_u16x16,
     store4,
     store8,
-    store_levels8,
-    store_pixels8,
-    store_shorts8,
-    store_shorts16,
-    store_turned16,
-    store_turned_levels8,
-    total8,
-    turn4,
+    store_rgb8,
+    store_transposed16,
+    store_transposed_q8_8x8,
+    store_u8x8,
+    store_u16x8,
+    store_u16x16,
+    transpose4,
+    vmax,
+    vmin,
 )
 
 BILINEAR_SUPPORT, BICUBIC_SUPPORT = 1.0, 2.0
@@ -38,8 +44,13 @@ _ROWS = 4  # that the horizontal pass works on together: it reads a weight once 
 
 @kernel
 def scratch_size(size, width, height=0):
-    """Floats of scratch that `crop_resize` needs for views of `size` pixels from images of at most `width` pixels; with the
-    images' `height`, those of `crop_resize_rounded`."""
+    """How many float32 of scratch a resampling needs.
+
+    Args:
+        size: the longer side of the output, pixels.
+        width: of the widest source image, pixels.
+        height: of the tallest source image, pixels, for `crop_resize_rounded`; 0 for `crop_resize`.
+    """
     return max(24 * width + 12 * size, _ROWS * (3 * width + 8) + _ROWS * 4 * (size + 4) + (height + _ROWS) * size)
 
 
@@ -63,25 +74,27 @@ def taps(bicubic, length, size):
 
 @kernel
 def _bilinear_row(flat, at, count, offset, room, narrow):
-    """Weights of `count` source pixels, the first `offset` from the centre and `room` before the edge, from index `at` of `flat` on;
-    more are made, up to a multiple of eight."""
+    """Weights of `count` source pixels, from index `at` of `flat` on; they sum to 1.
+
+    The first is `offset` from the centre and `room` before the edge. More are written, up to a multiple of eight.
+    """
     one, zero = splat8(1.0), splat8(0.0)
-    place, inside, narrow_ = count8() + splat8(offset), splat8(room) - count8(), splat8(narrow)
+    place, inside, narrow_v = iota8() + splat8(offset), splat8(room) - iota8(), splat8(narrow)
     total = zero
     for t in range(0, count, 8):
-        scaled = place * narrow_
-        w = highest(one - highest(scaled, zero - scaled), zero) * lowest(highest(inside, zero), one)
+        scaled = place * narrow_v
+        w = vmax(one - vmax(scaled, zero - scaled), zero) * vmin(vmax(inside, zero), one)
         store8(flat, at + t, w)
         total = total + w
         place, inside = place + splat8(8.0), inside - splat8(8.0)
-    scale = one / splat8(total8(total))
+    scale = one / splat8(hsum8(total))
     for t in range(0, count, 8):
         store8(flat, at + t, load8(flat, at + t) * scale)
 
 
 @kernel
 def _bicubic_row(flat, at, count, offset, room, narrow):
-    """As `_bilinear_row`, but not more than `count`."""
+    """As `_bilinear_row`, but no more than `count` are written."""
     total = 0.0
     for t in range(count):
         w = _bicubic((offset + t) * narrow) if t < room else 0.0
@@ -93,11 +106,20 @@ def _bicubic_row(flat, at, count, offset, room, narrow):
 
 @kernel
 def weights(bicubic, length, size, first, count, flip, starts, table):
-    """Filter weights for the output pixels first .. first + count - 1 of `length` source pixels resized to `size`.
+    """Filter weights for some output pixels of a row or column that is resized. Source: PIL's precompute_coeffs.
 
-    Fills `starts` (int64, (count,): first source pixel) and `table` (float32, (count, taps)), and returns how many weights
-    each output pixel has, the same for all: loops of one length are what the processor predicts. They sum to 1. With `flip`
-    the outputs come in reverse. PIL's precompute_coeffs.
+    Args:
+        bicubic: whether the filter is bicubic, else bilinear.
+        length: of the source, pixels.
+        size: of all of the output, pixels.
+        first: the first output pixel that is wanted.
+        count: how many output pixels are wanted.
+        flip: whether they come in reverse.
+        starts: int64 (count,), filled with the first source pixel of each output pixel.
+        table: float32 (count, taps), filled with the weights; those of an output pixel sum to 1.
+
+    Returns:
+        How many weights each output pixel has: the same for all, since the processor predicts loops of one length.
     """
     ratio = length / size
     stretch = max(1.0, ratio)
@@ -121,9 +143,14 @@ def weights(bicubic, length, size, first, count, flip, starts, table):
 
 
 @kernel
-def _down(source, at, stride, table, y, taps, n, out, to):
-    """One row of the vertical pass: n floats from index `to` of `out`, each the sum of `taps` bytes of `source` (flat),
-    `stride` apart, the first at index `at`, weighted by table[y]. Sums stay in registers; the last eight may be made twice."""
+def _vertical_pass(source, at, stride, table, y, taps, n, out, to):
+    """One row of the vertical pass: n float32 from index `to` of `out` on.
+
+    Each is a sum of `taps` bytes weighted by table[y].
+
+    The bytes are `stride` apart in `source` (flat), the first at index `at`. Sums stay in registers; the last eight may
+    be made twice.
+    """
     first = 0
     while taps > 1 and table[y, taps - 1] == 0:
         taps -= 1
@@ -136,10 +163,10 @@ def _down(source, at, stride, table, y, taps, n, out, to):
         p = at + x
         for t in range(first, taps):
             w = splat8(table[y, t])
-            a = multiply_add(w, load_levels8(source, p), a)
-            b = multiply_add(w, load_levels8(source, p + 8), b)
-            c = multiply_add(w, load_levels8(source, p + 16), c)
-            d = multiply_add(w, load_levels8(source, p + 24), d)
+            a = multiply_add(w, load_u8x8(source, p), a)
+            b = multiply_add(w, load_u8x8(source, p + 8), b)
+            c = multiply_add(w, load_u8x8(source, p + 16), c)
+            d = multiply_add(w, load_u8x8(source, p + 24), d)
             p += stride
         store8(out, to + x, a)
         store8(out, to + x + 8, b)
@@ -151,7 +178,7 @@ def _down(source, at, stride, table, y, taps, n, out, to):
         a = splat8(0.0)
         p = at + x
         for t in range(first, taps):
-            a = multiply_add(splat8(table[y, t]), load_levels8(source, p), a)
+            a = multiply_add(splat8(table[y, t]), load_u8x8(source, p), a)
             p += stride
         store8(out, to + x, a)
         x += 8
@@ -163,8 +190,11 @@ def _down(source, at, stride, table, y, taps, n, out, to):
 
 
 @kernel
-def _across(rows, pitch, starts, taps, table, pixels):
-    """The horizontal pass on four rows of RGB floats, `pitch` apart in `rows`: to four rows of RGBx in `pixels`, each of S + 4 pixels."""
+def _horizontal_pass(rows, pitch, starts, taps, table, pixels):
+    """The horizontal pass on four rows of RGB float32, to four rows of S + 4 pixels RGBx.
+
+    The rows are `pitch` apart in `rows`.
+    """
     size = starts.size
     row = 4 * (size + 4)
     for x in range(size):
@@ -184,14 +214,14 @@ def _across(rows, pitch, starts, taps, table, pixels):
 
 
 @kernel
-def _split(pixels, at, red, green, blue):
+def _deinterleave(pixels, at, red, green, blue):
     """RGBx pixels from index `at` on, to three rows; the last four may be made twice."""
     size = red.size
     x = 0
     while x < size and size >= 4:
         x = min(x, size - 4)
         k = at + 4 * x
-        r, g, b = turn4(load4(pixels, k), load4(pixels, k + 4), load4(pixels, k + 8), load4(pixels, k + 12))
+        r, g, b = transpose4(load4(pixels, k), load4(pixels, k + 4), load4(pixels, k + 8), load4(pixels, k + 12))
         store4(red, x, r)
         store4(green, x, g)
         store4(blue, x, b)
@@ -202,7 +232,7 @@ def _split(pixels, at, red, green, blue):
 
 @kernel
 def _to_fixed(table, taps):
-    """The weights in fixed point, in their own place: int32 of 0..65535."""
+    """The weights in fixed point, in the place of `table`: int32 of 0..65535."""
     fixed = table.view(np.int32)
     for k in range(table.shape[0]):
         for t in range(taps):
@@ -211,32 +241,32 @@ def _to_fixed(table, taps):
 
 
 @kernel
-def _down_fixed(source, at, stride, fixed, y, taps, n, out, to):
-    """`_down` in fixed point: n uint16 from index `to` of `out`. The last sixteen may be made twice."""
+def _vertical_pass_fixed(source, at, stride, fixed, y, taps, n, out, to):
+    """`_vertical_pass` in q8.8: n uint16 from index `to` of `out` on. The last sixteen may be made twice."""
     x = 0
     while x + 64 <= n:
-        a = b = c = d = shorts16(taps // 2)  # products are rounded down, on average by a half
+        a = b = c = d = splat_u16x16(taps // 2)  # products are rounded down, on average by a half
         p = at + x
         for t in range(taps):
             w = fixed[y, t]
-            a = add_levels16(a, source, p, w)
-            b = add_levels16(b, source, p + 16, w)
-            c = add_levels16(c, source, p + 32, w)
-            d = add_levels16(d, source, p + 48, w)
+            a = add_weighted_u8x16(a, source, p, w)
+            b = add_weighted_u8x16(b, source, p + 16, w)
+            c = add_weighted_u8x16(c, source, p + 32, w)
+            d = add_weighted_u8x16(d, source, p + 48, w)
             p += stride
-        store_shorts16(out, to + x, a)
-        store_shorts16(out, to + x + 16, b)
-        store_shorts16(out, to + x + 32, c)
-        store_shorts16(out, to + x + 48, d)
+        store_u16x16(out, to + x, a)
+        store_u16x16(out, to + x + 16, b)
+        store_u16x16(out, to + x + 32, c)
+        store_u16x16(out, to + x + 48, d)
         x += 64
     while x < n and n >= 16:
         x = min(x, n - 16)
-        a = shorts16(taps // 2)
+        a = splat_u16x16(taps // 2)
         p = at + x
         for t in range(taps):
-            a = add_levels16(a, source, p, fixed[y, t])
+            a = add_weighted_u8x16(a, source, p, fixed[y, t])
             p += stride
-        store_shorts16(out, to + x, a)
+        store_u16x16(out, to + x, a)
         x += 16
     for i in range(x, n):
         total = taps // 2
@@ -246,12 +276,12 @@ def _down_fixed(source, at, stride, fixed, y, taps, n, out, to):
 
 
 @kernel
-def _turn(rows, n, columns):
+def _transpose(rows, n, columns):
     """Eight rows of n uint16 to n columns of eight."""
     x = 0
     while x < n and n >= 16:
         x = min(x, n - 16)
-        store_turned16(columns, 8 * x, rows, x, n)
+        store_transposed16(columns, 8 * x, rows, x, n)
         x += 16
     for i in range(x, n):
         for k in range(8):
@@ -259,28 +289,26 @@ def _turn(rows, n, columns):
 
 
 @kernel
-def _across8(columns, starts, fixed, taps, turned):
-    """The horizontal pass on eight rows: from `columns` to `turned`, eight uint16 for each channel and output column."""
+def _horizontal_pass_fixed(columns, starts, fixed, taps, transposed):
+    """The horizontal pass on eight rows: to `transposed`, eight q8.8 for each channel and output column."""
     size = starts.size
     for x in range(size):
-        r = g = b = shorts8(taps // 2)
+        r = g = b = splat_u16x8(taps // 2)
         at = 24 * starts[x]
         for t in range(taps):
             w = fixed[x, t]
-            r = add_shorts8(r, columns, at, w)
-            g = add_shorts8(g, columns, at + 8, w)
-            b = add_shorts8(b, columns, at + 16, w)
+            r = add_weighted_u16x8(r, columns, at, w)
+            g = add_weighted_u16x8(g, columns, at + 8, w)
+            b = add_weighted_u16x8(b, columns, at + 16, w)
             at += 24
-        store_shorts8(turned, 8 * x, r)
-        store_shorts8(turned, 8 * (size + x), g)
-        store_shorts8(turned, 8 * (2 * size + x), b)
+        store_u16x8(transposed, 8 * x, r)
+        store_u16x8(transposed, 8 * (size + x), g)
+        store_u16x8(transposed, 8 * (2 * size + x), b)
 
 
 @kernel
-def _crop_resize_floats(
-    source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes
-):
-    """`crop_resize` in floats, four rows at a time."""
+def _crop_resize_float(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes):
+    """`crop_resize` in float32, four rows at a time."""
     high, wide = planes.shape[1:]
     stride, n = 3 * source.shape[1], 3 * width
     pitch, row = n + 8, 4 * (wide + 4)
@@ -290,10 +318,10 @@ def _crop_resize_floats(
         y = min(first, high - _ROWS)  # the last four rows may be made twice
         for k in range(_ROWS):
             at = (top + y_starts[y + k]) * stride + 3 * left
-            _down(flat, at, stride, y_table, y + k, y_taps, n, rows, k * pitch)
-        _across(rows, pitch, x_starts, x_taps, x_table, pixels)
+            _vertical_pass(flat, at, stride, y_table, y + k, y_taps, n, rows, k * pitch)
+        _horizontal_pass(rows, pitch, x_starts, x_taps, x_table, pixels)
         for k in range(_ROWS):
-            _split(pixels, k * row, planes[0, y + k], planes[1, y + k], planes[2, y + k])
+            _deinterleave(pixels, k * row, planes[0, y + k], planes[1, y + k], planes[2, y + k])
     levels = planes.reshape(-1)
     for k in range(levels.size):
         levels[k] = min(levels[k], np.float32(255))
@@ -301,24 +329,36 @@ def _crop_resize_floats(
 
 @kernel
 def crop_resize(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes):
-    """Resample a crop of `source` (uint8, (H, W, 3)) to `planes` (float32, (3, S, T), levels 0..255, not rounded), S and T at least 8.
+    """Resample a crop with a filter that has no negative weights (bilinear); the result is not rounded.
 
-    For filters without negative weights. The crop starts at (top, left) and is `width` pixels wide; starts, taps and tables are those of
-    `weights`, relative to it; the tables are used up. Eight rows at a time, in fixed point of 16 bits: down the columns sixteen bytes a
-    vector, transposed, then along the rows eight rows a vector. A product's rounding is off by half a unit of 1/256 level, for all of a
-    filter in the same direction where levels are alike: by (y_taps + x_taps) / 512 levels at most, 0.1 for reductions up to 12 in both
-    directions, 1 for those of 128. Beyond `FIXED_TAPS` in either direction everything is done in floats, off by 0.1 level at most
-    (reductions up to 8,000). `scratch`: float32, at least `scratch_size(T, W)`.
+    Eight rows at a time, in q8.8: down the columns sixteen bytes a vector, transposed, then along the rows eight rows a
+    vector. The rounding of a product is off by half a unit, for all of a filter in one direction where levels are
+    alike: by (y_taps + x_taps) / 512 levels at most, that is 0.1 for reductions up to 12 both ways and 1 for those of
+    128. Beyond `FIXED_TAPS` everything is done in float32, off by 0.1 level at most (reductions up to 8,000).
+
+    Args:
+        source: uint8 (H, W, 3).
+        top: of the crop, pixels.
+        left: of the crop, pixels.
+        y_starts: int64 (S,), from `weights`, relative to the crop.
+        y_taps: from `weights`.
+        y_table: float32 (S or more, taps), from `weights`; overwritten.
+        x_starts: int64 (T,).
+        x_taps: from `weights`.
+        x_table: float32 (T or more, taps); overwritten.
+        width: of the crop, pixels.
+        scratch: float32, at least `scratch_size(T, W)`.
+        planes: float32 (3, S, T), S and T at least 8: the result, levels 0..255.
     """
     if max(y_taps, x_taps) > FIXED_TAPS:
-        _crop_resize_floats(
+        _crop_resize_float(
             source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes
         )
         return
     high, wide = planes.shape[1:]
     stride, n = 3 * source.shape[1], 3 * width
-    shorts = scratch.view(np.uint16)
-    rows, columns, turned = shorts[: 8 * n], shorts[8 * n : 16 * n], shorts[16 * n : 16 * n + 24 * wide]
+    words = scratch.view(np.uint16)
+    rows, columns, transposed = words[: 8 * n], words[8 * n : 16 * n], words[16 * n : 16 * n + 24 * wide]
     y_fixed, x_fixed = _to_fixed(y_table[:high], y_taps), _to_fixed(x_table[:wide], x_taps)
     flat, out = source.reshape(-1), planes.reshape(-1)
     base = top * stride + 3 * left
@@ -326,22 +366,30 @@ def crop_resize(source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, 
     while y < high:
         y = min(y, high - 8)  # the last eight rows may be made twice
         for k in range(8):
-            _down_fixed(flat, base + y_starts[y + k] * stride, stride, y_fixed, y + k, y_taps, n, rows, k * n)
-        _turn(rows, n, columns)
-        _across8(columns, x_starts, x_fixed, x_taps, turned)
+            _vertical_pass_fixed(flat, base + y_starts[y + k] * stride, stride, y_fixed, y + k, y_taps, n, rows, k * n)
+        _transpose(rows, n, columns)
+        _horizontal_pass_fixed(columns, x_starts, x_fixed, x_taps, transposed)
         for c in range(3):
             x = 0
             while x < wide:
                 x = min(x, wide - 8)
-                store_turned_levels8(out, (c * high + y) * wide + x, wide, turned, 8 * (c * wide + x))
+                store_transposed_q8_8x8(out, (c * high + y) * wide + x, wide, transposed, 8 * (c * wide + x))
                 x += 8
         y += 8
 
 
 @kernel
 def write_span(planes, y, x0, x1, out, at):
-    """Round the pixels x0 .. x1 - 1 of row y of `planes` (float32, (3, H, W), levels within 0..255) to uint8, R, G, B, R, ..., in `out`,
-    where a row whose pixel 0 is at index `at` has them."""
+    """Round a part of a row of pixels to uint8 (R, G, B, R, ...), halves up.
+
+    Args:
+        planes: float32 (3, H, W), levels within 0..255.
+        y: the row.
+        x0: the first pixel.
+        x1: the pixel after the last.
+        out: uint8, flat.
+        at: index in `out` of pixel 0 of the row.
+    """
     high, wide = planes.shape[1:]
     flat = planes.reshape(-1)
     red, green, blue = y * wide, (high + y) * wide, (2 * high + y) * wide
@@ -349,7 +397,7 @@ def write_span(planes, y, x0, x1, out, at):
     x = x0
     while x < x1 and x1 - x0 >= 8:  # the last eight may be written twice
         x = min(x, x1 - 8)
-        store_pixels8(
+        store_rgb8(
             out, at + 3 * x, load8(flat, red + x) + half, load8(flat, green + x) + half, load8(flat, blue + x) + half
         )
         x += 8
@@ -360,7 +408,16 @@ def write_span(planes, y, x0, x1, out, at):
 
 @kernel
 def resized(pixels, height, width):
-    """`pixels` (uint8, (H, W, 3)) as uint8 (height, width, 3), both at least 8: bilinear, antialiased, rounded."""
+    """Resize an image: bilinear, antialiased, rounded.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        height: of the result, at least 8.
+        width: of the result, at least 8.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
     y_starts, x_starts = np.empty(height, np.int64), np.empty(width, np.int64)
     y_table = np.empty((height, taps(False, pixels.shape[0], height)), np.float32)
     x_table = np.empty((width, taps(False, pixels.shape[1], width)), np.float32)
@@ -379,9 +436,12 @@ def resized(pixels, height, width):
 def crop_resize_rounded(
     source, top, left, y_starts, y_taps, y_table, x_starts, x_taps, x_table, width, scratch, planes
 ):
-    """`crop_resize` for any filter, in floats and in PIL's order: horizontally first, rounded and cut off at 0 and 255 between the passes.
+    """`crop_resize` for any filter, in float32 and in PIL's order.
 
-    Bicubic weights overshoot at hard edges, and what is cut off there is seen. `scratch`: at least `scratch_size(S, W, H)`.
+    First along the rows, rounded and clipped to 0..255, then down the columns.
+
+    Bicubic weights overshoot at hard edges, and what is clipped there is visible. `scratch`: at least `scratch_size(S,
+    W, H)`.
     """
     size = planes.shape[1]
     stride, n = 3 * source.shape[1], 3 * width
@@ -398,17 +458,17 @@ def crop_resize_rounded(
             at = (top + first + k) * stride + 3 * left
             for i in range(n):
                 rows[k * pitch + i] = np.float32(flat[at + i])
-        _across(rows, pitch, x_starts, x_taps, x_table, pixels)
+        _horizontal_pass(rows, pitch, x_starts, x_taps, x_table, pixels)
         for k in range(count):
             x = 0
             while x < 4 * size:
                 x = min(x, 4 * size - 8)
-                value = lowest(highest(load8(pixels, k * wide + x) + half, low), high)
-                store_levels8(done, (first + k) * 4 * size + x, value)
+                value = vmin(vmax(load8(pixels, k * wide + x) + half, low), high)
+                store_u8x8(done, (first + k) * 4 * size + x, value)
                 x += 8
     for y in range(size):
-        _down(done, (y_starts[y] - y_starts[0]) * 4 * size, 4 * size, y_table, y, y_taps, 4 * size, pixels, 0)
-        _split(pixels, 0, planes[0, y], planes[1, y], planes[2, y])
+        _vertical_pass(done, (y_starts[y] - y_starts[0]) * 4 * size, 4 * size, y_table, y, y_taps, 4 * size, pixels, 0)
+        _deinterleave(pixels, 0, planes[0, y], planes[1, y], planes[2, y])
     flat_planes = planes.reshape(-1)
     for k in range(flat_planes.size):
         flat_planes[k] = min(max(flat_planes[k], np.float32(0)), np.float32(255))

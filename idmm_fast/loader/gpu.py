@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..beton.decode import decoded
-from ..kernels.blur import LEAST_SIGMA
+from ..kernels.blur import MIN_SIGMA
 from ..kernels.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from .decoder import Group
 from .loader import MultiCropLoader
@@ -79,7 +79,7 @@ def recolor(x, d):
 def blur(x, sigma, radius):
     """A separable Gaussian cut at 3 sigma, the edge pixel repeated; sigma (B,), 0 for none; `radius` of the largest one."""
     place = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)[None]
-    some = sigma[:, None].clamp(min=LEAST_SIGMA)
+    some = sigma[:, None].clamp(min=MIN_SIGMA)
     weights = torch.exp(-0.5 * (place / some) ** 2) * (place.abs() <= torch.ceil(3 * some))
     weights = weights / weights.sum(1, keepdim=True)
     size, out = x.shape[-1], x
@@ -88,7 +88,7 @@ def blur(x, sigma, radius):
             out, (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius), mode="replicate"
         )
         out = sum(weights[:, k, None, None, None] * padded.narrow(dim, k, size) for k in range(2 * radius + 1))
-    return torch.where((sigma >= LEAST_SIGMA)[:, None, None, None], out, x)
+    return torch.where((sigma >= MIN_SIGMA)[:, None, None, None], out, x)
 
 
 def render(images, draws, box, partner, size, radius):

@@ -188,7 +188,7 @@ AUTHORS = {  # image, level, sign, centre of the cutout: what the released code 
 def augmented(image, which, level, sign, at=(50, 60)):
     planes, scratch = planes_of(image), np.empty(image.shape[0] ** 2, np.float32)
     x, y = ((c + 0.5) / image.shape[0] for c in at)
-    randaugment.apply_operation(planes, which, randaugment.argument(which, level, sign), x, y, scratch)
+    randaugment.apply_operation(planes, which, randaugment.level_to_arg(which, level, sign), x, y, scratch)
     return levels(planes)
 
 
