@@ -195,7 +195,7 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
             workers=args.workers,
             seed=None if args.split_list else args.seed,  # a list has the order of the rows
             on_error="fail" if args.split_list else args.on_error,  # and a skipped image would move those after it
-            stopped=stopped,
+            should_stop=stopped,
         )
         if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
             chosen = written.path.with_suffix(".txt")

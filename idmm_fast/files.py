@@ -50,8 +50,8 @@ def replacing(path: str | Path, *, unique: bool = True) -> Iterator[Path]:
     Args:
         path: the final name. Its folder must exist.
         unique: whether the temporary name has the process and the thread in it, so that two writers do not disturb
-            each other. False where a lock keeps others away: the name is `path` + ".tmp", and what a killed process left
-            is overwritten.
+            each other. False where a lock keeps others away: the name is `path` + ".tmp", and what a killed process
+            left is overwritten.
 
     Yields:
         The temporary name, in the same folder. It ends in ".tmp".

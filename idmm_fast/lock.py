@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a file, which ends with the process that holds it, however that one ends."""
+"""One process at a time: a lock on a file. It ends with the process that holds it, however that process ends."""
 
 import contextlib
 import errno
@@ -10,22 +10,30 @@ from pathlib import Path
 
 from .errors import Locked
 
+__all__ = ["Lock", "Locked"]
+
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
 
 
 class Lock:
-    """Holds the lock `path`, a file that is made for it and removed by `close`, or at the end of a `with` block.
+    """Holds a lock until `close`, or until the end of a `with` block. A file system without locks gives none.
 
-    what: what is locked, for messages. wait: wait for whoever holds it, and say so, instead of raising Locked. Where the file system has no
-    locks there is none. Raises Locked, and OSError where the file can't be made. Its folder must exist.
+    Args:
+        path: the lock's file. It is made here, in a folder that must exist, and removed by `close`.
+        what: what is locked, for messages.
+        wait: wait for the process that holds the lock, with a message, instead of raising Locked.
+
+    Raises:
+        Locked: another process holds the lock.
+        OSError: the file can't be made.
     """
 
-    def __init__(self, path, what, wait=False):
+    def __init__(self, path: str | Path, what: str, wait: bool = False) -> None:
         self.path = Path(path)
         while True:
             self._file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115  held until close
             try:
-                self._take(what, wait)
+                self._acquire(what, wait)
             except BaseException:
                 self._file.close()
                 raise
@@ -37,30 +45,29 @@ class Lock:
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
 
-    def _take(self, what, wait):
+    def _acquire(self, what: str, wait: bool) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
-            said = f"{what} is in use by {self._file.read() or 'another process'}"
+            in_use = f"{what} is in use by {self._file.read() or 'another process'}"
             if not wait:
-                raise Locked(f"{said}; wait until it has ended, or name another place") from None
-            print(f"{said}; waiting for it", file=sys.stderr)
+                raise Locked(f"{in_use}; wait until it has ended, or name another place") from None
+            print(f"{in_use}; waiting for it", file=sys.stderr)
             fcntl.flock(self._file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
 
-    def close(self):
-        """Let go of it. A second call does nothing."""
+    def close(self) -> None:
+        """Release the lock. A second call does nothing."""
         if not self._file.closed:
-            self.path.unlink(
-                missing_ok=True
-            )  # before it is let go of, so that nobody takes a file that is about to vanish
+            # Removed before it is released, so that nobody takes a file that is about to vanish.
+            self.path.unlink(missing_ok=True)
             self._file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Lock":
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..beton.checksum import checksums, tables_sum
+from ..beton.checksum import checksums, table_checksum
 from ..beton.format import ALLOCATION, DEFAULT_PAGE, HEADER, RAW, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
 from .loader import machine
 
@@ -50,7 +50,7 @@ def make_beton(path, rows, side=SIDE, seed=0):
     head += bytes(sums_start(len(head)) - len(head))
     with open(path, "r+b") as file:
         file.write(
-            head + np.array([SUMS_MARK, tables_sum(head, sums, allocations)], np.uint64).tobytes() + sums.tobytes()
+            head + np.array([SUMS_MARK, table_checksum(head, sums, allocations)], np.uint64).tobytes() + sums.tobytes()
         )
 
 

@@ -1,6 +1,15 @@
 """The `.beton` file: FFCV's format, written safely and checked before it is read."""
 
 from .read import Beton, BetonError, open_beton
-from .write import ConversionResult, WriteError, sidecar_path, write_beton
+from .write import ConversionResult, WriteError, WriteOptions, sidecar_path, write_beton
 
-__all__ = ["Beton", "BetonError", "ConversionResult", "WriteError", "open_beton", "sidecar_path", "write_beton"]
+__all__ = [
+    "Beton",
+    "BetonError",
+    "ConversionResult",
+    "WriteError",
+    "WriteOptions",
+    "open_beton",
+    "sidecar_path",
+    "write_beton",
+]

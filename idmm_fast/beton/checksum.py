@@ -1,7 +1,7 @@
 """A checksum that costs next to nothing beside decoding: four lanes of multiply and xor over 64-bit words.
 
-It is there to find damage, not malice: every change of a single word changes it, any other but for one in 2^64. Against
-malice there is the SHA-256 in the sidecar.
+It finds damage, not malice: every change of a single word changes it, any other but for one in 2^64. Against malice
+there is the SHA-256 in the sidecar.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def _word(typing, data, index):
 
 
 @kernel(inline=True)
-def _step(lane, word):
+def _mix(lane, word):
     lane = (lane ^ word) * _PRIME
     return lane ^ (lane >> _SHIFT)
 
@@ -40,24 +40,37 @@ def checksum(data):
     a, b, c, d = np.uint64(n), np.uint64(1), np.uint64(2), np.uint64(3)
     k = 0
     while k + 32 <= n:
-        a = _step(a, _word(data, k))
-        b = _step(b, _word(data, k + 8))
-        c = _step(c, _word(data, k + 16))
-        d = _step(d, _word(data, k + 24))
+        a = _mix(a, _word(data, k))
+        b = _mix(b, _word(data, k + 8))
+        c = _mix(c, _word(data, k + 16))
+        d = _mix(d, _word(data, k + 24))
         k += 32
     for i in range(k, n):
-        a = _step(a, np.uint64(data[i]))
-    return _step(_step(_step(a, b), c), d)
+        a = _mix(a, np.uint64(data[i]))
+    return _mix(_mix(_mix(a, b), c), d)
 
 
 @kernel
 def checksums(file, ptr, length, out):
-    """out[i] (uint64) = checksum of file[ptr[i] : ptr[i] + length[i]]."""
+    """Checksums of parts of a file.
+
+    Args:
+        file: uint8, 1-d.
+        ptr: int64 (n,), where the parts begin.
+        length: int64 (n,), bytes.
+        out: uint64 (n,), filled.
+    """
     for i in range(ptr.size):
         out[i] = checksum(file[ptr[i] : ptr[i] + length[i]])
 
 
-def tables_sum(tables, sums, allocations):
-    """One uint64 over everything in a beton that is not a sample's bytes: header to samples' table (bytes), sums, allocation table."""
+def table_checksum(tables: bytes, sums: np.ndarray, allocations: np.ndarray) -> int:
+    """One uint64 over everything in a beton that is not a sample's bytes.
+
+    Args:
+        tables: from the header to the samples' table, with what fills it up.
+        sums: uint64, the samples' checksums.
+        allocations: ALLOCATION, the allocation table.
+    """
     parts = [np.frombuffer(tables, np.uint8), sums.view(np.uint8), allocations.view(np.uint8)]
     return checksum(np.array([checksum(np.ascontiguousarray(p)) for p in parts], np.uint64).view(np.uint8))

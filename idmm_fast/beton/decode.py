@@ -1,37 +1,49 @@
-"""Decoding whole images of a beton, for pictures and checks."""
+"""Images of a beton as stored, for pictures and checks."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from ..loader.decoder import LoaderError, row_numbers
+from ..errors import LoaderError
 from .checksum import checksum
 from .format import RAW
 from .jpeg import ALTERED, CORRUPT, MESSAGES, OK, Decoder, decode_jpeg
+from .read import Beton, row_numbers
 
 
-def decode_row(beton, row, decoder):
-    """One image as stored, and what is wrong with it: (uint8 (H, W, 3), OK) or (None, a code of beton.jpeg)."""
+def decode_row(beton: Beton, row: int, decoder: Decoder) -> tuple[np.ndarray | None, int]:
+    """One image as stored, and what is wrong with it.
+
+    Returns:
+        (uint8 (H, W, 3), OK), or (None, a code of `jpeg`).
+    """
     height, width = int(beton.height[row]), int(beton.width[row])
     data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
     if beton.sums.size and checksum(data) != beton.sums[row]:
         return None, ALTERED
     if beton.mode[row] == RAW:
-        wanted = height * width * 3
-        return (data[:wanted].reshape(height, width, 3).copy(), OK) if data.size >= wanted else (None, CORRUPT)
+        size = height * width * 3
+        return (data[:size].reshape(height, width, 3).copy(), OK) if data.size >= size else (None, CORRUPT)
     out = np.empty(height * width * 3, np.uint8)
     code = decode_jpeg(decoder.handle, data, height, width, out)
     return (out.reshape(height, width, 3), OK) if code == OK else (None, code)
 
 
-def decode_rows(beton, rows):
-    """The images of these rows as stored: list of uint8 (H, W, 3). Raises LoaderError."""
-    return list(decoded(beton, rows))
+def decode_rows(beton: Beton, rows: Any) -> list[np.ndarray]:
+    """The images of these rows (see `row_numbers`) as stored, uint8 (H, W, 3) each.
+
+    Raises:
+        LoaderError: an image can't be decoded.
+    """
+    return list(iter_rows(beton, rows))
 
 
-def decoded(beton, rows):
-    """The same, one image at a time."""
+def iter_rows(beton: Beton, rows: Any) -> Iterator[np.ndarray]:
+    """As `decode_rows`, one image at a time."""
     decoder = Decoder()
     for row in row_numbers(rows, beton):
         image, code = decode_row(beton, row, decoder)
-        if code != OK:
+        if image is None:
             raise LoaderError(f"row {row} of {beton.path} can't be decoded: {MESSAGES[code]}")
         yield image

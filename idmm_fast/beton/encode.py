@@ -6,22 +6,31 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..kernels.resize import resized
 from .checksum import checksum
-from .format import JPG, MODES, MOST_PIXELS, RAW
+from .format import JPG, MAX_PIXELS_PER_BYTE, MODES, RAW
 from .jpeg import OK, Decoder, Encoder, decode_jpeg, test_jpeg
-from .jpeg_check import is_intact
+from .jpeg_check import APP1, APP14, DHT, DQT, EOI, SOF0, SOF1, SOS, is_intact
 
+_ORIENTATION = 0x0112  # of EXIF; 1: upright, from 5 on: turned by a quarter
 MAX_SIDE = 65535  # the table's width and height are 16 bits
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One image as stored: FFCV's write mode, size in pixels, and its bytes."""
+    """One image as stored.
+
+    Attributes:
+        mode: format.JPG or format.RAW.
+        height: pixels.
+        width: pixels.
+        data: the bytes.
+    """
 
     mode: int
     height: int
@@ -29,12 +38,12 @@ class Encoded:
     data: bytes
 
     @cached_property
-    def sum(self):
+    def sum(self) -> int:
         """The checksum of the bytes."""
         return checksum(np.frombuffer(self.data, np.uint8))
 
 
-def describe(source):
+def describe(source: Any) -> str:
     """What to call `source` in a message: its path, or what it is."""
     return (
         f"an image held in memory ({type(source).__name__})" if isinstance(source, bytes | np.ndarray) else str(source)
@@ -58,17 +67,20 @@ def _open(source):
     return Image.open(io.BytesIO(data)), data
 
 
-def stored_size(source, max_resolution=None):
-    """(height, width) of `source` as it will be stored, from its header alone."""
+def stored_size(source: Any, max_resolution: int | None = None) -> tuple[int, int]:
+    """(height, width) of `source` as it will be stored, in pixels, from its header alone; see `encode`."""
     image, _ = _open(source)
     width, height = image.size
-    if image.getexif().get(0x0112, 1) >= 5:
+    if image.getexif().get(_ORIENTATION, 1) >= 5:
         width, height = height, width
     return _limited(height, width, max_resolution)
 
 
-def to_rgb(image):
-    """Any PIL image as upright 8-bit RGB: EXIF orientation applied, transparency laid on white, 16 bits scaled to 8."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as upright 8-bit RGB.
+
+    EXIF's orientation is applied, transparency laid on white, 16 bits scaled to 8.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.float64)
@@ -107,46 +119,52 @@ def _tools():
 _MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 
 
-def has_its_tables(data):
-    """Whether a sequential JPEG brings the tables that it needs: a decoder that has read others before goes on with theirs, silently."""
-    quantised, have, at = {}, set(), 2
+def has_its_tables(data: bytes) -> bool:
+    """Whether a sequential JPEG brings the tables that it needs.
+
+    A decoder that has read other images before goes on with their tables, silently.
+    """
+    quantisation_of, tables_seen, at = {}, set(), 2
     while found := _MARKER.search(data, at):
         marker, start = found[1][0], found.end()
         at = start + max(2, int.from_bytes(data[start : start + 2], "big"))
         body = data[start + 2 : at]
-        if marker == 0xDB:
+        if marker == DQT:
             while body:
-                have.add(("quantisation", body[0] & 15))
+                tables_seen.add(("quantisation", body[0] & 15))
                 body = body[129 if body[0] >> 4 else 65 :]
-        elif marker == 0xC4:
+        elif marker == DHT:
             while len(body) > 16:
-                have.add(body[0])  # 0..3: of DC coefficients, 16..19: of AC coefficients
+                tables_seen.add(body[0])  # 0..3: of DC coefficients, 16..19: of AC coefficients
                 body = body[17 + sum(body[1:17]) :]
-        elif marker in (0xC0, 0xC1):
-            quantised = dict(zip(body[6::3], body[8::3]))  # component: its table
-            if len(quantised) != len(body[8::3]):
+        elif marker in (SOF0, SOF1):
+            quantisation_of = dict(zip(body[6::3], body[8::3]))  # component: its table
+            if len(quantisation_of) != len(body[8::3]):
                 return False
-        elif marker == 0xDA:
+        elif marker == SOS:
             scan = dict(zip(body[1:-3:2], body[2:-3:2]))
             for component, tables in scan.items():
-                if not {("quantisation", quantised.get(component)), tables >> 4, 16 + (tables & 15)} <= have:
+                if (
+                    not {("quantisation", quantisation_of.get(component)), tables >> 4, 16 + (tables & 15)}
+                    <= tables_seen
+                ):
                     return False
-            if len(scan) == len(quantised):
+            if len(scan) == len(quantisation_of):
                 return True
-        elif marker == 0xD9:
+        elif marker == EOI:
             return True
     return False
 
 
 def _decodes(data, height, width):
-    whole = np.frombuffer(data, np.uint8)
-    if is_intact(whole):
+    contents = np.frombuffer(data, np.uint8)
+    if is_intact(contents):
         return True
-    # The loader's own decoder judges: it refuses JPEGs that others read with a warning.
+    # The loader's own decoder decides: it refuses JPEGs that others read with a warning.
     if not has_its_tables(data):
         return False
     pixels = _tools().space(3 * ((height + 7) // 8) * ((width + 7) // 8))
-    return test_jpeg(_tools().decoder.handle, whole, height, width, pixels) == OK
+    return test_jpeg(_tools().decoder.handle, contents, height, width, pixels) == OK
 
 
 def _pixels(data, height, width):
@@ -177,28 +195,30 @@ def _limited(height, width, max_resolution):
 
 
 def _finish(pixels, mode, quality):
-    """`pixels` (uint8 (H, W, 3)) as a beton stores them: as they are, or a baseline JPEG with chroma at half the resolution."""
+    """`pixels` (uint8 (H, W, 3)) as stored: raw, or a baseline JPEG with chroma at half the resolution."""
     height, width = pixels.shape[:2]
     if MODES.index(mode) == RAW:
         return Encoded(RAW, height, width, pixels.tobytes())
     return Encoded(JPG, height, width, _tools().encoder.encode(np.ascontiguousarray(pixels), quality))
 
 
-def plain_jpeg(data):
+def plain_jpeg(data: bytes) -> tuple[int, int] | None:
     """(height, width) of a baseline JPEG with one or three components and no EXIF block, from its markers; else None.
 
-    What this finds needs no look at the pixels; everything else is left to PIL. `scan.is_whole` and the decoder judge the rest.
+    What this finds needs no look at the pixels; everything else is left to PIL. `jpeg_check.is_intact` and the decoder
+    check the rest.
     """
     if data[:2] != b"\xff\xd8":
         return None
     size, at = None, 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xDA:  # up to here there may be EXIF, also after the frame's header
-            return size if size and 0 < size[0] * size[1] <= MOST_PIXELS * len(data) else None
-        if marker == 0xE1 or marker == 0xEE or marker in range(0xC2, 0xC4) or marker in range(0xC5, 0xD0) or length < 2:
+        if marker == SOS:  # up to here there may be EXIF, also after the frame's header
+            return size if size and 0 < size[0] * size[1] <= MAX_PIXELS_PER_BYTE * len(data) else None
+        not_baseline = 0xC2 <= marker <= 0xCF and marker != DHT
+        if marker in (APP1, APP14) or not_baseline or length < 2:
             return None  # EXIF or XMP, Adobe's colour transform, not baseline, or nonsense
-        if marker in (0xC0, 0xC1):
+        if marker in (SOF0, SOF1):
             body = data[at + 4 : at + 2 + length]
             if size or len(body) < 6 or body[0] != 8 or body[5] not in (1, 3):
                 return None
@@ -207,13 +227,21 @@ def plain_jpeg(data):
     return None
 
 
-def encode(source, mode, max_resolution=None, quality=90):
+def encode(source: Any, mode: str, max_resolution: int | None = None, quality: int = 90) -> Encoded:
     """Encode one image for a beton.
 
-    source: a path, anything else with read_bytes(), encoded bytes, or uint8 pixels (H, W) or (H, W, 3). mode: "jpg" or "raw". A baseline JPEG that is
-    upright, RGB or gray, no larger than `max_resolution` on its longer side and read by libjpeg-turbo without a warning is stored byte for byte;
-    all else is converted once, to baseline 4:2:0 of the given quality. Raises OSError or ValueError for an image that
-    can't be read.
+    A baseline JPEG that is upright, RGB or gray, no larger than `max_resolution` and read by libjpeg-turbo without a
+    warning is stored byte for byte. All else is converted once: to RGB, then to raw pixels or to a baseline 4:2:0 JPEG.
+
+    Args:
+        source: a path, anything else with read_bytes(), encoded bytes, or uint8 pixels (H, W) or (H, W, 3).
+        mode: "jpg" or "raw".
+        max_resolution: of the longer side, pixels; larger images are shrunk. None: any.
+        quality: 1..100, of a JPEG that has to be encoded.
+
+    Raises:
+        OSError: the image can't be read.
+        ValueError: the image can't be read, or does not fit a beton.
     """
     if not isinstance(source, np.ndarray):
         source = _bytes(source)
@@ -236,8 +264,8 @@ def encode(source, mode, max_resolution=None, quality=90):
         and image.format == "JPEG"
         and image.mode in ("RGB", "L")
         and not image.info.get("progressive")
-        and image.getexif().get(0x0112, 1) == 1
-        and height * width <= MOST_PIXELS * len(data)
+        and image.getexif().get(_ORIENTATION, 1) == 1
+        and height * width <= MAX_PIXELS_PER_BYTE * len(data)
         and _decodes(data, height, width)
     ):
         return Encoded(JPG, height, width, data)

@@ -1,10 +1,10 @@
-"""FFCV's file format, version 2: header, field descriptions, a table with a record a sample, pages of data, allocation table.
+"""FFCV's file format, version 2: header, field descriptions, samples' table, pages of data, allocation table.
 
 Restated here because FFCV documents it nowhere and importing it costs seconds (source: ffcv/types.py and ffcv/writer.py
 of FFCV 1.0.2). Everything is little-endian; a sample's data never crosses the end of a page.
 
-FFCV leaves a gap between the samples' table and the first page. Our files have checksums there, which FFCV does not look
-at: a mark, one sum over all tables, and one over each sample's bytes.
+FFCV leaves a gap between the samples' table and the first page. Our files have checksums there, which FFCV does not
+read: a mark, one checksum over all tables, and one over each sample's bytes.
 """
 
 import numpy as np
@@ -30,20 +30,20 @@ SUMS_MARK = np.uint64(0x534D5553_4D4D4449)  # the bytes IDMMSUMS
 INT_FIELD, IMAGE_FIELD = 1, 2
 JPG, RAW = 0, 1
 MODES = ("jpg", "raw")
-# A byte of a JPEG makes at most so many pixels: at least a bit of it for each block of 64. What claims more is not worth its memory.
-MOST_PIXELS = 8 * 64
+# Of a JPEG: each block of 64 pixels takes a bit at least. A file that claims more is not given the memory.
+MAX_PIXELS_PER_BYTE = 8 * 64
 MIN_PAGE = 1 << 21
 DEFAULT_PAGE = 1 << 23
 MAX_PAGE = 1 << 31
 
 
-def sums_start(end_of_table):
-    """Where the checksums are: after the samples' table, at a multiple of eight bytes."""
+def sums_start(end_of_table: int) -> int:
+    """Where the checksums begin: after the samples' table, at a multiple of eight bytes."""
     return -(-end_of_table // 8) * 8
 
 
-def fields(names=("image", "label")):
-    """The field descriptions of an image and an integer label, as FFCV's own writer makes them."""
+def fields(names: tuple[str, str] = ("image", "label")) -> np.ndarray:
+    """The field descriptions (FIELD) of an image and an integer label, as FFCV's own writer makes them."""
     result = np.zeros(2, FIELD)
     for record, type_id, name in zip(result, (IMAGE_FIELD, INT_FIELD), names):
         record["type_id"] = type_id

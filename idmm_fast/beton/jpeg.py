@@ -1,7 +1,7 @@
 """Decoding JPEG from inside a kernel, and encoding it, with the libjpeg-turbo that FFCV was built with.
 
 FFCV's own binding is a ctypes pointer, which numba can't cache, and it drops the decoder's return code: a corrupt image
-leaves the pixels of another one behind. Named external functions are cacheable, and here every code is looked at.
+leaves the pixels of another one behind. Named external functions are cacheable, and here every code is checked.
 """
 
 import ctypes
@@ -15,8 +15,9 @@ from numba import types
 
 from ..kernels.jit import kernel
 
-# Found, not imported: importing FFCV imports torch and changes its thread count. And loaded for these functions alone: made global, it
-# would bring OpenCV's needs along, a plain BLAS among them, which takes the place of torch's own and is ten times slower.
+# Found, not imported: importing FFCV imports torch and changes its thread count. And loaded for these functions alone:
+# made global, it would bring OpenCV's needs along, among them a plain BLAS that replaces torch's own and is ten times
+# slower.
 _path = next(Path(find_spec("ffcv").submodule_search_locations[0]).glob("_libffcv*.so"))
 _library = ctypes.CDLL(str(_path), mode=ctypes.RTLD_LOCAL)
 for _name in ("tjInitDecompress", "tjDestroy", "tjDecompressHeader3", "tjDecompress2"):
@@ -70,7 +71,7 @@ def _close(handle):
 class Decoder:
     """A libjpeg-turbo decompressor, one a thread; `handle` (int) is what `decode_jpeg` takes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.handle = _open()
 
     def __del__(self, ended=sys.is_finalizing):  # at the end of the process there is no `sys` any more
@@ -80,6 +81,7 @@ class Decoder:
 
 @kernel
 def _decode(handle, data, height, width, out_height, out_width, out):
+    """Decode at a size that libjpeg-turbo can scale to; `height` and `width` are those that the header must have."""
     shape = np.empty(4, dtype=np.int32)
     at = shape.ctypes.data
     if _header(handle, data.ctypes.data, data.size, at, at + 4, at + 8, at + 12) != 0:
@@ -109,31 +111,52 @@ def _decode(handle, data, height, width, out_height, out_width, out):
 
 @kernel
 def decode_jpeg(handle, data, height, width, out):
-    """Decode `data` (uint8, 1-d) to RGB in `out` (uint8, 1-d, at least height * width * 3). Returns one of the codes above.
+    """Decode a JPEG to RGB.
 
     The JPEG's own header is compared with the expected size first, so that `out` can't be overrun.
+
+    Args:
+        handle: of a Decoder.
+        data: uint8, 1-d, the JPEG.
+        height: expected, pixels.
+        width: expected, pixels.
+        out: uint8, 1-d, at least height * width * 3; filled.
+
+    Returns:
+        OK, NOT_A_JPEG, WRONG_SIZE or CORRUPT.
     """
     return _decode(handle, data, height, width, height, width, out)
 
 
 @kernel
 def test_jpeg(handle, data, height, width, out):
-    """Whether `decode_jpeg` will do: every bit is read, but the pixels are made at an eighth of the size, in two thirds of the time."""
+    """The code that `decode_jpeg` would return, in two thirds of its time.
+
+    Every bit is read, but the pixels are made at an eighth of the size.
+    """
     return _decode(handle, data, height, width, (height + 7) // 8, (width + 7) // 8, out)
 
 
 class Encoder:
     """A libjpeg-turbo compressor, one a thread."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._handle, self._space = ctypes.c_void_p(_library.tjInitCompress()), np.empty(0, np.uint8)
 
     def __del__(self, ended=sys.is_finalizing):  # at the end of the process there is no `sys` any more
         if not ended():
             _library.tjDestroy(self._handle)
 
-    def encode(self, pixels, quality):
-        """`pixels` (uint8 (H, W, 3), contiguous) as a baseline JPEG with chroma at half the resolution: bytes."""
+    def encode(self, pixels: np.ndarray, quality: int) -> bytes:
+        """Encode a baseline JPEG with chroma at half the resolution (4:2:0).
+
+        Args:
+            pixels: uint8 (H, W, 3), contiguous.
+            quality: 1..100.
+
+        Raises:
+            ValueError: libjpeg-turbo can't encode these pixels.
+        """
         height, width = pixels.shape[:2]
         most = _library.tjBufSize(width, height, _TJSAMP_420)
         if self._space.size < most:

@@ -1,4 +1,4 @@
-"""Opening a beton: the cheap checks that tell a whole file from a truncated, interrupted or foreign one."""
+"""Opening a beton: cheap checks tell an intact file from a truncated, unfinished or foreign one."""
 
 import hashlib
 import json
@@ -6,11 +6,12 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import BetonError
-from .checksum import checksums, tables_sum
+from .checksum import checksums, table_checksum
 from .format import (
     ALLOCATION,
     FIELD,
@@ -19,7 +20,7 @@ from .format import (
     IMAGE_FIELD,
     INT_FIELD,
     JPG,
-    MOST_PIXELS,
+    MAX_PIXELS_PER_BYTE,
     RAW,
     SUMS_MARK,
     VERSION,
@@ -27,7 +28,9 @@ from .format import (
 )
 from .write import sidecar_path
 
-# FFCV's other field types, whose columns are stepped over: bytes and JSON (pointer, size), arrays and tensors (pointer).
+__all__ = ["Beton", "BetonError", "open_beton", "row_numbers"]
+
+# FFCV's other field types, whose columns are skipped: bytes and JSON (pointer, size), arrays and tensors (pointer).
 _POINTER_AND_SIZE = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 _COLUMNS = {
     0: np.dtype("<f8"),
@@ -38,41 +41,56 @@ _COLUMNS = {
     5: _POINTER_AND_SIZE,
     6: np.dtype("<u8"),
 }
+_CUSTOM_FIELD = 255  # FFCV's number of all types but its own; taken for an image field
 
-MOST_CLASSES = (
-    1 << 16
-)  # of a file without a sidecar, unless it has more rows; what counts classes counts up to the largest label
+# Of a file without a sidecar, unless it has more rows: what counts classes counts up to the largest label.
+MAX_CLASSES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Beton:
-    """An opened beton: where every row's image is, and its label. All arrays have one entry a row."""
+    """An opened beton: where every row's image is, and its label. All arrays have one entry a row.
+
+    Attributes:
+        path: the file.
+        metadata: FFCV's table, a record a row.
+        mode: uint8, format.JPG or format.RAW.
+        height: int64, pixels.
+        width: int64, pixels.
+        ptr: int64, where the image's bytes begin in the file.
+        length: int64, how many bytes they are.
+        label: int64, a class; -1 where the file has no integer field.
+        sums: uint64, checksums of the bytes; of size 0 where the file has none (FFCV's own writer).
+        image_column: name of the image's field in `metadata`.
+        page_size: bytes.
+        table_checksum: over all tables; 0 where the file has none.
+    """
 
     path: Path
     metadata: np.ndarray
-    mode: np.ndarray  # uint8: 0 jpg, 1 raw
-    height: np.ndarray  # int64, pixels
+    mode: np.ndarray
+    height: np.ndarray
     width: np.ndarray
-    ptr: np.ndarray  # int64, bytes from the start of the file
-    length: np.ndarray  # int64, bytes
-    label: np.ndarray  # int64; -1 where the file has no integer field
-    sums: np.ndarray  # uint64, checksums of the bytes; of size 0 where the file has none (FFCV's own writer)
+    ptr: np.ndarray
+    length: np.ndarray
+    label: np.ndarray
+    sums: np.ndarray
     image_column: str
-    page_size: int  # bytes
-    tables_sum: int  # the checksum over all tables; 0 where the file has none
+    page_size: int
+    table_checksum: int
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.mode.size
 
     @cached_property
-    def sidecar(self):
-        """What `write_datasets.py` wrote beside the file, or {} where there is nothing, or what belongs to another file."""
+    def sidecar(self) -> dict[str, Any]:
+        """What write_datasets.py wrote beside the file; {} where there is nothing, or a sidecar of another file."""
         try:
             content = json.loads(sidecar_path(self.path).read_text())
         except (OSError, ValueError):
             return {}
         right = isinstance(content, dict) and isinstance(content.get("classes") or [], list)
-        if not right or content.get("tables_sum", self.tables_sum) != self.tables_sum:
+        if not right or content.get("tables_sum", self.table_checksum) != self.table_checksum:
             warnings.warn(
                 f"{sidecar_path(self.path)} is not of this {self.path.name}; class names are made up", stacklevel=2
             )
@@ -80,15 +98,15 @@ class Beton:
         return content
 
     @cached_property
-    def classes(self):
-        """Class names, from the sidecar, else made up from the labels."""
+    def classes(self) -> list[str]:
+        """Class names: the sidecar's, else made up from the labels."""
         return self.sidecar.get("classes") or [f"class_{c}" for c in range(int(self.label.max()) + 1)]
 
     @cached_property
-    def fingerprint(self):
-        """16 hex digits that change with any label, size or byte of an image, and not with where these lie in the file.
+    def fingerprint(self) -> str:
+        """16 hex digits that depend on every label, size and byte of an image, and not on where these lie in the file.
 
-        A file without checksums (FFCV's own writer) is read whole for it.
+        A file without checksums (FFCV's own writer) is read to its end for it.
         """
         sums = self.sums
         if not sums.size:
@@ -106,52 +124,75 @@ class Beton:
         return digest.hexdigest()[:16]
 
     @cached_property
-    def bytes(self):
+    def bytes(self) -> np.ndarray:
         """The file as a read-only memory map, uint8 (file size,)."""
         return np.memmap(self.path, np.uint8, mode="r")
 
 
-def _again(path):
-    return f"Convert it again with write_datasets.py (a conversion that was interrupted leaves {path.name}.tmp, never {path.name})."
+def row_numbers(rows: Any, beton: Beton) -> np.ndarray:
+    """Check a choice of rows.
 
+    Args:
+        rows: integers of shape (n,), in any order, a row may come twice; or a mask of bool, (len(beton),); None: all.
+        beton: what the rows are of.
 
-def _read_sums(path, end, count, limit, allocations):
-    """The samples' checksums and that over the tables, after checking them against it; none (size 0) where the file has no mark of them."""
-    at = sums_start(end)
-    if at + 16 + 8 * count > limit:
-        return np.empty(0, np.uint64), 0
-    mark, over_all = np.fromfile(path, "<u8", count=2, offset=at)
-    if mark != SUMS_MARK:
-        return np.empty(0, np.uint64), 0
-    sums = np.fromfile(path, "<u8", count=count, offset=at + 16)
-    with open(path, "rb") as file:
-        tables = file.read(at)
-    if tables_sum(tables, sums, allocations) != over_all:
-        raise BetonError(f"{path} is damaged: its tables are not those that were written. {_again(path)}")
-    return sums, int(over_all)
+    Returns:
+        int64 (n,), in the order given.
 
-
-def open_beton(path):
-    """Open and check the FFCV file `path`. Returns Beton; raises BetonError, or FileNotFoundError with what to do."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist. Make it with: python write_datasets.py --ds NAME (see --help)."
+    Raises:
+        ValueError: `rows` is nothing of this, or empty.
+    """
+    count = len(beton)
+    if rows is None:
+        return np.arange(count)
+    rows = np.asarray(rows)
+    if rows.dtype == bool:
+        if rows.shape != (count,):
+            raise ValueError(
+                f"rows, as a mask, needs an entry for each of the {count} rows of {beton.path}, not shape {rows.shape}"
+            )
+        rows = np.flatnonzero(rows)
+    if rows.size == 0:
+        raise ValueError(f"rows names none of the {count} rows of {beton.path}")
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise ValueError(
+            f"rows holds numbers of rows, integers of shape (n,), or is a mask of bool of shape ({count},), "
+            f"not {rows.dtype} of shape {rows.shape}"
         )
-    size = path.stat().st_size
+    if rows.min() < 0 or rows.max() >= count:
+        raise ValueError(
+            f"rows must be within 0..{count - 1}, the rows of {beton.path}, and holds {rows.min()}..{rows.max()}"
+        )
+    return rows.astype(np.int64)
+
+
+def _again(path: Path) -> str:
+    return (
+        f"Convert it again with write_datasets.py (a conversion that was interrupted leaves {path.name}.tmp, "
+        f"never {path.name})."
+    )
+
+
+def _read_header(path: Path, size: int) -> np.void:
+    """The header (HEADER) of a file of `size` bytes."""
     if size < HEADER.itemsize:
         raise BetonError(f"{path} is not a beton: it has {size} bytes. {_again(path)}")
     header = np.fromfile(path, HEADER, count=1)[0]
-    count, table, columns = int(header["num_samples"]), int(header["alloc_table_ptr"]), int(header["num_fields"])
-    if header["version"] != VERSION or not 0 < columns <= 256 or header["page_size"] == 0:
+    if header["version"] != VERSION or not 0 < header["num_fields"] <= 256 or header["page_size"] == 0:
         raise BetonError(f"{path} is not a beton of format version {VERSION} (it says {header['version']}).")
-    if table == 0:
+    if header["alloc_table_ptr"] == 0:
         raise BetonError(f"{path} was never finished: its allocation table is missing. {_again(path)}")
+    return header
+
+
+def _read_tables(path: Path, header: np.void, size: int) -> tuple[list[int], np.ndarray, np.ndarray, int]:
+    """(field types, samples' table, allocation table, where the samples' table ends in the file)."""
+    count, table, columns = int(header["num_samples"]), int(header["alloc_table_ptr"]), int(header["num_fields"])
     start = HEADER.itemsize + columns * FIELD.itemsize
     if not start <= table <= size or (size - table) % ALLOCATION.itemsize:
         raise BetonError(f"{path} is cut short or damaged: its tables do not fit its {size} bytes. {_again(path)}")
     described = np.fromfile(path, FIELD, count=columns, offset=HEADER.itemsize)
-    kinds = [IMAGE_FIELD if t == 255 else int(t) for t in described["type_id"]]
+    kinds = [IMAGE_FIELD if kind == _CUSTOM_FIELD else int(kind) for kind in described["type_id"]]
     if IMAGE_FIELD not in kinds or any(k not in _COLUMNS for k in kinds):
         raise BetonError(f"{path} has no image field that can be read (field types {kinds}).")
     sample = np.dtype([("", _COLUMNS[k]) for k in kinds], align=True)
@@ -161,36 +202,96 @@ def open_beton(path):
     if (size - table) // ALLOCATION.itemsize > count * columns:  # a field takes at most one piece of memory a row
         raise BetonError(f"{path} is damaged: its allocation table is too long for {count} rows. {_again(path)}")
     metadata = np.fromfile(path, sample, count=count, offset=start)
-    allocations = np.fromfile(path, ALLOCATION, offset=table)
-    sums, tables = _read_sums(path, end, count, table, allocations)
-    column = f"f{kinds.index(IMAGE_FIELD)}"
-    image = metadata[column]
+    return kinds, metadata, np.fromfile(path, ALLOCATION, offset=table), end
+
+
+def _read_sums(path: Path, end: int, count: int, limit: int, allocations: np.ndarray) -> tuple[np.ndarray, int]:
+    """(checksums of the samples, that of the tables, which is checked); (none, 0) where the file has none."""
+    at = sums_start(end)
+    if at + 16 + 8 * count > limit:
+        return np.empty(0, np.uint64), 0
+    mark, over_all = np.fromfile(path, "<u8", count=2, offset=at)
+    if mark != SUMS_MARK:
+        return np.empty(0, np.uint64), 0
+    sums = np.fromfile(path, "<u8", count=count, offset=at + 16)
+    with open(path, "rb") as file:
+        tables = file.read(at)
+    if table_checksum(tables, sums, allocations) != over_all:
+        raise BetonError(f"{path} is damaged: its tables are not those that were written. {_again(path)}")
+    return sums, int(over_all)
+
+
+def _lengths(path: Path, data_ptr: np.ndarray, allocations: np.ndarray) -> np.ndarray:
+    """int64 (rows,): how many bytes were allocated where each row's data begins."""
     by_ptr = np.argsort(allocations["ptr"], kind="stable")
     pointers = allocations["ptr"][by_ptr]
-    found = np.minimum(np.searchsorted(pointers, image["data_ptr"]), max(pointers.size - 1, 0))
-    if pointers.size == 0 or (pointers[found] != image["data_ptr"]).any():
+    found = np.minimum(np.searchsorted(pointers, data_ptr), max(pointers.size - 1, 0))
+    if pointers.size == 0 or (pointers[found] != data_ptr).any():
         raise BetonError(f"{path} is damaged: some rows point to data that was never allocated. {_again(path)}")
-    length = allocations["size"][by_ptr][found].astype(np.int64)
-    ptr, height, width = (image[c].astype(np.int64) for c in ("data_ptr", "height", "width"))
-    mode = np.ascontiguousarray(image["mode"])
+    return allocations["size"][by_ptr][found].astype(np.int64)
+
+
+def _check_images(beton: Beton, start: int, size: int) -> None:
+    """Refuse rows that describe no image between the bytes `start` and `size` of the file."""
+    ptr, length, mode, pixels = beton.ptr, beton.length, beton.mode, beton.height * beton.width
     # ptr and length may be anything in int64: nothing is added to them
-    wrong = (ptr < start) | (ptr > size) | (length <= 0) | (length > size - ptr) | (height < 1) | (width < 1)
+    wrong = (
+        (ptr < start) | (ptr > size) | (length <= 0) | (length > size - ptr) | (beton.height < 1) | (beton.width < 1)
+    )
     wrong |= (mode != JPG) & (mode != RAW)
-    wrong |= (mode == RAW) & (length < height * width * 3)
-    wrong |= (mode == JPG) & (length < height * width // MOST_PIXELS)  # else a few bytes could ask for gigabytes
+    wrong |= (mode == RAW) & (length < pixels * 3)
+    wrong |= (mode == JPG) & (length < pixels // MAX_PIXELS_PER_BYTE)  # else a few bytes could ask for gigabytes
     if wrong.any():
         raise BetonError(
-            f"{path} is damaged: row {int(wrong.argmax())} does not describe an image inside the file. {_again(path)}"
+            f"{beton.path} is damaged: row {int(wrong.argmax())} does not describe an image inside the file. "
+            f"{_again(beton.path)}"
         )
-    label = metadata[f"f{kinds.index(INT_FIELD)}"].astype(np.int64) if INT_FIELD in kinds else np.full(count, -1)
-    beton = Beton(
-        path, metadata, mode, height, width, ptr, length, label, sums, column, int(header["page_size"]), tables
-    )
-    classes = len(beton.sidecar.get("classes") or ()) or max(count, MOST_CLASSES)
-    wrong = (label < -1) | (label >= classes)
+
+
+def _check_labels(beton: Beton) -> None:
+    classes = len(beton.sidecar.get("classes") or ()) or max(len(beton), MAX_CLASSES)
+    wrong = (beton.label < -1) | (beton.label >= classes)
     if wrong.any():
         row = int(wrong.argmax())
         raise BetonError(
-            f"{path} is damaged: row {row} has the label {label[row]}; labels are classes, 0 to {classes - 1}, or -1 for none. {_again(path)}"
+            f"{beton.path} is damaged: row {row} has the label {beton.label[row]}; labels are classes, "
+            f"0 to {classes - 1}, or -1 for none. {_again(beton.path)}"
         )
+
+
+def open_beton(path: str | Path) -> Beton:
+    """Open and check an FFCV file, of this project or of FFCV's own writer. No image is read.
+
+    Raises:
+        BetonError: the file is not an intact beton.
+        FileNotFoundError: there is no such file; the message says how to make it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist. Make it with: python write_datasets.py --ds NAME (see --help)."
+        )
+    size = path.stat().st_size
+    header = _read_header(path, size)
+    kinds, metadata, allocations, end = _read_tables(path, header, size)
+    sums, over_all = _read_sums(path, end, len(metadata), int(header["alloc_table_ptr"]), allocations)
+    column = f"f{kinds.index(IMAGE_FIELD)}"
+    image = metadata[column]
+    labelled = INT_FIELD in kinds
+    beton = Beton(
+        path=path,
+        metadata=metadata,
+        mode=np.ascontiguousarray(image["mode"]),
+        height=image["height"].astype(np.int64),
+        width=image["width"].astype(np.int64),
+        ptr=image["data_ptr"].astype(np.int64),
+        length=_lengths(path, image["data_ptr"], allocations),
+        label=metadata[f"f{kinds.index(INT_FIELD)}"].astype(np.int64) if labelled else np.full(len(metadata), -1),
+        sums=sums,
+        image_column=column,
+        page_size=int(header["page_size"]),
+        table_checksum=over_all,
+    )
+    _check_images(beton, HEADER.itemsize + len(kinds) * FIELD.itemsize, size)
+    _check_labels(beton)
     return beton

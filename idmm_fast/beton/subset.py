@@ -1,18 +1,32 @@
 """Some rows of a beton as a beton of their own."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from ..datasets.split import Split
+from ..errors import BetonError
 from .checksum import checksum
 from .format import RAW
-from .read import BetonError, open_beton
-from .write import write_beton
+from .read import open_beton
+from .write import ConversionResult, write_beton
 
 
-def sample_rows(labels, images, balanced, seed):
-    """`images` row numbers, sorted, drawn by `seed`. balanced: as many of each class as there can be, those left over at random. labels: int64 (n,).
+def sample_rows(labels: np.ndarray, images: int, balanced: bool, seed: int) -> np.ndarray:
+    """Sample rows at random.
 
-    Raises ValueError where there are fewer rows.
+    Args:
+        labels: int64 (n,), of all rows.
+        images: how many rows to choose.
+        balanced: as many of each class as there can be, those left over at random.
+        seed: of the choice.
+
+    Returns:
+        int64 (images,), row numbers, sorted.
+
+    Raises:
+        ValueError: there are fewer rows.
     """
     if not 0 < images <= labels.size:
         raise ValueError(f"{images} images were asked for, and there are {labels.size}")
@@ -26,10 +40,19 @@ def sample_rows(labels, images, balanced, seed):
     return np.sort(order[:images])
 
 
-def write_subset(path, rows, out):
-    """Write the rows `rows` of the beton `path` to `out`, bytes and labels as they are; where some of them are JPEGs and some pixels, all become pixels.
+def write_subset(path: str | Path, rows: Any, out: str | Path) -> ConversionResult:
+    """Write some rows of a beton to another one, bytes and labels as they are.
 
-    Returns write.Written. Raises BetonError where the bytes of a row are not those that were written, WriteError.
+    Where some of the rows are JPEGs and some raw pixels, all become raw pixels.
+
+    Args:
+        path: the beton.
+        rows: row numbers.
+        out: the new beton.
+
+    Raises:
+        BetonError: the bytes of a row are not those that were written.
+        WriteError: `out` can't be written.
     """
     beton = open_beton(path)
 
@@ -37,7 +60,8 @@ def write_subset(path, rows, out):
         data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
         if beton.sums.size and checksum(data) != beton.sums[row]:
             raise BetonError(
-                f"row {row} of {path} was altered after it was written; see write_datasets.py --verify. Convert it again."
+                f"row {row} of {path} was altered after it was written; see write_datasets.py --verify. "
+                f"Convert it again."
             )
         if beton.mode[row] != RAW:
             return data.tobytes()

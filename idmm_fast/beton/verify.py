@@ -1,21 +1,33 @@
-"""Checking a beton to the last byte: what `write_datasets.py --verify` says."""
+"""Checking every byte of a beton: what `write_datasets.py --verify` does."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from ..errors import BetonError
 from ..files import sha256
 from ..limits import cores
-from . import BetonError, open_beton
 from .decode import decode_row
+from .format import JPG, RAW
 from .jpeg import MESSAGES, OK, Decoder
+from .read import Beton, open_beton
 
 
-def verify(path, workers=0):
-    """Check header, tables, page bounds, every image's own header, checksum and pixels, and the sidecar. Returns a summary.
+def verify(path: str | Path, workers: int = 0) -> str:
+    """Check header, tables, page bounds, the sidecar, and every image's own header, checksum and pixels.
 
-    Raises BetonError with the first rows that are wrong, and FileNotFoundError.
+    Args:
+        path: the beton.
+        workers: threads; 0: one a core.
+
+    Returns:
+        A summary of a few lines.
+
+    Raises:
+        BetonError: something is wrong; the message names the first rows.
+        FileNotFoundError: there is no such file.
     """
     beton = open_beton(path)
     pages = beton.page_size
@@ -24,8 +36,12 @@ def verify(path, workers=0):
         raise BetonError(
             f"{path} is damaged: row {crossing[0]} crosses the end of a page; stock FFCV could not read it"
         )
-    workers = workers or cores()
+    _check_pixels(beton, path, workers or cores())
+    _check_sidecar(beton, path)
+    return _summary(beton, path)
 
+
+def _check_pixels(beton: Beton, path: str | Path, workers: int) -> None:
     def check(rows):
         decoder, wrong = Decoder(), []
         for row in rows:
@@ -42,30 +58,42 @@ def verify(path, workers=0):
         wrong = [w for part in pool.map(check, np.array_split(np.arange(len(beton)), 8 * workers)) for w in part]
     if wrong:
         raise BetonError(
-            f"{path} is damaged: {len(wrong)} of {len(beton)} images can't be read ({'; '.join(wrong[:5])}). Convert it again."
+            f"{path} is damaged: {len(wrong)} of {len(beton)} images can't be read ({'; '.join(wrong[:5])}). "
+            f"Convert it again."
         )
-    said = beton.sidecar
-    if said:
-        with tqdm(
-            total=beton.path.stat().st_size, desc="SHA-256", unit="B", unit_scale=True, leave=False, disable=None
-        ) as bar:
-            if sha256(path, bar.update) != said.get("sha256"):
-                raise BetonError(
-                    f"{path} is not the file that its sidecar describes: the SHA-256 differs. Convert it again."
-                )
-        if said.get("count") != len(beton):
+
+
+def _check_sidecar(beton: Beton, path: str | Path) -> None:
+    if not beton.sidecar:
+        return
+    size = beton.path.stat().st_size
+    with tqdm(total=size, desc="SHA-256", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        if sha256(path, bar.update) != beton.sidecar.get("sha256"):
             raise BetonError(
-                f"{path} has {len(beton)} rows, and its sidecar says {said.get('count')}. Convert it again."
+                f"{path} is not the file that its sidecar describes: the SHA-256 differs. Convert it again."
             )
+    if beton.sidecar.get("count") != len(beton):
+        raise BetonError(
+            f"{path} has {len(beton)} rows, and its sidecar says {beton.sidecar.get('count')}. Convert it again."
+        )
+
+
+def _summary(beton: Beton, path: str | Path) -> str:
     counts = np.bincount(np.maximum(beton.label, 0), minlength=len(beton.classes))
     modes = ", ".join(
-        f"{int((beton.mode == m).sum())} {name}" for m, name in ((0, "JPEG"), (1, "raw")) if (beton.mode == m).any()
+        f"{int((beton.mode == mode).sum())} {name}"
+        for mode, name in ((JPG, "JPEG"), (RAW, "raw"))
+        if (beton.mode == mode).any()
     )
+    smallest = f"{int(beton.width.min())} x {int(beton.height.min())}"
+    largest = f"{int(beton.width.max())} x {int(beton.height.max())}"
+    names = ", ".join(f"{name} {n}" for name, n in zip(beton.classes, counts))
     lines = [
-        f"{path} is whole: {len(beton)} images ({modes}), {beton.path.stat().st_size / 1e6:.1f} MB, "
-        f"{int(beton.width.min())} x {int(beton.height.min())} to {int(beton.width.max())} x {int(beton.height.max())} pixels",
-        f"checksums: {'every row' if beton.sums.size else 'none (not written by this project)'}; sidecar: {'agrees' if said else 'none'}",
+        f"{path} is intact: {len(beton)} images ({modes}), {beton.path.stat().st_size / 1e6:.1f} MB, "
+        f"{smallest} to {largest} pixels",
+        f"checksums: {'every row' if beton.sums.size else 'none (not written by this project)'}; "
+        f"sidecar: {'agrees' if beton.sidecar else 'none'}",
         f"{counts.size} classes of {counts.min()} to {counts.max()} images"
-        + (": " + ", ".join(f"{name} {n}" for name, n in zip(beton.classes, counts)) if counts.size <= 40 else ""),
+        + (f": {names}" if counts.size <= 40 else ""),
     ]
     return "\n".join(lines)

@@ -1,32 +1,40 @@
 """Writing a beton: encoded in threads, written in order to a temporary name, renamed when complete.
 
-FFCV's own writer forks processes, hangs for ever when one of them fails, and leaves an unfinished file under the final
-name. Here the same input and options give the same bytes, whatever the number of workers.
+FFCV's own writer forks processes, hangs when one of them fails, and leaves an unfinished file under the final name.
+Here the same input and options give the same bytes, whatever the number of workers.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from ..errors import WriteError
-from ..files import sha256
+from ..files import replacing, sha256, sync
 from ..limits import cores, memory_bytes
 from ..lock import Lock
-from .checksum import tables_sum
-from .encode import describe, encode, stored_size
+from .checksum import table_checksum
+from .encode import Encoded, describe, encode, stored_size
 from .format import ALLOCATION, DEFAULT_PAGE, HEADER, MAX_PAGE, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
 
-_TOGETHER = 8  # images that a thread is given at once: handing them over one by one costs as much as storing them
+if TYPE_CHECKING:
+    from ..datasets import Split
+
+__all__ = ["ConversionResult", "WriteError", "WriteOptions", "sidecar_path", "write_beton"]
+
+IMAGES_PER_TASK = 8  # that a thread is given at once: handing them over one by one costs as much as storing them
 RAW_SHARE = 0.125  # mode auto stores pixels when they fit this share of the machine's memory
 
 
@@ -34,25 +42,58 @@ class _PageTooSmall(Exception):
     pass
 
 
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a split is converted.
+
+    Attributes:
+        mode: "jpg", "raw", or "auto": raw when all pixels fit an eighth of the machine's memory.
+        max_resolution: larger images are shrunk to this longer side, pixels; None: never.
+        quality: 1..100, of JPEGs that have to be encoded.
+        workers: threads; 0: one a core.
+        seed: of the order of the rows; None: the order of the split.
+        on_error: "skip" lists an image that can't be read and continues, "fail" stops.
+        quiet: no progress bar.
+        should_stop: called after each image; when it returns true, the conversion ends in KeyboardInterrupt.
+    """
+
+    mode: str = "auto"
+    max_resolution: int | None = None
+    quality: int = 90
+    workers: int = 0
+    seed: int | None = 0
+    on_error: str = "skip"
+    quiet: bool = False
+    should_stop: Callable[[], bool] = lambda: False
+
+
 @dataclass
 class ConversionResult:
-    """What a conversion made: the file, its sidecar, how many images it holds, which were skipped and why, and which image
-    of the split each row is (places)."""
+    """What a conversion made.
+
+    Attributes:
+        path: the beton.
+        sidecar: its JSON.
+        count: of images in it.
+        mode: "jpg" or "raw".
+        skipped: images that could not be read, {"file", "reason"} each.
+        places: for each row, which image of the split it is.
+    """
 
     path: Path
     sidecar: Path
     count: int
     mode: str
-    skipped: list[dict] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
 
 
-def sidecar_path(path):
+def sidecar_path(path: str | Path) -> Path:
     """`flowers_train.beton` -> `flowers_train.json`."""
     return Path(path).with_suffix(".json")
 
 
-def _choose_mode(images, max_resolution):
+def _choose_mode(images: Iterable[Any], max_resolution: int | None) -> str:
     most, total = RAW_SHARE * memory_bytes(), 0
     for source in images:
         try:
@@ -65,12 +106,14 @@ def _choose_mode(images, max_resolution):
     return "raw"
 
 
-def _encoded(images, order, workers, mode, max_resolution, quality):
+def _encoded(
+    images: Sequence[Any], order: np.ndarray, workers: int, mode: str, options: WriteOptions
+) -> Iterator[tuple[int, Encoded | Exception]]:
     """(place, Encoded or the exception) in the order given, at most a few images a worker ahead of the consumer."""
 
     def convert(source):
         try:
-            image = encode(source, mode, max_resolution, quality)
+            image = encode(source, mode, options.max_resolution, options.quality)
             image.sum  # noqa: B018  made here, in the threads
             return image
         except Exception as error:  # PIL raises many kinds for damaged files; each becomes a listed skip
@@ -80,10 +123,10 @@ def _encoded(images, order, workers, mode, max_resolution, quality):
         return [(place, convert(images[place])) for place in places]
 
     with ThreadPoolExecutor(workers) as pool:
-        ahead = deque()
+        ahead: deque[Future] = deque()
         try:
-            for first in range(0, len(order), _TOGETHER):
-                ahead.append(pool.submit(work, order[first : first + _TOGETHER]))
+            for first in range(0, len(order), IMAGES_PER_TASK):
+                ahead.append(pool.submit(work, order[first : first + IMAGES_PER_TASK]))
                 if len(ahead) > 4 * workers:
                     yield from ahead.popleft().result()
             while ahead:
@@ -92,172 +135,178 @@ def _encoded(images, order, workers, mode, max_resolution, quality):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write(file, split, order, encoded, page_size, on_error, progress, helper, stopped):
-    """The whole file, header last. Returns (the places of the rows in the split, skipped, the sum over the tables). Full pages go to the disk
-    while the next ones are made, in the thread of `helper`."""
-    flushed = helper.submit(int)
-    samples = np.zeros(len(order), SAMPLE)
-    sums = np.zeros(len(order), np.uint64)
-    allocations = np.zeros(len(order), ALLOCATION)
-    descriptions = fields()
-    start = HEADER.itemsize + descriptions.nbytes
-    position = -(-(sums_start(start + samples.nbytes) + 16 + sums.nbytes) // page_size) * page_size
-    file.seek(position)
-    left = page_size
-    count, skipped, places = 0, [], []
+class _Pages:
+    """Writes the data of samples page by page. `helper` sends full pages to the disk while the next ones are made."""
+
+    def __init__(self, file: BinaryIO, rows: int, page_size: int, helper: ThreadPoolExecutor) -> None:
+        self.file, self.page_size, self._helper = file, page_size, helper
+        self.descriptions = fields()
+        self.samples, self.sums, self.allocations = (
+            np.zeros(rows, kind) for kind in (SAMPLE, np.dtype(np.uint64), ALLOCATION)
+        )
+        self.count = 0
+        head = HEADER.itemsize + self.descriptions.nbytes + self.samples.nbytes
+        self.position = -(-(sums_start(head) + 16 + self.sums.nbytes) // page_size) * page_size
+        self._left = page_size  # bytes of the page behind `position`
+        self._flushed = helper.submit(int)
+        file.seek(self.position)
+
+    def add(self, image: Encoded, label: int) -> None:
+        """Append a row. Raises _PageTooSmall."""
+        size = len(image.data)
+        if size > self.page_size:
+            raise _PageTooSmall(size)
+        if size > self._left:  # a sample never crosses the end of a page
+            self.position += self._left
+            self._left = self.page_size
+            if self._flushed.done():
+                self.file.flush()
+                self._flushed = self._helper.submit(os.fdatasync, self.file.fileno())
+            self.file.seek(self.position)
+        self.file.write(image.data)
+        row = self.count
+        self.samples[row]["f0"] = (image.mode, image.width, image.height, self.position)
+        self.samples[row]["f1"] = label
+        self.allocations[row] = (row, self.position, size)
+        self.sums[row] = image.sum
+        self.position += size
+        self._left -= size
+        self.count += 1
+
+    def finish(self) -> int:
+        """Write the tables, the header last. Returns the checksum of the tables."""
+        count, table = self.count, self.position + self._left
+        self.file.seek(table)
+        self.file.write(self.allocations[:count].tobytes())
+        header = np.zeros(1, HEADER)
+        header[0] = (VERSION, len(self.descriptions), self.page_size, count, table)
+        tables = header.tobytes() + self.descriptions.tobytes() + self.samples[:count].tobytes()
+        tables += bytes(sums_start(len(tables)) - len(tables))
+        over_all = table_checksum(tables, self.sums[:count], self.allocations[:count])
+        self.file.seek(0)
+        self.file.write(tables + np.array([SUMS_MARK, over_all], np.uint64).tobytes() + self.sums[:count].tobytes())
+        self._flushed.result()
+        return int(over_all)
+
+
+def _reason(error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason
+
+
+def _write_images(
+    pages: _Pages, split: "Split", encoded: Iterable[tuple[int, Encoded | Exception]], options: WriteOptions, bar: tqdm
+) -> tuple[list[int], list[dict[str, str]]]:
+    """All images. Returns (the places of the rows in the split, skipped)."""
+    skipped: list[dict[str, str]] = []
+    places = []
     for place, image in encoded:
-        progress.update()
-        if stopped():
+        bar.update()
+        if options.should_stop():
             raise KeyboardInterrupt
         if isinstance(image, Exception):
-            reason = str(image) or type(image).__name__
-            reason = (
-                "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason
-            )
-            if on_error == "fail":
-                raise WriteError(
-                    f"{describe(split.images[place])} can't be converted: {reason}. Mend or remove it, or use --on-error skip."
-                )
-            skipped.append({"file": describe(split.images[place]), "reason": reason})
+            name, reason = describe(split.images[place]), _reason(image)
+            if options.on_error == "fail":
+                raise WriteError(f"{name} can't be converted: {reason}. Mend or remove it, or use --on-error skip.")
+            skipped.append({"file": name, "reason": reason})
             continue
-        size = len(image.data)
-        if size > page_size:
-            raise _PageTooSmall(size)
-        if size > left:  # a sample never crosses the end of a page
-            position += left
-            left = page_size
-            if flushed.done():
-                file.flush()
-                flushed = helper.submit(os.fdatasync, file.fileno())
-            file.seek(position)
-        file.write(image.data)
-        samples[count]["f0"] = (image.mode, image.width, image.height, position)
-        samples[count]["f1"] = split.labels[place]
-        allocations[count] = (count, position, size)
-        sums[count] = image.sum
+        pages.add(image, split.labels[place])
         places.append(int(place))
-        position, left, count = position + size, left - size, count + 1
-    if not count:
+    if not places:
         raise WriteError(
             "none of the images could be converted; "
             + (f"first: {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else "there are none")
         )
-    table = position + left
-    file.seek(table)
-    file.write(allocations[:count].tobytes())
-    header = np.zeros(1, HEADER)
-    header[0] = (VERSION, len(descriptions), page_size, count, table)
-    tables = header.tobytes() + descriptions.tobytes() + samples[:count].tobytes()
-    tables += bytes(sums_start(len(tables)) - len(tables))
-    over_all = tables_sum(tables, sums[:count], allocations[:count])
-    file.seek(0)
-    file.write(tables + np.array([SUMS_MARK, over_all], np.uint64).tobytes() + sums[:count].tobytes())
-    flushed.result()
-    return places, skipped, int(over_all)
+    return places, skipped
 
 
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_file(
+    path: Path, desc: str, split: "Split", mode: str, options: WriteOptions
+) -> tuple[list[int], list[dict[str, str]], int]:
+    """The whole file. Returns (the places of the rows in the split, skipped, the checksum of the tables)."""
+    order = np.arange(len(split))
+    if options.seed is not None:
+        order = np.random.default_rng(options.seed).permutation(len(split))
+    page_size = DEFAULT_PAGE
+    while True:
+        with (
+            contextlib.closing(_encoded(split.images, order, options.workers or cores(), mode, options)) as encoded,
+            open(path, "wb") as file,
+            tqdm(total=len(split), desc=desc, unit="img", disable=options.quiet or None, leave=False) as bar,
+            ThreadPoolExecutor(1) as helper,  # left before the file is closed
+        ):
+            pages = _Pages(file, len(order), page_size, helper)
+            try:
+                places, skipped = _write_images(pages, split, encoded, options, bar)
+                return places, skipped, pages.finish()
+            except _PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
+                while page_size < small.args[0]:
+                    page_size *= 2
+                if page_size > MAX_PAGE:
+                    raise WriteError(
+                        "an image of over 2 GB does not fit a beton; use --max-resolution or --mode jpg"
+                    ) from None
 
 
-def write_beton(
-    path,
-    split,
-    *,
-    dataset,
-    name,
-    mode="auto",
-    max_resolution=None,
-    quality=90,
-    workers=0,
-    seed=0,
-    on_error="skip",
-    quiet=False,
-    stopped=lambda: False,
-):
-    """Convert `split` (datasets.Split) to the FFCV file `path` and its sidecar. Returns Written; raises WriteError, and Locked while another process
-    writes it.
+def _digest(path: Path) -> str:
+    """The SHA-256 of the file, which is sent to the disk meanwhile."""
+    with ThreadPoolExecutor(1) as helper:
+        synced = helper.submit(sync, path)
+        digest = sha256(path)
+        synced.result()
+    return digest
 
-    mode: "jpg", "raw" or "auto" (raw when all pixels fit an eighth of the machine's memory). max_resolution: longer
-    side in pixels, larger images are shrunk. quality: of JPEGs that have to be encoded. workers: threads, 0 for one a
-    core. seed: of the order of the rows. on_error: "skip" lists an image that can't be read and goes on, "fail" stops.
-    stopped: asked after each image; when it says so, the conversion ends in KeyboardInterrupt.
+
+def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **options: Any) -> ConversionResult:
+    """Convert a split to an FFCV file and its sidecar. Both are written whole or not at all.
+
+    Args:
+        path: the beton; its folder is made if it is not there.
+        split: images, labels and classes, see datasets.Split.
+        dataset: its name, for the sidecar.
+        name: of the split, for the sidecar and messages.
+        options: the fields of WriteOptions.
+
+    Raises:
+        WriteError: nothing could be converted or written; with on_error="fail", an image could not be read.
+        Locked: another process writes the file.
+        KeyboardInterrupt: `should_stop` said so.
     """
-    path = Path(path)
+    path, chosen = Path(path), WriteOptions(**options)
     if len(split) == 0:
         raise WriteError(f"the {name} split is empty; nothing to convert")
-    workers = workers or cores()
-    order = np.arange(len(split)) if seed is None else np.random.default_rng(seed).permutation(len(split))
-    if mode == "auto":
-        mode = _choose_mode(split.images, max_resolution)
-    temporary = path.with_name(path.name + ".tmp")
+    mode = _choose_mode(split.images, chosen.max_resolution) if chosen.mode == "auto" else chosen.mode
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = Lock(path.with_name(path.name + ".lock"), str(path))
     except OSError as error:
         raise WriteError(f"{path.parent} can't be written: {error.strerror or error}") from error
+    sidecar, temporary = sidecar_path(path), path.with_name(path.name + ".tmp")
     if temporary.exists():
         tqdm.write(f"{temporary}: left by a conversion that was interrupted; beginning anew", file=sys.stderr)
-    page_size = DEFAULT_PAGE
     try:
-        while True:
-            encoded = _encoded(split.images, order, workers, mode, max_resolution, quality)
-            with (
-                open(temporary, "wb") as file,
-                tqdm(total=len(split), desc=path.name, unit="img", disable=quiet or None, leave=False) as bar,
-                ThreadPoolExecutor(1) as helper,  # left before the file is closed
-            ):
-                try:
-                    places, skipped, tables = _write(
-                        file, split, order, encoded, page_size, on_error, bar, helper, stopped
-                    )
-                    break
-                except _PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
-                    while page_size < small.args[0]:
-                        page_size *= 2
-                    if page_size > MAX_PAGE:
-                        raise WriteError(
-                            "an image of over 2 GB does not fit a beton; use --max-resolution or --mode jpg"
-                        ) from None
-                finally:
-                    encoded.close()
-        with ThreadPoolExecutor(1) as helper:
-            synced = helper.submit(_sync, temporary)
-            digest = sha256(temporary)
-            synced.result()
-        content = {
-            "dataset": dataset,
-            "split": name,
-            "count": len(places),
-            "classes": split.classes,
-            "mode": mode,
-            "max_resolution": max_resolution,
-            "quality": quality,
-            "order_seed": seed,
-            "skipped": skipped,
-            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
-            "tables_sum": tables,
-            "sha256": digest,
-        }
-        sidecar = sidecar_path(path)
-        draft = sidecar.with_name(sidecar.name + ".tmp")
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-        os.replace(
-            draft, sidecar
-        )  # a reader of the moment between sees by tables_sum that the old one is of another file
-        _sync(path.parent)
+        # The beton is renamed first. Between the two the tables' checksum tells that the sidecar is of another file.
+        with lock, replacing(sidecar, unique=False) as draft, replacing(path, unique=False) as temporary:
+            places, skipped, tables = _write_file(temporary, path.name, split, mode, chosen)
+            content = {
+                "dataset": dataset,
+                "split": name,
+                "count": len(places),
+                "classes": split.classes,
+                "mode": mode,
+                "max_resolution": chosen.max_resolution,
+                "quality": chosen.quality,
+                "order_seed": chosen.seed,
+                "skipped": skipped,
+                "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
+                "tables_sum": tables,
+                "sha256": _digest(temporary),
+            }
+            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         free = shutil.disk_usage(path.parent).free >> 20
         raise WriteError(
             f"{temporary} could not be written: {error.strerror or error} ({free} MB are free there)"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        lock.close()
     return ConversionResult(path, sidecar, len(places), mode, skipped, places)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from ..beton.decode import decoded
+from ..beton.decode import iter_rows
 from ..kernels.blur import MIN_SIGMA
 from ..kernels.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from .decoder import Group
@@ -158,7 +158,7 @@ class DeviceLoader(MultiCropLoader):
             )
         self.images = torch.zeros(len(self.beton), height, width, 3, dtype=torch.uint8, device=self.device)
         rows = np.unique(self.indices)
-        for row, image in zip(rows, decoded(self.beton, rows)):
+        for row, image in zip(rows, iter_rows(self.beton, rows)):
             self.images[row, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).to(self.device)
         self._render = torch.compile(render, dynamic=False) if compile else render
 

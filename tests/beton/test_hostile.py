@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT, photographs
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
-from idmm_fast.beton.checksum import checksum, tables_sum
+from idmm_fast.beton.checksum import checksum, table_checksum
 from idmm_fast.beton.decode import decode_row, decode_rows
 from idmm_fast.beton.format import ALLOCATION, FIELD, HEADER, MIN_PAGE, SAMPLE, SUMS_MARK, sums_start
 from idmm_fast.beton.jpeg import OK, Decoder
@@ -49,7 +49,7 @@ class Parts:
             [checksum(content[p : min(p + lengths.get(p, 0), len(data))]) if p < len(data) else 0 for p in pointers],
             np.uint64,
         )
-        over_all = tables_sum(bytes(tables), row_sums, self.allocations)
+        over_all = table_checksum(bytes(tables), row_sums, self.allocations)
         marked = np.array([SUMS_MARK if sums else 0, over_all], np.uint64).tobytes() + row_sums.tobytes()
         data[: len(tables) + len(marked)] = tables + marked
         return bytes(data)
@@ -86,7 +86,7 @@ def test_labels_are_within_the_sidecars_classes_and_minus_one_is_none(jpg_beton,
     data, sidecar = jpg_beton.read_bytes(), jpg_beton.with_suffix(".json").read_text()
     path = tmp_path / "a.beton"
     parts = Parts(data)
-    old = open_beton(jpg_beton).tables_sum
+    old = open_beton(jpg_beton).table_checksum
     for label, right in ((3, True), (-1, True), (4, False)):
         parts.samples["f1"][5] = label
         new = parts.written(data)
@@ -180,7 +180,7 @@ def test_a_file_of_over_four_gigabytes_is_read(tmp_path):
         parts.samples.tobytes(),
     )
     row_sums = np.frombuffer(data, np.uint64, 6, len(tables) + 16)
-    over_all = np.array([SUMS_MARK, tables_sum(bytes(tables), row_sums, parts.allocations)], np.uint64)
+    over_all = np.array([SUMS_MARK, table_checksum(bytes(tables), row_sums, parts.allocations)], np.uint64)
     try:
         with open(path, "r+b") as file:
             file.truncate(

@@ -210,7 +210,7 @@ def as_by_ffcv(path):
     at = data.index(np.array([SUMS_MARK]).tobytes())
     data[at : at + 8] = bytes(8)
     path.write_bytes(data)
-    assert open_beton(path).tables_sum == 0
+    assert open_beton(path).table_checksum == 0
 
 
 @pytest.mark.parametrize("writer", ["ours", "ffcv"])
