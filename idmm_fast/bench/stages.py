@@ -8,8 +8,9 @@ from ..beton.jpeg import OK, decode_jpeg
 from ..kernels import blur, color
 from ..kernels.jit import kernel
 from ..loader import IDMM_VIEWS, Augment
-from ..loader.decoder import crop_table
-from ..loader.render import Scratch, gaussian_blur, recolor_crop, resample_crop, write_mixed
+from ..loader.augment import recolor_crop
+from ..loader.crops import crop_table
+from ..loader.render import Scratch, resample_crop, write_mixed
 from ..loader.sampling import sample_crop
 
 _BOX = np.array([20, 20, 60, 60])
@@ -45,7 +46,7 @@ def _run(
             if upto > 2:
                 recolor_crop(draw[0], canvas, line)
             if upto > 3 and draw[0].sigma > 0:
-                gaussian_blur(canvas, draw[0].sigma, line)
+                blur.gaussian_blur(canvas, draw[0].sigma, line)
             if upto > 4:
                 write_mixed(canvas, _BOX, out, 0, _BOX, canvas.size)
             seen += out[0]

@@ -1,7 +1,7 @@
-"""The loader: from a `.beton` file to batches of augmented, mixed views and their index targets."""
+"""The loader: from a `.beton` file to batches of augmented, mixed crops and their index targets."""
 
-from .decoder import Group, LoaderError, Views
-from .loader import IDMM_VIEWS, MultiCropLoader, evaluation_loader
-from .sampling import Augment
+from ..errors import LoaderError
+from .crops import IDMM_VIEWS, Augment, Group, Views
+from .loader import MultiCropLoader, evaluation_loader
 
 __all__ = ["IDMM_VIEWS", "Augment", "Group", "LoaderError", "MultiCropLoader", "Views", "evaluation_loader"]

@@ -1,7 +1,7 @@
-"""CutMix for a group of views: boxes and partners, drawn before the pixels are made.
+"""CutMix for a multi-crop group: boxes and partners, sampled before the pixels are made; and mixup.
 
-Because the draw comes first, the pipeline writes each view's pixels straight to where they end up (outside the box into
-the view's own row, inside it into the row of whoever has this view as partner), and mixing costs nothing.
+Because they are sampled first, the pipeline writes each crop's pixels straight to where they end up (outside the box
+into the crop's own row, inside it into the row that has this crop as partner), and mixing costs nothing.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,10 @@ from ..kernels.philox import CUTMIX_STREAM, MIXUP_STREAM, permutation, uniforms
 class CutMix:
     """How the n rows of a group are mixed: row i keeps its pixels outside its box and takes partner[i]'s inside it.
 
-    lam: float64 (n,), share of a row's own pixels, exactly 1 - box area / image area. box: int64 (n, 4), top, left,
-    bottom, right in pixels, the last two exclusive. partner: int64 (n,).
+    Attributes:
+        lam: float64 (n,), the fraction of a row's own pixels, exactly 1 - box area / image area.
+        box: int64 (n, 4), top, left, bottom, right in pixels, the last two exclusive.
+        partner: int64 (n,), a permutation.
     """
 
     lam: np.ndarray
@@ -27,52 +29,86 @@ class CutMix:
 
 
 @kernel
-def _boxes(shares, us, size, boxes):
-    for k in range(shares.size):
-        half = int(size * np.sqrt(1.0 - shares[k])) // 2
+def _fill_boxes(lams, us, size, boxes):
+    for k in range(lams.size):
+        half = int(size * np.sqrt(1.0 - lams[k])) // 2
         y, x = int(us[k, 1] * size), int(us[k, 2] * size)
         boxes[k, 0], boxes[k, 1] = max(y - half, 0), max(x - half, 0)
         boxes[k, 2], boxes[k, 3] = min(y + half, size), min(x + half, size)
 
 
 @kernel
-def _draws(seed, step, epoch, stream, result):
+def _fill_uniforms(seed, step, epoch, stream, result):
     for k in range(result.shape[0]):
         result[k, 0], result[k, 1], result[k, 2], result[k, 3] = uniforms(seed, step, epoch, stream, k)
 
 
-def sample_cutmix(seed, epoch, step, group, batch, count, size, alpha, *, chunk=0, first=0, per_row=False):
-    """Draw a CutMix (Yun et al., arXiv 1905.04899) for `count` views of each of `batch` images, as IDMM's authors do.
+def sample_cutmix(
+    seed: int,
+    epoch: int,
+    step: int,
+    group: int,
+    batch: int,
+    count: int,
+    size: int,
+    alpha: float,
+    *,
+    chunk: int = 0,
+    first: int = 0,
+    per_row: bool = False,
+) -> CutMix:
+    """Sample the CutMix of a group (Yun et al., arXiv 1905.04899), as IDMM's authors do.
 
-    lam ~ Beta(alpha, alpha), folded to max(lam, 1 - lam); the box's side is int(size * sqrt(1 - lam)), its centre uniform
-    over the pixels, clipped at the edges; lam is then what the clipped box leaves. One box holds for a whole group, and
-    the partner permutation runs over all its rows, so a row may meet another view of its own image, or itself.
+    lam ~ Beta(alpha, alpha), folded to max(lam, 1 - lam); the box's side is int(size * sqrt(1 - lam)), its centre
+    uniform over the pixels, clipped at the edges; lam is then what the clipped box leaves. One box holds for a whole
+    group, and the permutation runs over all its rows, so a row may meet another crop of its own image, or itself.
 
-    chunk: if not 0, so many neighbouring images mix among themselves only, with a box of their own. `first` is then the
-    place of the first image in the global batch, a multiple of `chunk`, and the draw is the same however the global batch
-    is split. per_row: a box of its own for every row. `alpha` 0 means no mixing.
+    Args:
+        seed: uint64.
+        epoch: counter.
+        step: counter.
+        group: number of the group.
+        batch: images of the batch.
+        count: crops of an image in this group.
+        size: side of a crop, pixels.
+        alpha: of the Beta distribution; 0: no mixing.
+        chunk: if not 0, so many neighbouring images mix among themselves only, with a box of their own, and the samples
+            are the same however the global batch is split.
+        first: place of the batch's first image in the global batch, a multiple of `chunk`.
+        per_row: a box of its own for every row.
     """
     rows = batch * count
     if alpha == 0:
         return CutMix(np.ones(rows), np.zeros((rows, 4), np.int64), np.arange(rows))
     lam, box, partner = np.empty(rows), np.empty((rows, 4), np.int64), np.empty(rows, np.int64)
-    place = np.arange(rows).reshape(count, batch)  # rows are crop-major
+    numbers = np.arange(rows).reshape(count, batch)  # rows are crop-major
     length = chunk or batch
     for start in range(0, batch, length):
-        mine = place[:, start : start + length].reshape(-1)
+        mine = numbers[:, start : start + length].reshape(-1)
         stream = CUTMIX_STREAM + 2 * group + (1 << 12) * ((first + start) // length if chunk else 0)
-        draws = np.empty((mine.size if per_row else 1, 4))
-        _draws(seed, step, epoch, stream, draws)
-        shares = betaincinv(alpha, alpha, draws[:, 0])
-        boxes = np.empty((draws.shape[0], 4), np.int64)
-        _boxes(np.maximum(shares, 1.0 - shares), draws, size, boxes)
+        us = np.empty((mine.size if per_row else 1, 4))
+        _fill_uniforms(seed, step, epoch, stream, us)
+        lams = betaincinv(alpha, alpha, us[:, 0])
+        boxes = np.empty((us.shape[0], 4), np.int64)
+        _fill_boxes(np.maximum(lams, 1.0 - lams), us, size, boxes)
         box[mine] = boxes
         partner[mine] = mine[permutation(seed, step, epoch, stream + 1, mine.size)]
     lam[:] = 1.0 - (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / (size * size)
     return CutMix(lam, box, partner)
 
 
-def sample_mixup(seed, epoch, step, n, alpha):
-    """(share, partner int64 (n,)): share ~ Beta(alpha, alpha), folded to its larger half (Zhang et al., arXiv 1710.09412)."""
-    share = betaincinv(alpha, alpha, uniforms(np.uint64(seed), step, epoch, MIXUP_STREAM, 0)[0])
-    return max(share, 1 - share), permutation(np.uint64(seed), step, epoch, MIXUP_STREAM + 1, n)
+def sample_mixup(seed: int, epoch: int, step: int, n: int, alpha: float) -> tuple[float, np.ndarray]:
+    """Sample the mixup of a batch (Zhang et al., arXiv 1710.09412).
+
+    Args:
+        seed: 0..2**64 - 1.
+        epoch: counter.
+        step: counter.
+        n: rows of the batch.
+        alpha: of the Beta distribution of lam, above 0.
+
+    Returns:
+        (lam, folded to its larger half; int64 (n,), each row's partner).
+    """
+    lam = betaincinv(alpha, alpha, uniforms(np.uint64(seed), step, epoch, MIXUP_STREAM, 0)[0])
+    return max(lam, 1 - lam), permutation(np.uint64(seed), step, epoch, MIXUP_STREAM + 1, n)

@@ -1,7 +1,8 @@
 """The parts of FFCV that the loader builds on, imported without their side effects.
 
-`import ffcv` sets torch's and numba's thread counts to 1, and with them the speed of everything else in the process. And it
-makes a numba dictionary of two numbers, which compiles for five seconds; while it is imported, that is a plain one.
+`import ffcv` sets torch's and numba's thread counts to 1, and with them the speed of everything else in the process.
+And it makes a numba dictionary of two numbers, which compiles for five seconds; while it is imported, that is a plain
+one.
 """
 
 import sys

@@ -1,10 +1,15 @@
-"""The same views made on the device that trains, from images that lie there decoded: for small datasets, where there are too few cores for a GPU.
+"""GPU augmentation: the same crops made on the device that trains, from decoded images that are kept there.
 
-The draws are those of the CPU kernels, the pixels differ by 2 levels at most. The arithmetic is torch's and compiles: resampling is two products with
-matrices of filter weights, colours are computed for all rows and chosen, the blur is a sum of shifted images.
+For small datasets, where there are too few cores for a GPU. What is sampled is the same as for the CPU kernels, the
+pixels differ by 2 levels at most. The arithmetic is torch's and compiles: resampling is two products with matrices of
+filter weights, colours are computed for all rows and then selected, the blur is a sum of shifted images.
 """
 
 import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,40 +17,78 @@ import torch
 from ..beton.decode import iter_rows
 from ..kernels.blur import MIN_SIGMA
 from ..kernels.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
-from .decoder import Group
+from .crops import Augment, Group, Views
+from .cutmix import CutMix
 from .loader import MultiCropLoader
 
 _LUMA = (0.299, 0.587, 0.114)
+# The fields of Augment, and of CROP_SAMPLE, that `render` knows.
+_AUGMENTS = {
+    "flip_prob",
+    "jitter_prob",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "grayscale_prob",
+    "blur_prob",
+    "blur_sigma",
+}
+_BOX = ("top", "left", "height", "width")
+_FIELDS = (*_BOX, "flip", "jitter", "order", "brightness", "contrast", "saturation", "hue", "gray", "sigma")
 
 
-def filters(first, length, size, whole, flip=None):
-    """Weights float32 (B, size, whole) that resample `length` pixels from `first` on (both (B,)) to `size`, PIL's antialiased bilinear; with
-    `flip` (bool (B,)) the outputs come in reverse."""
+def filters(
+    first: torch.Tensor, length: torch.Tensor, size: int, full: int, flip: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Filter weights of a resampling, PIL's antialiased bilinear.
+
+    Args:
+        first: float32 (B,), where the source pixels begin.
+        length: float32 (B,), how many they are.
+        size: of the output, pixels.
+        full: of the whole row or column, pixels.
+        flip: bool (B,), whether the outputs come in reverse.
+
+    Returns:
+        float32 (B, size, full); the weights of an output pixel sum to 1.
+    """
     ratio = length[:, None] / size
     at = torch.arange(size, device=length.device, dtype=torch.float32)[None]
     if flip is not None:
         at = torch.where(flip[:, None], size - 1 - at, at)
     centre = ((at + 0.5) * ratio)[:, :, None]
-    pixel = torch.arange(whole, device=length.device, dtype=torch.float32)[None, None] - first[:, None, None]
+    pixel = torch.arange(full, device=length.device, dtype=torch.float32)[None, None] - first[:, None, None]
     distance = (pixel + 0.5 - centre) / ratio.clamp(min=1)[:, :, None]
     weights = (1 - distance.abs()).clamp(min=0) * ((pixel >= 0) & (pixel < length[:, None, None]))
     return weights / weights.sum(2, keepdim=True)
 
 
-def resample(images, top, left, height, width, flip, size):
-    """float32 (B, 3, size, size) of levels: a crop of each of `images` (uint8 (B, H, W, 3)), resized."""
+def resample(images: torch.Tensor, box: list[torch.Tensor], flip: torch.Tensor, size: int) -> torch.Tensor:
+    """A crop of each image, resized.
+
+    Args:
+        images: uint8 (B, H, W, 3).
+        box: top, left, height, width of the crops, float32 (B,) each, pixels.
+        flip: bool (B,).
+        size: of the output, pixels.
+
+    Returns:
+        float32 (B, 3, size, size), levels 0..255.
+    """
     b, h, w, _ = images.shape
+    top, left, height, width = box
     down, across = filters(top, height, size, h), filters(left, width, size, w, flip)
     rows = (down @ images.float().reshape(b, h, w * 3)).reshape(b, size, w, 3)
     return (rows.permute(0, 3, 1, 2) @ across.transpose(1, 2)[:, None]).clamp(0, 255)
 
 
-def _luma(x):
+def _luma(x: torch.Tensor) -> torch.Tensor:
     return _LUMA[0] * x[:, :1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:]
 
 
-def turn_hue(x, shift):
-    """HSV and back: the hue of x (B, 3, S, S) turned by `shift` (B, 1, 1, 1) turns."""
+def shift_hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Shift the hue of x (B, 3, S, S) by `shift` (B, 1, 1, 1), fractions of the hue circle: to HSV and back."""
     r, g, b = x.unbind(1)
     value, least = x.amax(1), x.amin(1)
     chroma = value - least
@@ -53,60 +96,83 @@ def turn_hue(x, shift):
     sector = torch.where(value == g, (b - r) * scale + 2, (r - g) * scale + 4)
     h = torch.where(value == r, (g - b) * scale, sector) + 6 * shift[:, 0]
     h = torch.remainder(h, 6)
-    shares = ((h - 3).abs() - 1, 2 - (h - 2).abs(), 2 - (h - 4).abs())
-    return torch.stack([least + chroma * share.clamp(0, 1) for share in shares], 1)
+    parts = ((h - 3).abs() - 1, 2 - (h - 2).abs(), 2 - (h - 4).abs())
+    return torch.stack([least + chroma * part.clamp(0, 1) for part in parts], 1)
 
 
-def recolor(x, d):
-    """Jitter in the order drawn, then grayscale; `d`: the fields of DRAW, each (B,) or (B, 4)."""
-    factors = {key: d[key][:, None, None, None] for key in ("brightness", "contrast", "saturation", "hue")}
-    jitter = d["jitter"].bool()
-    for place in range(4):
-        which = torch.where(jitter, d["order"][:, place], -1)[:, None, None, None]
+def recolor(x: torch.Tensor, sample: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Colour jitter in the order sampled, then grayscale.
+
+    Args:
+        x: float32 (B, 3, S, S), levels 0..255.
+        sample: fields of CROP_SAMPLE, each (B,) or (B, 4).
+    """
+    factors = {key: sample[key][:, None, None, None] for key in ("brightness", "contrast", "saturation", "hue")}
+    jitter = sample["jitter"].bool()
+    for k in range(4):
+        chosen = torch.where(jitter, sample["order"][:, k], -1)[:, None, None, None]
         luma = _luma(x)
-        mean, chosen = luma.mean((2, 3), keepdim=True), x
-        for number, made in (
+        mean, result = luma.mean((2, 3), keepdim=True), x
+        for operation, made in (
             (BRIGHTNESS, (x * factors["brightness"]).clamp(0, 255)),
             (CONTRAST, (x * factors["contrast"] + (1 - factors["contrast"]) * mean).clamp(0, 255)),
             (SATURATION, (x * factors["saturation"] + (1 - factors["saturation"]) * luma).clamp(0, 255)),
-            (HUE, turn_hue(x, factors["hue"])),
+            (HUE, shift_hue(x, factors["hue"])),
         ):
-            chosen = torch.where(which == number, made, chosen)
-        x = chosen
-    return torch.where(d["gray"].bool()[:, None, None, None], _luma(x).expand_as(x), x)
+            result = torch.where(chosen == operation, made, result)
+        x = result
+    return torch.where(sample["gray"].bool()[:, None, None, None], _luma(x).expand_as(x), x)
 
 
-def blur(x, sigma, radius):
-    """A separable Gaussian cut at 3 sigma, the edge pixel repeated; sigma (B,), 0 for none; `radius` of the largest one."""
-    place = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)[None]
-    some = sigma[:, None].clamp(min=MIN_SIGMA)
-    weights = torch.exp(-0.5 * (place / some) ** 2) * (place.abs() <= torch.ceil(3 * some))
+def blur(x: torch.Tensor, sigma: torch.Tensor, radius: int) -> torch.Tensor:
+    """A separable Gaussian blur cut at 3 sigma, the edge pixel repeated.
+
+    Args:
+        x: float32 (B, 3, S, S).
+        sigma: float32 (B,), pixels; 0: no blur.
+        radius: of the largest sigma, pixels.
+    """
+    offset = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)[None]
+    clamped = sigma[:, None].clamp(min=MIN_SIGMA)
+    weights = torch.exp(-0.5 * (offset / clamped) ** 2) * (offset.abs() <= torch.ceil(3 * clamped))
     weights = weights / weights.sum(1, keepdim=True)
     size, out = x.shape[-1], x
     for dim in (3, 2):
-        padded = torch.nn.functional.pad(
-            out, (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius), mode="replicate"
-        )
+        padding = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
+        padded = torch.nn.functional.pad(out, padding, mode="replicate")
         out = sum(weights[:, k, None, None, None] * padded.narrow(dim, k, size) for k in range(2 * radius + 1))
     return torch.where((sigma >= MIN_SIGMA)[:, None, None, None], out, x)
 
 
-def render(images, draws, box, partner, size, radius):
-    """A group: uint8 (count * B, 3, size, size), channels-last, mixed. images: uint8 (B, H, W, 3), padded. draws: {field of DRAW: (count, B, ...)}. box:
-    int64 (count * B, 4), partner: int64 (count * B,), CutMix's."""
-    views = [
-        resample(
-            images,
-            *(draws[key][v].float() for key in ("top", "left", "height", "width")),
-            draws["flip"][v].bool(),
-            size,
-        )
-        for v in range(draws["top"].shape[0])
+def render(
+    images: torch.Tensor,
+    samples: dict[str, torch.Tensor],
+    box: torch.Tensor,
+    partner: torch.Tensor,
+    size: int,
+    radius: int,
+) -> torch.Tensor:
+    """The images of a group, mixed.
+
+    Args:
+        images: uint8 (B, H, W, 3), padded.
+        samples: {field of CROP_SAMPLE: (count, B, ...)}.
+        box: int64 (count * B, 4), CutMix's.
+        partner: int64 (count * B,), CutMix's.
+        size: of a crop, pixels.
+        radius: of the largest blur, pixels; 0: there is none.
+
+    Returns:
+        uint8 (count * B, 3, size, size), channels-last.
+    """
+    crops = [
+        resample(images, [samples[key][v].float() for key in _BOX], samples["flip"][v].bool(), size)
+        for v in range(samples["top"].shape[0])
     ]
-    x = torch.cat(views)
-    x = recolor(x, {key: value.flatten(0, 1) for key, value in draws.items()})
+    x = torch.cat(crops)
+    x = recolor(x, {key: value.flatten(0, 1) for key, value in samples.items()})
     if radius:
-        x = blur(x, draws["sigma"].flatten(), radius)
+        x = blur(x, samples["sigma"].flatten(), radius)
     x = (x.clamp(0, 255) + 0.5).to(torch.uint8)
     y = torch.arange(size, device=x.device)
     top, left, bottom, right = (edge[:, None] for edge in box.unbind(1))
@@ -114,109 +180,121 @@ def render(images, draws, box, partner, size, radius):
     return torch.where(inside, x[partner], x).contiguous(memory_format=torch.channels_last)
 
 
-_FIELDS = (
-    "top",
-    "left",
-    "height",
-    "width",
-    "flip",
-    "jitter",
-    "order",
-    "brightness",
-    "contrast",
-    "saturation",
-    "hue",
-    "gray",
-    "sigma",
-)
-
-
 class DeviceLoader(MultiCropLoader):
-    """MultiCropLoader whose batches are made on `device`, where all images of the beton are kept, decoded and padded to the largest: uint8
-    (N, H, W, 3). Random crops with bilinear filters only, and no RandAugment.
+    """MultiCropLoader whose batches are made on a device, where all images of the beton are kept decoded.
 
-    compile: with torch.compile. Raises ValueError where the images or these views can't be made so, MemoryError where they don't fit.
+    They are padded to the largest: uint8 (N, H, W, 3).
+
+    Args:
+        path: the file.
+        batch_size: images of a batch.
+        *args: of MultiCropLoader.
+        device: where to compute.
+        compile: with torch.compile.
+        **options: of MultiCropLoader.
+
+    Raises:
+        ValueError: crops other than random bilinear ones, or augmentations that are not made here (RandAugment).
+        MemoryError: the images don't fit.
     """
 
-    def __init__(self, path, batch_size, *args, device, compile=False, **options):
+    def __init__(
+        self,
+        path: str | Path,
+        batch_size: int,
+        *args: Any,
+        device: str | torch.device,
+        compile: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(path, batch_size, *args, **options)
-        if (
-            any(v.resize or v.interpolation != "bilinear" for v in self.views)
-            or self.operation.table["randaugment"].any()
-        ):
-            raise ValueError(
-                "views are made on the device from bilinear random crops without RandAugment only; use data.augment_on=cpu"
-            )
-        if self.operation.on_error != "raise":
-            raise ValueError(f"data.on_error={self.operation.on_error} goes with data.augment_on=cpu only")
-        height, width = int(self.beton.height.max()), int(self.beton.width.max())
-        self.device, needed = torch.device(device), len(self.beton) * height * width * 3
-        if self.device.type == "cuda" and needed > torch.cuda.mem_get_info(self.device)[0] // 2:
-            raise MemoryError(
-                f"{len(self.beton)} images of up to {width} x {height} pixels take {needed / 2**30:.1f} GB on {self.device}, more than half of what is free; "
-                f"use data.augment_on=cpu, or smaller images (write_datasets.py --max-resolution)"
-            )
-        self.images = torch.zeros(len(self.beton), height, width, 3, dtype=torch.uint8, device=self.device)
+        self.device = torch.device(device)
+        self._check_device()
+        shape = int(self.beton.height.max()), int(self.beton.width.max())
+        self.images = torch.zeros(len(self.beton), *shape, 3, dtype=torch.uint8, device=self.device)
         rows = np.unique(self.indices)
         for row, image in zip(rows, iter_rows(self.beton, rows)):
             self.images[row, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).to(self.device)
         self._render = torch.compile(render, dynamic=False) if compile else render
 
-    def _begin(self, order, first_step):
-        return _Steps(self, order, first_step)
+    def _check_device(self) -> None:
+        """Refuse what can't be made here, and images that don't fit."""
+        others = [f.name for f in fields(Augment) if f.name not in _AUGMENTS and self.decoder.specs[f.name].any()]
+        if others or any(v.resize or v.interpolation != "bilinear" for v in self.views):
+            without = f", without {', '.join(others)}" if others else ""
+            raise ValueError(
+                f"on the device there are random crops with bilinear filters only{without}; use data.augment_on=cpu"
+            )
+        if self.decoder.failed.on_error != "raise":
+            raise ValueError(f"data.on_error={self.decoder.failed.on_error} goes with data.augment_on=cpu only")
+        height, width = int(self.beton.height.max()), int(self.beton.width.max())
+        needed = len(self.beton) * height * width * 3
+        if self.device.type == "cuda" and needed > torch.cuda.mem_get_info(self.device)[0] // 2:
+            raise MemoryError(
+                f"{len(self.beton)} images of up to {width} x {height} pixels take {needed / 2**30:.1f} GB on "
+                f"{self.device}, more than half of what is free; use data.augment_on=cpu, or smaller images "
+                f"(write_datasets.py --max-resolution)"
+            )
 
-    def _sent(self, array):
+    def _iterate(self, order: np.ndarray, first_step: int) -> "_DeviceIterator":
+        return _DeviceIterator(self, order, first_step)
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
         """The array as a tensor on the device, without waiting for what the device is doing."""
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return (
-            tensor.pin_memory().to(self.device, non_blocking=True)
-            if self.device.type == "cuda"
-            else tensor.to(self.device)
-        )
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     @torch.no_grad()
-    def make(self, rows, step, first):
-        """The groups of the batch `rows` (int64 (B,)), the first image being number `first` of the global batch: list of Group."""
-        draws = self.operation.draws(self.epoch, rows)
-        mixes = self.operation.cutmix(self.epoch, step, len(rows), first)
-        images, groups, done = self.images[self._sent(rows)], [], 0
+    def make_batch(self, rows: np.ndarray, step: int, first: int) -> list[Group]:
+        """The groups of a batch.
+
+        Args:
+            rows: int64 (B,), of the dataset.
+            step: number of the batch in the epoch.
+            first: place of the first image in the global batch.
+        """
+        samples = self.decoder.sample_crops(self.epoch, rows)
+        mixes = self.decoder.sample_cutmix(self.epoch, step, len(rows), first)
+        images, groups, crop = self.images[self._to_device(rows)], [], 0
         for view, mix in zip(self.views, mixes):
-            fields = {key: self._sent(draws[key][done : done + view.count]) for key in _FIELDS}
-            radius = (
-                int(np.ceil(3 * self.operation.table["sigma"][done][1]))
-                if self.operation.table["blur_prob"][done]
-                else 0
-            )
-            pixels = self._render(images, fields, self._sent(mix.box), self._sent(mix.partner), view.size, radius)
-            idx = np.tile(rows, view.count)
-            a, b, lam = (
-                torch.from_numpy(idx),
-                torch.from_numpy(idx[mix.partner]),
-                torch.from_numpy(mix.lam.astype(np.float32)),
-            )
-            groups.append(Group(pixels, a, b, lam))
-            done += view.count
+            groups.append(self._make_group(images, samples, rows, view, mix, crop))
+            crop += view.count
         return groups
 
+    def _make_group(
+        self, images: torch.Tensor, samples: np.ndarray, rows: np.ndarray, view: Views, mix: CutMix, crop: int
+    ) -> Group:
+        """A group, whose first crop is number `crop` of an image's."""
+        spec = self.decoder.specs[crop]
+        mine = {key: self._to_device(samples[key][crop : crop + view.count]) for key in _FIELDS}
+        radius = int(np.ceil(3 * spec["blur_sigma"][1])) if spec["blur_prob"] else 0
+        box, partner = self._to_device(mix.box), self._to_device(mix.partner)
+        pixels = self._render(images, mine, box, partner, view.size, radius)
+        idx = np.tile(rows, view.count)
+        lam = torch.from_numpy(mix.lam.astype(np.float32))
+        return Group(pixels, torch.from_numpy(idx), torch.from_numpy(idx[mix.partner]), lam)
 
-class _Steps:
-    """One pass over `order` from batch `first_step` on; each batch is made when it is asked for, since a GPU is only told what to do."""
 
-    def __init__(self, loader, order, first_step):
-        self.loader, self.order, self.yielded, self._over = loader, order, first_step, False
+class _DeviceIterator:
+    """One pass over `order` from batch `first_step` on. A batch is made when asked for: a GPU works ahead itself."""
 
-    def __iter__(self):
+    def __init__(self, loader: DeviceLoader, order: np.ndarray, first_step: int) -> None:
+        self.loader, self.order, self.yielded, self._ended = loader, order, first_step, False
+
+    def __iter__(self) -> Iterator[list[Group]]:
         return self
 
-    def __next__(self):
-        if self._over or self.yielded >= len(self.loader):
+    def __next__(self) -> list[Group]:
+        if self._ended or self.yielded >= len(self.loader):
             raise StopIteration
         began = time.perf_counter()
-        rows, first = self.loader.rows_of(self.order, self.yielded)
-        batch = self.loader.make(np.ascontiguousarray(rows, np.int64), self.yielded, first)
+        rows, first = self.loader.local_rows(self.order, self.yielded)
+        batch = self.loader.make_batch(np.ascontiguousarray(rows, np.int64), self.yielded, first)
         self.loader.waited += time.perf_counter() - began
         self.yielded += 1
         return batch
 
-    def close(self):
-        self._over = True
+    def close(self) -> None:
+        self._ended = True

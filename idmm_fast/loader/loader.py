@@ -2,143 +2,164 @@
 
 import warnings
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .. import limits
 from ..beton import open_beton
+from ..beton.read import row_numbers
 from ..kernels.philox import ORDER_STREAM, permutation
-from .decoder import CutMixSpec, MultiCropDecoder, Views, row_numbers
+from .crops import IDMM_VIEWS, Augment, CutMixSpec, Views
+from .decoder import FailedImages, MultiCropDecoder
 from .ffcv_compat import Compiler, Graph, Loader, PipelineSpec, RGBImageField, TraversalOrder
-from .prefetch import Buffers, SafeEpochIterator
-from .sampling import Augment
+from .prefetch import Buffers, EpochHandle, SafeEpochIterator
 
-_SKIP = "on_error='skip' leaves images out of a batch: only without mixing (cutmix_alpha=0) and with views of count 1; use on_error='replace'"
-IDMM_VIEWS = (Views(2, 112, (0.14, 1.0)), Views(4, 112, (0.05, 0.4)))
+_SKIP = (
+    "on_error='skip' leaves images out of a batch: only without mixing (cutmix_alpha=0) and with views of count 1; "
+    "use on_error='replace'"
+)
 
 
 class _Order(TraversalOrder):
-    def __init__(self, loader, shuffle):
+    def __init__(self, loader: "MultiCropLoader", shuffle: bool) -> None:
         self.loader, self.shuffle = loader, shuffle
 
-    def sample_order(self, epoch):
+    def sample_order(self, epoch: int) -> np.ndarray:
+        indices = self.loader.indices
         if not self.shuffle:
-            return self.loader.indices
-        return self.loader.indices[
-            permutation(np.uint64(self.loader.seed), 0, epoch, ORDER_STREAM, self.loader.indices.size)
-        ]
+            return indices
+        return indices[permutation(np.uint64(self.loader.seed), 0, epoch, ORDER_STREAM, indices.size)]
+
+
+def _check_skip(on_error: str, alpha: float, views: Sequence[Views]) -> None:
+    if on_error == "skip" and (alpha or any(v.count > 1 for v in views)):
+        raise ValueError(_SKIP)
+
+
+def _usable_workers(num_workers: int) -> int:
+    """The number of threads: at most one a core this process may use; 0: one a core."""
+    cores = limits.cores()
+    if num_workers > cores:
+        warnings.warn(
+            f"num_workers={num_workers} is more than the {cores} cores this process may use; using {cores}",
+            stacklevel=3,
+        )
+    return min(num_workers, cores) if num_workers > 0 else cores
 
 
 class MultiCropLoader(Loader):
-    """Batches of augmented views from a `.beton` file.
+    """Batches of augmented crops from a `.beton` file.
 
-    Iterating yields, for each batch of B images, a list with a Group for every entry of `views`: images uint8
-    (count * B, 3, H, W) channels-last, and the index target (idx_a, idx_b, lam). See Views, Group and Augment.
+    Iterating yields, for each batch of B images, a list with a Group for every entry of `views`: images uint8 (count *
+    B, 3, H, W) channels-last, and the index target (idx_a, idx_b, lam). See Views, Group and Augment. Tensors handed
+    out stay valid as long as they are held. A batch is a function of (seed, epoch, step) alone, bit for bit, whatever
+    the number of workers.
 
-    path: the file. num_workers: threads, 0 for one a core. seed: of everything random; a batch is a function of (seed,
-    epoch, step) alone, bit for bit, whatever the number of workers. cutmix_alpha: of the Beta distribution of CutMix's
-    share, 0 for none; cutmix_chunk: so many neighbouring images mix among themselves (0: all of a batch);
-    cutmix_per_row: a box for each row. augment: which augmentations run (default: all of IDMM's). shuffle: a new order each epoch.
-    rows: use these dataset rows only, integers (a row may come twice) or a mask of bool of the dataset's length. drop_last: leave out the
-    last partial batch. batches_ahead: batches made in advance.
-    on_error: "raise"; or "replace" an image that can't be decoded by the next row, with a warning, counted in `replaced`; or "skip" it, with a
-    warning, counted in `skipped`: the batch is that much smaller, perhaps empty; only without mixing and with one view an image.
-    rank, world_size: of this process among those that share every global batch of world_size * batch_size images; they see
-    what one process with that batch size sees, in parts, if cutmix_chunk divides batch_size.
+    Args:
+        path: the file.
+        batch_size: images of a batch of this process, at least 1.
+        num_workers: threads; 0: one a core.
+        seed: of everything random, 0..2**64 - 1.
+        cutmix_alpha: of the Beta distribution of CutMix's lam; 0: no CutMix.
+        views: the multi-crop groups.
+        augment: which augmentations run; None: all of IDMM's.
+        shuffle: a new order each epoch.
+        rows: use these dataset rows only: integers (a row may come twice), or a mask of bool of the dataset's length.
+        drop_last: leave out the last partial batch.
+        batches_ahead: batches made in advance, at least 1.
+        cutmix_chunk: so many neighbouring images mix among themselves; 0: all of a batch.
+        cutmix_per_row: a box for each row.
+        on_error: "raise"; "replace" an image that can't be decoded by the next row's, with a warning, counted in
+            `replaced`; or "skip" it, with a warning, counted in `skipped`: the batch is that much smaller, perhaps
+            empty. "skip" goes with one crop an image and no mixing only.
+        rank: of this process among those that share every global batch of world_size * batch_size images. If
+            cutmix_chunk divides batch_size, they see in parts what one process with that batch size sees.
+        world_size: number of these processes.
 
-    Tensors handed out stay valid as long as they are held. Raises FileNotFoundError, BetonError, ValueError at once and
-    LoaderError while iterating (a corrupt image, named by file and row).
+    Raises:
+        FileNotFoundError: there is no such file.
+        BetonError: it is not an intact beton.
+        ValueError: an argument is out of its bounds.
+        LoaderError: while iterating, for an image that can't be decoded; the message names file and row.
     """
 
-    # FFCV's constructor is not called: it reads 1.28 million rows into Python dictionaries (2.4 s, 633 MB), compiles for
-    # seconds and changes torch's thread count. What its other methods use is set here.
+    # FFCV's constructor is not called: it reads 1.28 million rows into Python dictionaries (2.4 s, 633 MB), compiles
+    # for seconds and changes torch's thread count. What its other methods use is set here.
     def __init__(
         self,
-        path,
-        batch_size,
-        num_workers=0,
-        seed=0,
-        cutmix_alpha=0.5,
-        views=IDMM_VIEWS,
-        augment=None,
+        path: str | Path,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        cutmix_alpha: float = 0.5,
+        views: Sequence[Views] = IDMM_VIEWS,
+        augment: Augment | None = None,
         *,
-        shuffle=True,
-        rows=None,
-        drop_last=False,
-        batches_ahead=2,
-        cutmix_chunk=0,
-        cutmix_per_row=False,
-        on_error="raise",
-        rank=0,
-        world_size=1,
-    ):
+        shuffle: bool = True,
+        rows: Any = None,
+        drop_last: bool = False,
+        batches_ahead: int = 2,
+        cutmix_chunk: int = 0,
+        cutmix_per_row: bool = False,
+        on_error: str = "raise",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.beton = open_beton(path)
-        self.fname, self.batch_size, self.seed, self.drop_last = str(path), int(batch_size), int(seed), drop_last
-        self.batches_ahead, self.views, self.distributed, self.recompile = (
-            int(batches_ahead),
-            tuple(views),
-            False,
-            False,
+        self.fname = str(path)  # FFCV's name of it
+        self.batch_size, self.seed, self.drop_last = int(batch_size), int(seed), drop_last
+        self.batches_ahead, self.views = int(batches_ahead), tuple(views)
+        self.rank, self.world_size = int(rank), int(world_size)
+        cutmix = CutMixSpec(cutmix_alpha, int(cutmix_chunk), bool(cutmix_per_row))
+        self._check(cutmix, on_error)
+        self.num_workers = _usable_workers(num_workers)
+        self.indices = row_numbers(rows, self.beton)
+        failed = FailedImages(self.beton.path, self.indices, on_error)
+        self.decoder = MultiCropDecoder(
+            self.beton, self.views, augment or Augment(), cutmix, self.seed, self.num_workers, failed
         )
+        largest = min(self.batch_size, self.indices.size)
+        self.buffers = Buffers(self.decoder.buffer_size(largest), self.batches_ahead + 2)
+        self.waited = 0.0  # seconds that consumers spent waiting for a batch
+        self.next_epoch, self._first_step = 0, 0  # where the next iteration begins
+        self._position_is_set = False  # whether set_epoch or load_state_dict told so since the current one began
+        self._iterator: Any = None  # the current iteration
+        self._set_up_ffcv(shuffle)
+        weakref.finalize(self, self.decoder.close)
+
+    def _check(self, cutmix: CutMixSpec, on_error: str) -> None:
+        """Raise ValueError for arguments that are out of their bounds."""
         if self.batch_size < 1 or self.batches_ahead < 1:
-            raise ValueError(f"batch_size and batches_ahead are at least 1, not {batch_size} and {batches_ahead}")
+            raise ValueError(
+                f"batch_size and batches_ahead are at least 1, not {self.batch_size} and {self.batches_ahead}"
+            )
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed is an integer in 0..2**64 - 1, not {seed}")
+            raise ValueError(f"seed is an integer in 0..2**64 - 1, not {self.seed}")
         if on_error not in ("raise", "replace", "skip"):
             raise ValueError(f"on_error is 'raise', 'replace' or 'skip', not '{on_error}'")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank is one of 0..{world_size - 1}, not {rank}")
-        mixing = CutMixSpec(cutmix_alpha, int(cutmix_chunk), bool(cutmix_per_row))
-        if mixing.chunk and self.batch_size % mixing.chunk:
-            raise ValueError(f"cutmix_chunk {mixing.chunk} does not divide batch_size {self.batch_size}")
-        self.rank, self.world_size = int(rank), int(world_size)
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is one of 0..{self.world_size - 1}, not {self.rank}")
+        if cutmix.chunk and self.batch_size % cutmix.chunk:
+            raise ValueError(f"cutmix_chunk {cutmix.chunk} does not divide batch_size {self.batch_size}")
         if not self.views:
             raise ValueError("views is empty: name at least one group, e.g. [Views(2, 112)]")
-        if on_error == "skip" and (mixing.alpha or any(v.count > 1 for v in self.views)):
-            raise ValueError(_SKIP)
-        cores = limits.cores()
-        self.num_workers = min(num_workers, cores) if num_workers > 0 else cores
-        if num_workers > cores:
-            warnings.warn(
-                f"num_workers={num_workers} is more than the {cores} cores this process may use; using {cores}",
-                stacklevel=2,
-            )
-        self.indices = row_numbers(rows, self.beton)
-        self.operation = MultiCropDecoder(
-            self.beton,
-            self.views,
-            augment or Augment(),
-            mixing,
-            self.seed,
-            self.num_workers,
-            on_error,
-            self.indices,
-        )
-        self.buffers = Buffers(
-            self.operation.buffer_size(min(self.batch_size, self.indices.size)), self.batches_ahead + 2
-        )
-        self.waited = 0.0  # seconds that consumers spent waiting for a batch
-        self.next_epoch, self._first_step, self._iterator = (
-            0,
-            0,
-            None,
-        )  # where the next iteration begins, and the current one
-        self._told = False  # whether where the next one begins has been told since the current one began
+        _check_skip(on_error, cutmix.alpha, self.views)
+
+    def _set_up_ffcv(self, shuffle: bool) -> None:
+        """Set what FFCV's Loader expects its own constructor to have set."""
+        self.distributed, self.recompile = False, False
         self.traversal_order = _Order(self, shuffle)
         self.first_traversal_order = self.indices  # FFCV's __len__ counts these
-        self.pipeline_specs = {"image": PipelineSpec("image", decoder=self.operation)}
-        self.graph = Graph(
-            self.pipeline_specs,
-            {"image": RGBImageField()},
-            {"image": int(self.beton.image_column[1:])},
-            self.beton.metadata,
-            None,
-        )
+        self.pipeline_specs = {"image": PipelineSpec("image", decoder=self.decoder)}
+        fields, columns = {"image": RGBImageField()}, {"image": int(self.beton.image_column[1:])}
+        self.graph = Graph(self.pipeline_specs, fields, columns, self.beton.metadata, None)
         self.generate_code()
-        weakref.finalize(self, self.operation.close)
 
-    def generate_code(self):
+    def generate_code(self) -> None:
         # The kernels are compiled already; FFCV's own switch leaves the functions around them as they are.
         enabled = Compiler.is_enabled
         Compiler.set_enabled(False)
@@ -147,131 +168,123 @@ class MultiCropLoader(Loader):
         finally:
             Compiler.set_enabled(enabled)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch` (0, 1, ...); without it, each iteration is the next epoch's."""
-        self.next_epoch, self._first_step, self._told = int(epoch), 0, True
+        self.next_epoch, self._first_step, self._position_is_set = int(epoch), 0, True
 
     @property
-    def cutmix_alpha(self):
-        """Of the Beta distribution of CutMix's share; may be set between two epochs."""
-        return self.operation.mixing.alpha
+    def cutmix_alpha(self) -> float:
+        """Of the Beta distribution of CutMix's lam; may be set between two epochs."""
+        return self.decoder.cutmix.alpha
 
     @cutmix_alpha.setter
-    def cutmix_alpha(self, alpha):
-        if alpha and self.operation.on_error == "skip":
-            raise ValueError(_SKIP)
-        self.operation.mixing = replace(self.operation.mixing, alpha=alpha)
+    def cutmix_alpha(self, alpha: float) -> None:
+        _check_skip(self.decoder.failed.on_error, alpha, self.views)
+        self.decoder.cutmix = replace(self.decoder.cutmix, alpha=alpha)
 
     @property
-    def replaced(self):
-        """The images that could not be decoded so far, with on_error="replace": {row: (what stood in, why)}."""
-        return self.operation.replaced
+    def replaced(self) -> dict[int, tuple[int, str]]:
+        """The images that could not be decoded so far, with on_error="replace": {row: (row that replaces it, why)}."""
+        return self.decoder.failed.replaced
 
     @property
-    def skipped(self):
+    def skipped(self) -> dict[int, str]:
         """The images that were left out so far, with on_error="skip": {row: why}."""
-        return self.operation.skipped
+        return self.decoder.failed.skipped
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches an epoch. With several processes the last one counts if each of them gets an image of it."""
-        whole, left = divmod(self.indices.size, self.batch_size * self.world_size)
-        share = self._share(left)
-        return whole + (not self.drop_last and left > share * (self.world_size - 1))
+        full, left = divmod(self.indices.size, self.batch_size * self.world_size)
+        return full + (not self.drop_last and left > self._local_len(left) * (self.world_size - 1))
 
-    def _share(self, images):
-        """How many of a global batch of so many images a process gets, the last one perhaps fewer: whole chunks."""
-        unit = self.operation.mixing.chunk or 1
+    def _local_len(self, images: int) -> int:
+        """How many of a global batch of `images` a process gets, the last one perhaps fewer: chunks are not divided."""
+        unit = self.decoder.cutmix.chunk or 1
         return -(-images // (self.world_size * unit)) * unit
 
-    def rows_of(self, order, step):
-        """(the rows of batch `step` of an epoch's `order` that are this process's, the place of the first in the global batch)."""
+    def local_rows(self, order: np.ndarray, step: int) -> tuple[np.ndarray, int]:
+        """The part of a global batch that is this process's.
+
+        Args:
+            order: int64 (n,), the rows of an epoch.
+            step: number of the batch.
+
+        Returns:
+            (int64 (B,), its rows; place of the first of them in the global batch).
+        """
         size = self.batch_size * self.world_size
         batch = order[step * size : (step + 1) * size]
-        share = self._share(batch.size)
-        first = self.rank * share
-        return batch[first : first + share], first
+        length = self._local_len(batch.size)
+        first = self.rank * length
+        return batch[first : first + length], first
 
-    def images_of(self, step):
-        """How many images the batch `step` of an epoch has, those of all processes together."""
+    def global_batch_len(self, step: int) -> int:
+        """How many images batch `step` of an epoch has, those of all processes together."""
         size = self.batch_size * self.world_size
         return min(size, self.indices.size - step * size)
 
-    def share_of(self, step):
-        """What this process's images of batch `step` weigh in a mean over all: their number as a share of the average process's."""
-        images = self.images_of(step)
-        share = self._share(images)
-        return max(0, min(share, images - self.rank * share)) * self.world_size / images
+    def loss_weight(self, step: int) -> float:
+        """What to multiply this process's mean loss of batch `step` by.
 
-    def __iter__(self):
+        The mean of the products over all processes is then the mean over the images of the global batch.
+
+        Returns:
+            The number of this process's images over that of the average process.
+        """
+        images = self.global_batch_len(step)
+        length = self._local_len(images)
+        return max(0, min(length, images - self.rank * length)) * self.world_size / images
+
+    def __iter__(self) -> EpochHandle:
         self.close()
         self.epoch = self.next_epoch
-        self._iterator = self._begin(self.next_traversal_order(), self._first_step)
-        self.next_epoch, self._first_step, self._told = self.epoch + 1, 0, False
-        return _Handle(self, self._iterator)
+        self._iterator = self._iterate(self.next_traversal_order(), self._first_step)
+        self.next_epoch, self._first_step, self._position_is_set = self.epoch + 1, 0, False
+        return EpochHandle(self, self._iterator)
 
-    def _begin(self, order, first_step):
-        """What makes the batches of the epoch `self.epoch` from `first_step` on: an iterator with `yielded` and `close`."""
+    def _iterate(self, order: np.ndarray, first_step: int) -> Any:
+        """An iterator over the batches of the epoch `self.epoch` from `first_step` on, with `yielded` and `close`."""
         return SafeEpochIterator(self, order, self.epoch, first_step)
 
-    def close(self):
-        """End the current iteration, if there is one; its thread is gone when this returns."""
+    def close(self) -> None:
+        """End the current iteration, if there is one; its thread has ended when this returns."""
         if self._iterator is not None:
             self._iterator.close()
 
-    def state_dict(self):
-        """Where to go on: {"epoch", "step"} of the batch that comes next in the current iteration, or of the first one of the next iteration if there
-        is none, if it has ended, or if set_epoch or load_state_dict has told where the next one begins."""
-        if self._told or self._iterator is None or self._iterator.yielded >= len(self):
+    def state_dict(self) -> dict[str, int]:
+        """Where to resume.
+
+        Returns:
+            {"epoch", "step"} of the batch that comes next in the current iteration. If there is none, if it has ended,
+            or if set_epoch or load_state_dict was called since, those of the first batch of the next iteration.
+        """
+        if self._position_is_set or self._iterator is None or self._iterator.yielded >= len(self):
             return {"epoch": self.next_epoch, "step": self._first_step}
         return {"epoch": self.epoch, "step": self._iterator.yielded}
 
-    def load_state_dict(self, state):
-        """Make the next iteration go on where `state_dict` was taken, with the same batches bit for bit. It ends the current one."""
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """End the current iteration; the next one resumes where `state_dict` was taken, with the same batches."""
         self.close()
-        self.next_epoch, self._first_step, self._told, self._iterator = (
-            int(state["epoch"]),
-            int(state["step"]),
-            True,
-            None,
-        )
+        self._iterator = None
+        self.next_epoch, self._first_step, self._position_is_set = int(state["epoch"]), int(state["step"]), True
 
-    def filter(self, field_name, condition):
+    def filter(self, field_name: str, condition: Callable) -> None:
         raise NotImplementedError("choose rows with MultiCropLoader(..., rows=...)")
 
 
-class _Handle:
-    """What a `for` loop holds: when it is left early, by `break` or an exception, the thread behind it ends. A loader has one iteration at a time: a
-    handle that is advanced after another one was begun raises RuntimeError."""
+def evaluation_loader(
+    path: str | Path,
+    batch_size: int,
+    size: int,
+    num_workers: int = 0,
+    rows: Any = None,
+    on_error: str = "raise",
+    interpolation: str = "bicubic",
+) -> MultiCropLoader:
+    """Every image once, in order: the shorter side resized to size * 256 / 224, the centre cut out.
 
-    def __init__(self, loader, iterator):
-        self._loader, self._iterator, self._over = loader, iterator, False
-        self._finalizer = weakref.finalize(self, iterator.close)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self._over:
-            raise StopIteration
-        if self._loader._iterator is not self._iterator:
-            raise RuntimeError(
-                f"this iteration over {self._loader.fname} was ended by a later iter() or load_state_dict() of the same loader, which has one at a time; "
-                "make a second MultiCropLoader to have two"
-            )
-        try:
-            return next(self._iterator)
-        except BaseException:
-            self._over = True
-            raise
-
-    def close(self):
-        self._over = True
-        self._finalizer()
-
-
-def evaluation_loader(path, batch_size, size, num_workers=0, rows=None, on_error="raise", interpolation="bicubic"):
-    """Every image once, in order: the shorter side resized to size * 256 / 224, the centre cut out. One Group a batch; with on_error="skip" without
-    the images that can't be decoded, see MultiCropLoader."""
+    Yields a list of one Group for each batch. For the arguments see MultiCropLoader and Views.
+    """
     views = [Views(1, size, interpolation=interpolation, resize=round(size * 256 / 224))]
     return MultiCropLoader(
         path, batch_size, num_workers, 0, 0, views, Augment.none(), shuffle=False, rows=rows, on_error=on_error

@@ -1,112 +1,140 @@
-"""The heart of the loader: decode an image once, write every view of it, mixed, to where it belongs in the batch."""
+"""The heart of the loader: decode an image once, and write each of its crops, mixed, to its place in the batch."""
 
 import numpy as np
 
 from ..beton.checksum import checksum
+from ..beton.format import RAW
 from ..beton.jpeg import ALTERED, CORRUPT, OK, Decoder, decode_jpeg
-from ..kernels.blur import blur_scratch_size, gaussian_blur
-from ..kernels.color import PROGRAM, adjust_saturation, jitter
+from ..kernels.blur import blur_scratch_size
 from ..kernels.jit import kernel
-from ..kernels.randaugment import apply_operation
 from ..kernels.resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights, write_span
-from .sampling import DRAW, sample_crop
-
-JPG, RAW = 0, 1  # FFCV's write modes
+from .augment import apply_augment
+from .sampling import CROP_SAMPLE, sample_crop
 
 
 class Scratch:
-    """What one worker thread needs beside its input and output; made once, so that no kernel allocates for an image."""
+    """What one thread needs beside input and output; made once, so that no kernel allocates for an image.
 
-    def __init__(self, max_height, max_width, views, decode):
+    Args:
+        max_height: of the images, pixels.
+        max_width: of the images, pixels.
+        specs: CROP_SPEC (crops,).
+        decode: whether there are JPEGs.
+    """
+
+    def __init__(self, max_height: int, max_width: int, specs: np.ndarray, decode: bool) -> None:
         self.decoder = Decoder()
         pixels = max_height * max_width * 3 if decode else 0
-        max_size, taps_ = int(views["size"].max()), max_taps(views, max_height, max_width)
-        height = max_height if views["bicubic"].any() else 0
-        self.arrays = (
+        size, longest_filter = int(specs["size"].max()), max_taps(specs, max_height, max_width)
+        height = max_height if specs["bicubic"].any() else 0
+        self.arrays = (  # the last arguments of `render_batch`
             np.empty(pixels, np.uint8),
-            np.empty((3, max_size, max_size), np.float32),
-            np.empty(max(scratch_size(max_size, max_width, height), blur_scratch_size(max_size)), np.float32),
-            np.empty((2, max_size), np.int64),
-            np.empty((2, max_size, taps_), np.float32),
-            np.zeros(1, DRAW),
+            np.empty((3, size, size), np.float32),
+            np.empty(max(scratch_size(size, max_width, height), blur_scratch_size(size)), np.float32),
+            np.empty((2, size), np.int64),
+            np.empty((2, size, longest_filter), np.float32),
+            np.zeros(1, CROP_SAMPLE),
         )
 
 
-def max_taps(views, max_height, max_width):
-    """The longest filter that any of `views` (VIEW) can need on images of at most this size."""
+def max_taps(specs: np.ndarray, max_height: int, max_width: int) -> int:
+    """The longest filter that any of `specs` (CROP_SPEC) can need on images of at most this size, pixels."""
     longest = max(max_height, max_width)
     return max(
-        taps(bool(v["bicubic"]), longest, max(1, min(int(v["size"]), int(v["resize"]) or 1 << 30))) for v in views
+        taps(bool(s["bicubic"]), longest, max(1, min(int(s["size"]), int(s["resize"]) or 1 << 30))) for s in specs
     )
 
 
 @kernel
 def resized_shape(height, width, shorter):
-    """torchvision's Resize: the shorter side becomes `shorter`, the longer one is cut to an integer."""
+    """(height, width) after torchvision's Resize: the shorter side is `shorter`, the longer one is rounded down."""
     if height <= width:
         return shorter, shorter * width // height
     return shorter * height // width, shorter
 
 
 @kernel
-def resample_crop(source, view, draw, planes, line, starts, tables):
-    """The crop that was drawn, resized: from `source` (uint8, (H, W, 3)) to `planes` (float32, (3, S, S), levels 0..255)."""
-    size = view.size
+def resample_crop(source, spec, sample, planes, scratch, starts, tables):
+    """The crop that was sampled, resized and flipped.
+
+    Args:
+        source: uint8 (H, W, 3), the image.
+        spec: CROP_SPEC record.
+        sample: CROP_SAMPLE record.
+        planes: float32 (3, S, S), filled with levels 0..255.
+        scratch: float32, as in Scratch.
+        starts: int64 (2, S or more), scratch.
+        tables: float32 (2, S or more, taps), scratch.
+    """
+    size = spec.size
     out_h, out_w, top, left = size, size, 0, 0
-    if view.resize > 0:
-        out_h, out_w = resized_shape(draw.height, draw.width, view.resize)
+    if spec.resize > 0:
+        out_h, out_w = resized_shape(sample.height, sample.width, spec.resize)
         top, left = int(np.rint((out_h - size) / 2)), int(np.rint((out_w - size) / 2))
-    down, across = starts[0, :size], starts[1, :size]
-    y_taps = weights(view.bicubic, draw.height, out_h, top, size, False, down, tables[0])
-    x_taps = weights(view.bicubic, draw.width, out_w, left, size, draw.flip, across, tables[1])
-    if view.bicubic:
+    y_starts, x_starts = starts[0, :size], starts[1, :size]
+    y_taps = weights(spec.bicubic, sample.height, out_h, top, size, False, y_starts, tables[0])
+    x_taps = weights(spec.bicubic, sample.width, out_w, left, size, sample.flip, x_starts, tables[1])
+    if spec.bicubic:
         crop_resize_rounded(
-            source, draw.top, draw.left, down, y_taps, tables[0], across, x_taps, tables[1], draw.width, line, planes
+            source,
+            sample.top,
+            sample.left,
+            y_starts,
+            y_taps,
+            tables[0],
+            x_starts,
+            x_taps,
+            tables[1],
+            sample.width,
+            scratch,
+            planes,
         )
     else:
         crop_resize(
-            source, draw.top, draw.left, down, y_taps, tables[0], across, x_taps, tables[1], draw.width, line, planes
+            source,
+            sample.top,
+            sample.left,
+            y_starts,
+            y_taps,
+            tables[0],
+            x_starts,
+            x_taps,
+            tables[1],
+            sample.width,
+            scratch,
+            planes,
         )
 
 
 @kernel
-def recolor_crop(draw, planes, line):
-    """The colours that were drawn."""
-    program = line[:PROGRAM]
-    if draw.jitter:
-        jitter(planes, draw.order, draw.brightness, draw.contrast, draw.saturation, draw.hue, draw.gray, program)
-    elif draw.gray:
-        adjust_saturation(planes, 0.0, program)
+def render_crop(source, spec, sample, planes, scratch, starts, tables):
+    """One crop of `source`, augmented. For the arguments see `resample_crop`."""
+    resample_crop(source, spec, sample, planes, scratch, starts, tables)
+    apply_augment(sample, planes, scratch)
 
 
 @kernel
-def render_crop(source, view, draw, planes, line, starts, tables):
-    """One view of `source` (uint8, (H, W, 3)) as float32 planes (3, S, S) of levels 0..255, from its specification and draw."""
-    resample_crop(source, view, draw, planes, line, starts, tables)
-    recolor_crop(draw, planes, line)
-    if draw.sigma > 0:
-        gaussian_blur(planes, draw.sigma, line)
-    for k in range(2):
-        if draw.operation[k] >= 0:
-            apply_operation(planes, draw.operation[k], draw.argument[k], draw.cut_x[k], draw.cut_y[k], line)
+def write_mixed(planes, box, out, at, dest_box, dest):
+    """Round a crop to uint8 pixels (S, S, 3), in its own row outside its box, in another row inside that row's box.
 
-
-@kernel
-def write_mixed(planes, box, out, own, taker_box, taker):
-    """Round `planes` (levels within 0..255) to uint8 pixels (H, W, 3): outside `box` at offset `own` of `out`, inside `taker_box` at offset `taker`.
-
-    A box is top, left, bottom, right, the last two exclusive.
+    Args:
+        planes: float32 (3, S, S), levels within 0..255.
+        box: int64 (4,), of its own row: top, left, bottom, right in pixels, the last two exclusive.
+        out: uint8, flat.
+        at: index in `out` of its own row.
+        dest_box: int64 (4,), of the row that has this crop as partner.
+        dest: index in `out` of that row.
     """
     size = planes.shape[1]
     for y in range(size):
-        at = 3 * size * y
+        line = 3 * size * y
         if box[0] <= y < box[2]:
-            write_span(planes, y, 0, box[1], out, own + at)
-            write_span(planes, y, box[3], size, out, own + at)
+            write_span(planes, y, 0, box[1], out, at + line)
+            write_span(planes, y, box[3], size, out, at + line)
         else:
-            write_span(planes, y, 0, size, out, own + at)
-    for y in range(taker_box[0], taker_box[2]):
-        write_span(planes, y, taker_box[1], taker_box[3], out, taker + 3 * size * y)
+            write_span(planes, y, 0, size, out, at + line)
+    for y in range(dest_box[0], dest_box[2]):
+        write_span(planes, y, dest_box[1], dest_box[3], out, dest + 3 * size * y)
 
 
 @kernel
@@ -123,25 +151,49 @@ def render_batch(
     sums,
     seed,
     epoch,
-    views,
+    specs,
     offsets,
     boxes,
-    takers,
+    dest_rows,
     out,
     decoder,
     pixels,
     planes,
-    line,
+    scratch,
     starts,
     tables,
-    draw,
+    sample,
 ):
-    """Make every view of the images first .. last - 1 of the batch `rows`. Returns (failed place in the batch or -1, code).
+    """Make every crop of the images first .. last - 1 of a batch.
 
-    rows: int64 (B,), into the per-row tables mode, height, width, ptr, length, and sums where it is not empty. file: the beton, uint8. offsets: int64
-    (groups,), where a group starts in `out` (uint8, 1-d). boxes: int64 (views * B, 4), CutMix's, for the rows of all groups
-    one after another; takers: int64 (views * B,), for each of them the row of its group that has it as partner.
-    The rest is scratch.
+    Args:
+        first: the first image's place in the batch.
+        last: the place after the last image's.
+        rows: int64 (B,), the dataset rows of the batch.
+        file: uint8, the beton.
+        mode: uint8, of every row of the beton.
+        height: int64, likewise.
+        width: int64, likewise.
+        ptr: int64, likewise.
+        length: int64, likewise.
+        sums: uint64, likewise, or empty: not checked.
+        seed: uint64.
+        epoch: counter.
+        specs: CROP_SPEC (crops,).
+        offsets: int64 (groups,), where a group begins in `out`.
+        boxes: int64 (crops * B, 4), CutMix's, for the rows of all groups one after another.
+        dest_rows: int64 (crops * B,), for each of them the row of its group that has it as partner.
+        out: uint8, flat: the images of all groups.
+        decoder: handle of a Decoder.
+        pixels: scratch, like the rest; see Scratch.
+        planes: scratch.
+        scratch: scratch.
+        starts: scratch.
+        tables: scratch.
+        sample: scratch.
+
+    Returns:
+        (place in the batch of the image that failed, or -1; code of beton.jpeg).
     """
     batch = rows.size
     for b in range(first, last):
@@ -159,20 +211,20 @@ def render_batch(
             if code != OK:
                 return b, code
             source = pixels[: h * w * 3].reshape(h, w, 3)
-        for v in range(views.size):
-            view = views[v]
-            size, group = view.size, view.group
+        for v in range(specs.size):
+            spec = specs[v]
+            size, group = spec.size, spec.group
             canvas = planes.reshape(-1)[: 3 * size * size].reshape(3, size, size)
-            sample_crop(seed, epoch, row, v, h, w, view, draw[0])
-            render_crop(source, view, draw[0], canvas, line, starts, tables)
-            own, taker, whole = view.place * batch + b, takers[v * batch + b], 3 * size * size
-            first = (v - view.place) * batch  # of the group's rows
+            sample_crop(seed, epoch, row, v, h, w, spec, sample[0])
+            render_crop(source, spec, sample[0], canvas, scratch, starts, tables)
+            own, dest, crop_bytes = spec.slot * batch + b, dest_rows[v * batch + b], 3 * size * size
+            group_row = (v - spec.slot) * batch  # the group's first row among those of all groups
             write_mixed(
                 canvas,
-                boxes[first + own],
+                boxes[group_row + own],
                 out,
-                offsets[group] + own * whole,
-                boxes[first + taker],
-                offsets[group] + taker * whole,
+                offsets[group] + own * crop_bytes,
+                boxes[group_row + dest],
+                offsets[group] + dest * crop_bytes,
             )
     return -1, OK

@@ -22,7 +22,7 @@ class Method(nn.Module):
     """A backbone, and a `head` that is dropped after pretraining. A subclass has forward(images, idx_a, idx_b, lam, share=1.0), which returns the loss.
 
     Each argument has an entry a group of views: images uint8 (n, 3, H, W), crop-major, idx_a and idx_b int64 (n,), the images' numbers, lam float32 (n,),
-    the share of idx_a. share: what these rows weigh among those of all processes (see MultiCropLoader.share_of); the loss that is
+    the share of idx_a. share: what these rows weigh among those of all processes (see MultiCropLoader.loss_weight); the loss that is
     minimised is the average of the processes' values.
     """
 

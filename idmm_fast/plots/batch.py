@@ -12,9 +12,9 @@ def plot_batch(loader, path, epoch=0, images=6):
     The views are those that training sees in `epoch`; the batch is the one of its first twenty that is mixed most. The
     title of a column says which group it belongs to.
     """
-    size = loader.rows_of(loader.indices, 0)[0].size
-    full = max(1, min(20, loader.indices.size // loader.images_of(0)))
-    mixed = [min(1 - m.lam[0] for m in loader.operation.cutmix(epoch, step, size)) for step in range(full)]
+    size = loader.local_rows(loader.indices, 0)[0].size
+    full = max(1, min(20, loader.indices.size // loader.global_batch_len(0)))
+    mixed = [min(1 - m.lam[0] for m in loader.decoder.sample_cutmix(epoch, step, size)) for step in range(full)]
     step = int(np.argmax(mixed))
     loader.load_state_dict({"epoch": epoch, "step": step})
     iterator = iter(loader)
@@ -22,7 +22,7 @@ def plot_batch(loader, path, epoch=0, images=6):
     iterator.close()
     loader.set_epoch(epoch)
     shown = min(images, size)
-    mixes = loader.operation.cutmix(epoch, step, size)
+    mixes = loader.decoder.sample_cutmix(epoch, step, size)
     columns = sum(v.count for v in loader.views)
     figure = Figure(figsize=(1.5 * columns, 1.5 * shown + 0.5), layout="constrained")
     FigureCanvasAgg(figure)

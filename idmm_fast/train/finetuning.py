@@ -88,7 +88,7 @@ class Finetuning(Task):
             partner, lam_mixup = torch.arange(idx_a.numel(), device=device), 1.0
         logits = self.prepared(images, partner, torch.tensor(lam_mixup, dtype=torch.float32))
         loss = instance_loss(logits, self.labels[idx_a], self.labels[idx_b], lam, self.cfg.training.label_smoothing)
-        return self.loader.share_of(step) * loss
+        return self.loader.loss_weight(step) * loss
 
     def step_cost(self):
         return _step_cost(self.model, self.cfg.model.image_size, self.runtime)

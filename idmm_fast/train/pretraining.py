@@ -60,7 +60,7 @@ class Pretraining(Task):
         )
 
     def loss(self, groups, epoch, step):
-        return self.prepared(*map(list, zip(*groups)), self.loader.share_of(step))
+        return self.prepared(*map(list, zip(*groups)), self.loader.loss_weight(step))
 
     def step_cost(self):
         return _step_cost(self.model, self.cfg, self.runtime)

@@ -105,7 +105,7 @@ def train(make_task, cfg):
 
 def make_augment(cfg):
     """The loader's Augment from the section `augment`."""
-    return Augment(**{**vars(cfg.augment), "blur_sigma": tuple(cfg.augment.blur_sigma)})
+    return Augment(**vars(cfg.augment))
 
 
 def loader_args(cfg):

@@ -130,7 +130,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(self.step / self.steps)
-        self.throughput.step(self.loader.images_of(in_epoch))
+        self.throughput.step(self.loader.global_batch_len(in_epoch))
         self._log_pending()
         entry = {"epoch": epoch, "step": self.step, "lr": lr, **self.throughput.metrics()}
         self._pending = entry, looked_at, groups[0][1]

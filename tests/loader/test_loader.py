@@ -140,7 +140,7 @@ def test_whole_chain_on_photographs(jpg_beton, reference, augment, mean, within_
     source = decode_rows(open_beton(jpg_beton), range(16))
     for _ in range(2):
         batch = next(iter(loader))
-        draws = loader.operation.draws(loader.epoch, range(16))
+        draws = loader.decoder.sample_crops(loader.epoch, range(16))
         errors, v = [], 0
         for spec, group in zip(loader.views, batch):
             for place in range(spec.count):
@@ -165,7 +165,7 @@ def test_cutmix_pastes_what_the_target_says(raw_beton, how):
         plain.set_epoch(epoch)
         for step, (with_, without) in enumerate(zip(mixed, plain)):
             batch = without[0].idx_a.numel() // 2
-            for spec, g, p, mix in zip(mixed.views, with_, without, mixed.operation.cutmix(epoch, step, batch)):
+            for spec, g, p, mix in zip(mixed.views, with_, without, mixed.decoder.sample_cutmix(epoch, step, batch)):
                 inside = torch.zeros(len(mix.box), spec.size, spec.size, dtype=torch.bool)
                 for mask, (top, left, bottom, right) in zip(inside, mix.box):
                     mask[top:bottom, left:right] = True
@@ -250,12 +250,12 @@ def test_corrupt_image_names_row_and_file(jpg_beton, tmp_path, how, sums):
 
 
 def test_corrupt_image_is_replaced_and_counted_where_that_is_asked_for(jpg_beton, tmp_path):
-    """Whatever the number of workers: the next row stands in, pixels and targets, as if it had been drawn in that place."""
+    """Whatever the number of workers: the next row replaces it, pixels and targets, as if it had been drawn in that place."""
     path = corrupt_row(jpg_beton, tmp_path / "bad.beton", 17, "half")
     digests = set()
     for workers in (1, 2):
         loader = make(path, workers, on_error="replace", cutmix_alpha=0)
-        with pytest.warns(UserWarning, match=r"row 17 of .*bad\.beton.*row 18 stands in"):
+        with pytest.warns(UserWarning, match=r"row 17 of .*bad\.beton.*row 18 replaces it"):
             batches = list(loader)
         assert list(loader.replaced) == [17]
         assert loader.replaced[17][0] == 18
@@ -273,10 +273,10 @@ def test_corrupt_image_is_replaced_and_counted_where_that_is_asked_for(jpg_beton
     assert len(digests) == 1
 
 
-def test_no_image_left_to_stand_in_is_an_error(jpg_beton, tmp_path):
+def test_no_replacement_image_left_is_an_error(jpg_beton, tmp_path):
     path = corrupt_row(jpg_beton, tmp_path / "bad.beton", 17, "half")
     corrupt_row(path, tmp_path / "worse.beton", 18, "half")
-    with pytest.warns(UserWarning, match="stands in"), pytest.raises(LoaderError, match="no row of"):
+    with pytest.warns(UserWarning, match="replaces it"), pytest.raises(LoaderError, match="no row of"):
         list(make(tmp_path / "worse.beton", rows=[17, 18], on_error="replace"))
 
 
@@ -322,11 +322,11 @@ def test_a_row_that_comes_twice_can_be_replaced(jpg_beton, tmp_path):
     """A row is its own next neighbour in the order of the rows if it comes twice."""
     path = corrupt_row(jpg_beton, tmp_path / "bad.beton", 17, "half")
     loader = make(path, rows=[17, 17, 30, 17], on_error="replace", cutmix_alpha=0)
-    with pytest.warns(UserWarning, match="row 30 stands in"):
+    with pytest.warns(UserWarning, match="row 30 replaces it"):
         (batch,) = list(loader)
     assert set(batch[0].idx_a.tolist()) == {30}
     assert list(loader.replaced) == [17]
-    with pytest.warns(UserWarning, match="stands in"), pytest.raises(LoaderError, match="no row of"):
+    with pytest.warns(UserWarning, match="replaces it"), pytest.raises(LoaderError, match="no row of"):
         list(make(path, rows=[17, 17], on_error="replace"))
 
 
@@ -352,7 +352,7 @@ def test_wrong_size_in_the_table_is_refused(jpg_beton, tmp_path):
 
 def test_any_error_in_the_thread_reaches_the_consumer(raw_beton, monkeypatch):
     loader = make(raw_beton)
-    monkeypatch.setattr(loader.operation, "make", lambda *_: 1 / 0)
+    monkeypatch.setattr(loader.decoder, "decode_batch", lambda *_: 1 / 0)
     began = time.perf_counter()
     with pytest.raises(LoaderError, match="ZeroDivisionError"):
         next(iter(loader))

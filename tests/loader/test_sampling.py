@@ -10,9 +10,9 @@ from torchvision.transforms import RandomResizedCrop
 
 from idmm_fast.kernels.randaugment import OPERATIONS
 from idmm_fast.loader import Augment, Views
+from idmm_fast.loader.crops import crop_table
 from idmm_fast.loader.cutmix import sample_cutmix
-from idmm_fast.loader.decoder import crop_table
-from idmm_fast.loader.sampling import DRAW, sample_crop
+from idmm_fast.loader.sampling import CROP_SAMPLE, sample_crop
 
 N, H, W = 100_000, 375, 500
 P = 1e-3
@@ -20,7 +20,7 @@ P = 1e-3
 
 def draw(augment=None, scale=(0.14, 1.0), n=N, height=H, width=W, seed=11):
     view = crop_table([Views(1, 112, scale)], augment or Augment())[0]
-    result = np.zeros(n, DRAW)
+    result = np.zeros(n, CROP_SAMPLE)
     for row in range(n):
         sample_crop(np.uint64(seed), 0, row, 0, height, width, view, result[row])
     return result
