@@ -1,8 +1,6 @@
-"""Checkpoints: written whole or not at all, verified and read without unpickling anything but tensors and plain values."""
+"""Checkpoints: written whole or not at all, verified, and read without unpickling anything but tensors and values."""
 
 import hashlib
-import itertools
-import os
 import re
 import threading
 import warnings
@@ -10,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from ..files import sha256
+from ..files import first_free, replacing, sha256
 
 
-class _Hashed:
-    """A file that hashes what is written to it, for what is written in one go from the beginning."""
+class _HashingFile:
+    """Hashes what is written to a file in one go from the beginning."""
 
     def __init__(self, file):
         self.file, self.digest = file, hashlib.sha256()
@@ -27,56 +25,70 @@ class _Hashed:
         self.file.flush()
 
 
-def _write(path, content):
-    """`content(file)` to `path`, whole or not at all. Returns the SHA-256."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            hashed = _Hashed(file)
-            content(hashed)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return hashed.digest.hexdigest()
-
-
-def _sum_path(path):
-    return path.with_suffix(".sha256")
-
-
 def write(path, state):
-    """Write `state` to `path`, and its SHA-256 beside it. Returns the path."""
+    """Write a state, and its SHA-256 beside it.
+
+    Args:
+        path: a name that ends in .pt; its folder is made.
+        state: a tree of tensors and plain values.
+
+    Raises:
+        OSError: it can't be written; the file that was there before stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sum_path(path).unlink(missing_ok=True)  # a file without a sum is believed, one with a wrong sum is not
-    digest = _write(path, lambda file: torch.save(state, file))
-    _write(_sum_path(path), lambda file: file.write(digest.encode()))
-    return path
+    with replacing(path, unique=False) as temporary, open(temporary, "wb") as file:
+        hashing = _HashingFile(file)
+        torch.save(state, hashing)
+    with replacing(_sum_path(path), unique=False) as temporary:
+        temporary.write_text(hashing.digest.hexdigest(), encoding="utf-8")
 
 
 def save(folder, state, epoch, step, keep=2):
-    """Write `state` to folder/epoch_EEEEE_step_SSSSSSSS.pt, then drop all but the last `keep`. Returns the path.
+    """Write a state to folder/epoch_EEEEE_step_SSSSSSSS.pt, then remove all but the last checkpoints.
 
-    Raises FloatingPointError, and writes nothing, where weights are not finite: those before them are worth more.
+    Args:
+        folder: the folder of checkpoints.
+        state: see `write`; its "model" holds the weights.
+        epoch: number of the epoch.
+        step: number of steps done.
+        keep: how many checkpoints stay.
+
+    Returns:
+        pathlib.Path of the checkpoint.
+
+    Raises:
+        FloatingPointError: weights are not finite. Nothing is written or removed: those before them are worth more.
+        OSError: it can't be written.
     """
     check_finite(state, step)
-    path = write(Path(folder) / f"epoch_{epoch:05d}_step_{step:08d}.pt", state)
+    path = Path(folder) / f"epoch_{epoch:05d}_step_{step:08d}.pt"
+    write(path, state)
     for old in listing(folder)[:-keep]:
         old.unlink()
         _sum_path(old).unlink(missing_ok=True)
     return path
 
 
+def check_finite(state, step):
+    """Raise FloatingPointError if the weights of `state`, taken after `step` steps, are not finite."""
+    for name, tensor in state["model"].items():
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(
+                f"after step {step} the weights '{name}' are not finite, so no checkpoint was written; those before it "
+                f"are kept. Resume from the last one with a smaller training.lr, or training.amp=fp32."
+            )
+
+
 class Writer:
-    """Writes in a thread of its own, one thing after another, so that training goes on meanwhile."""
+    """Writes in a thread of its own, one thing after another, so that training continues meanwhile."""
 
     def __init__(self):
         self._thread, self._error = None, None
 
     def begin(self, write, *args):
-        """Call write(*args) in the thread, once what was begun before is done. Raises what that one raised."""
+        """Call write(*args) in the thread, once the last one is done; raise what that one raised."""
         self.wait()
         self._thread = threading.Thread(target=self._work, args=(write, args), name="idmm-checkpoint")
         self._thread.start()
@@ -88,7 +100,11 @@ class Writer:
             self._error = error
 
     def wait(self):
-        """Return when all is written. Raises OSError if it could not be."""
+        """Return when all is written.
+
+        Raises:
+            OSError: it could not be written.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -96,36 +112,16 @@ class Writer:
             error, self._error = self._error, None
             if isinstance(error, OSError):
                 raise OSError(
-                    f"a checkpoint could not be written: {error}. Those before it are kept; make room, then go on with --training.resume=auto"
+                    f"a checkpoint could not be written: {error}. Those before it are kept; make room, then resume "
+                    f"with --training.resume=auto"
                 ) from error
             raise error
 
 
-def check_finite(state, step):
-    """Raise FloatingPointError where the weights of `state` are not finite."""
-    for name, tensor in state["model"].items():
-        if not torch.isfinite(tensor).all():
-            raise FloatingPointError(
-                f"after step {step} the weights '{name}' are not finite, so no checkpoint was written; the ones before it are kept. "
-                f"Go on from the last one with a smaller training.lr, or training.amp=fp32."
-            )
-
-
-def set_aside(folder, step):
-    """Move the checkpoints in `folder` that are later than `step` to a new folder aside_N in it. Returns that folder; None if there are none.
-
-    Training goes on from `step`, and what it writes must not be taken for older than they are.
-    """
-    later = [path for path in listing(folder) if step_of(path) > step]
-    if not later:
-        return None
-    aside = next(p for k in itertools.count(1) if not (p := Path(folder) / f"aside_{k}").exists())
-    aside.mkdir()
-    for path in later:
-        for file in (path, _sum_path(path)):
-            if file.exists():
-                file.replace(aside / file.name)
-    return aside
+def listing(folder):
+    """The checkpoints in `folder`, oldest first."""
+    found = Path(folder).glob("epoch_*.pt")
+    return sorted((p for p in found if re.fullmatch(r"epoch_\d+_step_\d+\.pt", p.name)), key=step_of)
 
 
 def step_of(path):
@@ -133,15 +129,12 @@ def step_of(path):
     return int(Path(path).stem.rsplit("_", 1)[1])
 
 
-def listing(folder):
-    """The checkpoints in `folder`, oldest first."""
-    return sorted(
-        (p for p in Path(folder).glob("epoch_*.pt") if re.fullmatch(r"epoch_\d+_step_\d+\.pt", p.name)), key=step_of
-    )
-
-
 def load(path):
-    """Read one checkpoint. Raises ValueError with a sentence if it is damaged."""
+    """Read one checkpoint.
+
+    Raises:
+        ValueError: it is damaged, or no checkpoint.
+    """
     path = Path(path)
     if _sum_path(path).exists() and sha256(path) != _sum_path(path).read_text().strip():
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sum_path(path).name}")
@@ -152,8 +145,14 @@ def load(path):
 
 
 def newest(folder):
-    """(path, content) of the newest checkpoint in `folder` that can be read, or (None, None) where there is none; a damaged one is passed over
-    with a warning. Raises ValueError where all are damaged."""
+    """The newest checkpoint that can be read; a damaged one is passed over with a warning.
+
+    Returns:
+        (path, state); (None, None) where there is none.
+
+    Raises:
+        ValueError: all checkpoints are damaged.
+    """
     found = listing(folder)
     for path in reversed(found):
         try:
@@ -162,7 +161,32 @@ def newest(folder):
             warnings.warn(f"{error}; going back to the one before", stacklevel=2)
     if found:
         raise ValueError(
-            f"all {len(found)} checkpoints in {folder} are damaged; nothing was changed. Bring back a copy of one, or begin again in another "
-            f"--logging.run_dir, or here after moving {folder} away."
+            f"all {len(found)} checkpoints in {folder} are damaged; nothing was changed. Bring back a copy of one, or "
+            f"start again in another --logging.run_dir, or here after moving {folder} away."
         )
     return None, None
+
+
+def set_aside(folder, step):
+    """Move the checkpoints that are later than `step` to a new folder aside_N.
+
+    Training resumes from `step`; what it writes must not be taken for older than they are.
+
+    Returns:
+        pathlib.Path of the new folder, or None where nothing was moved.
+    """
+    later = [path for path in listing(folder) if step_of(path) > step]
+    if not later:
+        return None
+    aside = first_free(Path(folder) / "aside")
+    aside.mkdir()
+    for path in later:
+        for file in (path, _sum_path(path)):
+            if file.exists():
+                file.replace(aside / file.name)
+    return aside
+
+
+def _sum_path(path):
+    """Where the SHA-256 of a checkpoint is."""
+    return path.with_suffix(".sha256")

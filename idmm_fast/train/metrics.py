@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 
+from ..files import write_text
+
 # What a step writes; what else a line holds comes from an evaluation after it.
 STEP_KEYS = {"epoch", "step", "loss", "nonfinite_steps", "lr", "images_per_s", "data_wait"}
 
@@ -27,9 +29,7 @@ class MetricsLog:
         if step and self.line.get("step") != step - 1 and "line" in state:  # it is lost, or this is another folder
             self.line = state["line"]
             kept.append(json.dumps(self.line))
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115  closed by close()
         end = self._file.seek(0, os.SEEK_END)
         self._start = end - len(kept[-1].encode()) - 1 if kept else 0  # of the last line

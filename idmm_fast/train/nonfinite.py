@@ -1,4 +1,4 @@
-"""Steps whose loss or gradients are not finite: they are skipped and counted, and too many in a row end the training."""
+"""Steps whose loss or gradients are not finite: they are skipped and counted; too many in a row end the training."""
 
 import math
 

@@ -45,7 +45,7 @@ class Task:
         raise NotImplementedError
 
     def step_cost(self):
-        """(loss of a step of n images, whatever they show, as a function of n; bytes that the loader holds an image)."""
+        """(the loss of a step of n images, whatever they show, as a function of n; bytes of an image in the loader)."""
         raise NotImplementedError
 
     def on_epoch_start(self, epoch):
@@ -126,6 +126,7 @@ def check_warmup(cfg):
     epochs, warmup = cfg.training.epochs, cfg.training.warmup_epochs
     if warmup >= epochs and not cfg.training.max_steps and distributed.rank() == 0:
         print(
-            f"training.warmup_epochs {warmup:g} is not below training.epochs {epochs}: the learning rate will only rise",
+            f"training.warmup_epochs {warmup:g} is not below training.epochs {epochs}: "
+            f"the learning rate will only rise",
             file=sys.stderr,
         )
