@@ -2,9 +2,9 @@
 
 import ast
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from helpers import ROOT
+
 PACKAGE = ROOT / "idmm_fast"
 ROWS = re.findall(
     r"^\| (`[^|]+) \| [^|]+ \| ([^|]+) \|$", (ROOT / "docs" / "development.md").read_text(encoding="utf-8"), re.M

@@ -4,12 +4,10 @@ import functools
 import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
-from conftest import call
+from helpers import ROOT, run_script
 
-ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "rn_configs" / "README.md"])
 PAGES = [page for page in PAGES if page.exists()]
@@ -22,7 +20,9 @@ def text_of(page):
 def commands_of(page):
     """(script, arguments) of every command on a page, in a block or in a table's cell, its continued lines joined."""
     text = text_of(page).replace("\\\n", " ")
-    found = re.findall(r"(?:^\s*|`)(?:\S*python|torchrun [^`\n]*?) ([a-z_]+\.py)([^`\n]*?)(?:\s+#.*)?(?:`|$)", text, re.M)
+    found = re.findall(
+        r"(?:^\s*|`)(?:\S*python|torchrun [^`\n]*?) ([a-z_]+\.py)([^`\n]*?)(?:\s+#.*)?(?:`|$)", text, re.M
+    )
     return [(script, " ".join(rest.split())) for script, rest in found if not rest.startswith(")")]
 
 
@@ -31,7 +31,7 @@ COMMANDS = sorted({(page.name, *command) for page in PAGES for command in comman
 
 @functools.cache
 def help_of(script):
-    result = call(script, "--help")
+    result = run_script(script, "--help")
     assert result.returncode == 0
     return result.stdout
 
