@@ -1,15 +1,13 @@
 #!/usr/bin/env python
-"""Write the table of every configuration key into docs/configuration.md, from the schemas.
+"""The table of every configuration key, made from the schemas: `make docs` puts it into docs/configuration.md.
 
-python scripts/config_table.py             # after a key, a default or a description has changed
+python scripts/config_table.py             # print it
 """
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "configuration.md"
-BEGIN, END = "<!-- keys: begin, written by scripts/config_table.py -->", "<!-- keys: end -->"
+HERE = "<!-- every key -->"  # where docs/configuration.md has the tables
 
 
 def shown(value: object) -> str:
@@ -60,16 +58,18 @@ def default_of(param) -> str:
     return "required" if param.required else f"`{shown(param.default)}`"
 
 
-def updated(page: str) -> str:
-    """The text of docs/configuration.md with today's tables between its two marks."""
-    sys.path.insert(0, str(ROOT))
+def every_key() -> str:
+    """The tables of the three scripts' keys, of today's schemas."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
     from idmm_fast.config import evaluate, finetune, pretrain
 
-    schemas = {"pretrain": pretrain.SCHEMA, "fine-tune": finetune.SCHEMA, "evaluate": evaluate.SCHEMA}
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables(schemas)}\n{END}{rest.partition(END)[2]}"
+    return tables({"pretrain": pretrain.SCHEMA, "fine-tune": finetune.SCHEMA, "evaluate": evaluate.SCHEMA})
+
+
+def on_page_markdown(markdown: str, page, **_) -> str:
+    """mkdocs' hook: the page with the tables in their place."""
+    return markdown.replace(HERE, every_key()) if page.file.src_uri == "configuration.md" else markdown
 
 
 if __name__ == "__main__":
-    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"{PAGE}: written")
+    print(every_key())

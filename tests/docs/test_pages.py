@@ -94,12 +94,25 @@ def test_readme_is_one_screen_after_another():
     assert max(map(len, lines)) <= 120
 
 
-def test_the_table_of_keys_is_that_of_the_schemas():
+def test_the_page_of_the_configuration_gets_a_row_for_every_key_of_the_schemas():
+    from types import SimpleNamespace
+
+    from idmm_fast.config import evaluate, finetune, keys, pretrain
+
     spec = importlib.util.spec_from_file_location("config_table", ROOT / "scripts" / "config_table.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    page = text_of(script.PAGE)
-    assert script.updated(page) == page, "run: python scripts/config_table.py"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="configuration.md"))
+    built = script.on_page_markdown(text_of(DOCS / "configuration.md"), page=page)
+    for module in (pretrain, finetune, evaluate):
+        for key in keys(module.SCHEMA):
+            (row,) = re.findall(rf"^\| `{re.escape(key)}` \|.*$", built, re.M)
+            assert row.count(" | ") == 5
+            section, name = key.split(".")
+            assert module.SCHEMA[section][1][name].desc.split(";")[0] in row
+    other = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    assert script.on_page_markdown("text", page=other) == "text"
+    assert "scripts/config_table.py" in (ROOT / "mkdocs.yml").read_text()
 
 
 def data(name):
