@@ -1,10 +1,11 @@
 # `make demo` and `make test` do everything, set-up included. `make help` lists the rest.
-PYTHON ?= python3
-VENV   := .venv
-PY     := $(VENV)/bin/python
-READY  := $(VENV)/.ready
+PYTHON      ?= python3
+VENV        := .venv
+PY          := $(VENV)/bin/python
+READY       := $(VENV)/.ready
+PYTEST      := $(PY) -m pytest -n 2 --dist loadgroup
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-fast test-slow cov lint format docs bench lock wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,20 +20,40 @@ demo: $(READY)  ## convert, pretrain, fine-tune and report on real photographs (
 	@bash scripts/setup.sh demo-data
 	$(PY) demo.py
 
-test: $(READY)  ## run the tests
-	$(PY) -m pytest
+test: $(READY)  ## run the tests, but for those that take minutes
+	$(PYTEST) $(ARGS)
+
+test-fast: $(READY)  ## run the tests that take seconds
+	$(PYTEST) -m "not slow and not integration" $(ARGS)
 
 test-slow: $(READY)  ## run the tests that take minutes
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow $(ARGS)
 
-lint: $(READY)  ## check format, style and common mistakes with ruff
+cov: $(READY)  ## run the tests and measure which lines they reach (compiled kernels count as unmeasured)
+	$(PYTEST) --cov --cov-report=term $(ARGS)
+
+lint: $(READY)  ## check format, style, common mistakes and types
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 
-bench: $(READY)  ## measure the loader against its peers on this machine (installs them into .bench-venv)
+format: $(READY)  ## format the code and mend what can be mended
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+docs: $(READY)  ## build the documentation into site/ and check its links
+	$(PY) -m mkdocs build --strict --quiet
+
+bench: $(READY)  ## measure the loader against other loaders on this machine (installs them into .bench-venv)
 	@VENV="$(VENV)" bash scripts/bench.sh
 	.bench-venv/bin/python benchmark.py loader --peers official,ffcv,albumentations,dali $(ARGS)
 
+lock:  ## renew constraints.txt after a change of pyproject.toml (ARGS=--upgrade takes the newest versions)
+	@PYTHON="$(PYTHON)" bash scripts/lock.sh $(ARGS)
+
+wheel: $(READY)  ## build a wheel into dist/
+	$(PY) -m pip wheel -q --no-deps --wheel-dir dist .
+
 clean:  ## remove what was made, but neither raw data nor runs
-	rm -rf $(VENV) .bench-venv .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .bench-venv .pytest_cache .ruff_cache .mypy_cache .coverage* htmlcov site build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .bench-venv: the environment of `make setup` seen through a path file, and the peers that the loader is measured against.
+# Makes .bench-venv: the environment of `make setup` seen through a path file, and the loaders that ours is measured against
+# (the extra `bench` of pyproject.toml, each installed alone so that one that is not to be had does not stop the other).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
@@ -10,7 +11,7 @@ site=$("$BENCH/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purel
 "$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/project.pth"
 pwd >> "$site/project.pth"
 echo "bench: installing Albumentations and NVIDIA DALI (its CPU pipeline needs no GPU) into $BENCH"
-for peer in albumentations==2.0.8 nvidia-dali-cuda120==2.4.0; do
-    "$BENCH/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt "$peer" ||
-        echo "bench: $peer can't be installed here; it will be named as absent" >&2
+for package in albumentations nvidia-dali-cuda120; do
+    "$BENCH/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt "$package" ||
+        echo "bench: $package can't be installed here; it will be named as absent" >&2
 done

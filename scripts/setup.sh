@@ -58,7 +58,8 @@ fi
 
 say "making $VENV with $("$PYTHON" --version) (torch is a large download)"
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
-"$VENV/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt --upgrade pip setuptools
-"$VENV/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+pip_install() { "$VENV/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt "$@"; }
+pip_install --upgrade pip setuptools
+pip_install --build-constraint constraints.txt -e '.[dev]'
 "$VENV/bin/python" -c 'import ffcv, torch, idmm_fast' || fail "the installation does not import; see the message above"
 say "done"

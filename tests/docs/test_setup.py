@@ -1,6 +1,9 @@
 """The files that install the project agree, and the README's commands are real."""
 
+import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +11,7 @@ import pytest
 import yaml
 from helpers import ROOT, run_script
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 sys.path.insert(0, str(ROOT))
@@ -16,31 +20,72 @@ if sys.version_info >= (3, 11):
 else:  # pytest brings tomli along on 3.10
     import tomli as tomllib
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 README = (ROOT / "README.md").read_text()
 
 
 def wanted():
+    """The requirements that pyproject.toml states, by name."""
     lines = [*PROJECT["dependencies"], *(x for extra in PROJECT["optional-dependencies"].values() for x in extra)]
-    return {r.name.lower(): r for r in map(Requirement, lines)}
+    requirements = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+    requirements.pop(PROJECT["name"])  # the extra `dev` takes in others
+    return requirements
 
 
 def pinned():
+    """The lines of constraints.txt, by name: [(version, marker or None), ...]."""
     result = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line.strip() and not line.startswith("#"):
             requirement = Requirement(line)
             (spec,) = requirement.specifier
             assert spec.operator == "==", line
-            result.setdefault(requirement.name.lower(), []).append(Version(spec.version))
+            pin = Version(spec.version), requirement.marker
+            result.setdefault(canonicalize_name(requirement.name), []).append(pin)
     return result
 
 
-def test_every_dependency_is_pinned_within_its_range_and_nothing_else_is():
-    assert set(pinned()) == set(wanted())
-    for name, versions in pinned().items():
-        for version in versions:
-            assert version in wanted()[name].specifier, (name, version)
+def installed():
+    """{name: version} of the installed packages that the project's own requirements lead to."""
+    result, todo = {}, [(name, r.extras) for name, r in wanted().items()]
+    while todo:
+        name, extras = todo.pop()
+        try:
+            package = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of the extra `bench`, or of a torch with CUDA
+        if name in result and not extras:
+            continue
+        result[name] = Version(package.version)
+        for requirement in map(Requirement, package.requires or []):
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras)):
+                todo.append((canonicalize_name(requirement.name), requirement.extras))
+    return result
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    assert set(wanted()) <= set(pinned())
+    for name, requirement in wanted().items():
+        for version, _ in pinned()[name]:
+            assert version in requirement.specifier, (name, version)
+
+
+def test_the_lock_holds_what_is_installed_and_nothing_else():
+    """Dependencies of dependencies too; in the environment of `make setup`, at these very versions."""
+    assert set(installed()) <= set(pinned())
+    if Path(sys.prefix) == ROOT / ".venv" and "setup.sh" not in dry_run("setup"):
+        for name, version in installed().items():
+            here = [v for v, marker in pinned()[name] if marker is None or marker.evaluate()]
+            assert here == [Version(version.public)], name
+        everything = {canonicalize_name(package.name) for package in importlib.metadata.distributions()}
+        assert not (everything - set(installed())) & set(pinned())
+
+
+def test_the_lock_names_neither_a_host_nor_a_folder():
+    text = (ROOT / "constraints.txt").read_text()
+    assert "//" not in text
+    assert "@" not in text
 
 
 def test_the_conda_road_takes_the_same_constraints():
@@ -62,9 +107,6 @@ def test_set_up_checks_for_all_that_ffcvs_build_needs():
 
 def test_without_rights_set_up_says_the_exact_command(tmp_path):
     """As a user who may not install, on a machine where nothing is there: no pkg-config, and apt that refuses."""
-    import os
-    import shutil
-
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("bash", "dirname", "printf", "tr", "id", "env"):
@@ -82,16 +124,38 @@ def test_without_rights_set_up_says_the_exact_command(tmp_path):
     )
 
 
+def dry_run(*targets):
+    return subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def make_targets():
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+
+
 def test_second_set_up_does_nothing():
-    shown = subprocess.run(["make", "-n", "setup"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = dry_run("setup")
     if (ROOT / ".venv" / ".ready").exists():
         assert "setup.sh" not in shown
 
 
 def test_make_help_lists_every_target():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("setup", "demo", "test", "test-slow", "lint", "bench", "clean"):
+    assert {"setup", "demo", "test", "test-slow", "lint", "bench", "clean"} <= make_targets()
+    for target in make_targets():
         assert re.search(rf"^{target}\s", shown, re.M), target
+    assert make_targets() == set(re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)[1].split())
+
+
+def test_lint_checks_format_style_and_types():
+    shown = dry_run("lint")
+    for check in ("ruff format --check .", "ruff check .", "mypy"):
+        assert f"-m {check}\n" in shown, check
+
+
+def test_types_are_checked_where_the_project_says_so():
+    checked = [ROOT / name for name in PYPROJECT["tool"]["mypy"]["files"]]
+    assert all(path.exists() for path in checked)
+    assert {path.stem for path in checked} == {"config", "datasets", "api", "compare"}
 
 
 COMMANDS = sorted(set(re.findall(r"^\s*(?:\.venv/bin/)?python ([a-z_]+\.py)(.*?)(?:\s+#.*)?$", README, re.M)))
