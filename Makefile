@@ -1,5 +1,6 @@
 # `make demo` and `make test` do everything, set-up included. `make help` lists the rest.
 PYTHON      ?= python3
+TORCH_INDEX ?=
 VENV        := .venv
 PY          := $(VENV)/bin/python
 READY       := $(VENV)/.ready
@@ -13,7 +14,7 @@ help:  ## list the targets
 setup: $(READY)  ## make .venv with everything in it (installs Debian packages where that is allowed)
 
 $(READY): constraints.txt pyproject.toml scripts/setup.sh
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" bash scripts/setup.sh
 	@touch $@
 
 demo: $(READY)  ## convert, pretrain, fine-tune and report on real photographs (about 12 minutes on 2 cores)

@@ -124,6 +124,39 @@ def test_without_rights_set_up_says_the_exact_command(tmp_path):
     )
 
 
+@pytest.mark.parametrize("index", ["", "https://download.pytorch.org/whl/cpu"])
+def test_another_index_serves_torch_and_torchvision_alone(tmp_path, index):
+    """setup.sh with stand-ins for the tools that it looks for and for the environment's python, which notes its arguments."""
+    (tmp_path / "bin").mkdir()
+    for tool in ("bash", "dirname", "tr"):
+        os.symlink(shutil.which(tool), tmp_path / "bin" / tool)
+    for tool in ("g++", "pkg-config", "python3"):
+        os.symlink(shutil.which("true"), tmp_path / "bin" / tool)
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/usr/bin/env bash\necho "$@" >> calls\n'.replace("/usr/bin/env bash", shutil.which("bash")))
+    python.chmod(0o755)
+    result = subprocess.run(
+        ["bash", tmp_path / "scripts" / "setup.sh"],
+        env={"PATH": str(tmp_path / "bin"), "TORCH_INDEX": index},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    installs = [line for line in (tmp_path / "calls").read_text().splitlines() if " install " in line]
+    assert all("-c constraints.txt" in line for line in installs)
+    assert installs[-1].endswith("-e .[dev]")
+    others = [line for line in installs if "index" in line]
+    if index:
+        assert len(others) == 1
+        assert others[0].endswith(f"--no-deps --index-url {index} torch torchvision")
+    else:
+        assert not others
+        assert "make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu" in result.stdout  # no GPU is seen
+
+
 def dry_run(*targets):
     return subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
