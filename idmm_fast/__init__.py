@@ -2,4 +2,5 @@
 
 from .api import embed, export, finetune, pretrain
 
+__version__ = "0.2.0"
 __all__ = ["embed", "export", "finetune", "pretrain"]
