@@ -191,6 +191,62 @@ def test_types_are_checked_where_the_project_says_so():
     assert {path.stem for path in checked} == {"config", "datasets", "api", "compare"}
 
 
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflows_call_make_targets_that_exist(path):
+    text = path.read_text()
+    jobs = yaml.safe_load(text)["jobs"]
+    assert all("timeout-minutes" in job for job in jobs.values())
+    called = [step["run"].split() for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert called
+    for words in called:
+        assert words[0] == "make"
+        assert set(words[1:]) <= make_targets(), words
+    for version in re.findall(r"\b3\.\d+\b", text):
+        assert Version(version) in Requirement(f"x{PROJECT['requires-python']}").specifier
+
+
+def test_ci_lints_tests_and_builds_the_pages():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert {"lint", "test", "docs"} <= set(re.findall(r"run: make ([a-z-]+)", text))
+    assert "make lint\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs"])
+def test_pages_name_make_targets_that_exist(name):
+    place = ROOT / name
+    for page in sorted(place.rglob("*.md")) if place.is_dir() else [p for p in [place] if p.exists()]:
+        text = page.read_text()
+        fenced = "".join(re.findall(r"^```.*?^```", text, re.M | re.S))
+        named = re.findall(r"^(?:\$ )?make ([a-z-]+)", fenced, re.M) + re.findall(r"`make ([a-z-]+)", text)
+        assert set(named) <= make_targets(), page
+
+
+def test_the_version_is_the_same_everywhere():
+    import idmm_fast
+
+    (version, day) = re.search(r"^## (\S+) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.M).groups()
+    assert version == idmm_fast.__version__
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "idmm_fast.__version__"}
+    assert "version" in PROJECT["dynamic"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version
+    assert str(citation["date-released"]) == day
+
+
+def test_types_come_with_the_package():
+    assert (ROOT / "idmm_fast" / "py.typed").exists()
+    assert PYPROJECT["tool"]["setuptools"]["package-data"] == {"idmm_fast": ["py.typed"]}
+
+
+def test_commits_are_checked_by_the_linter_of_the_lock():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (ruff,) = [repo for repo in hooks if "ruff" in repo["repo"]]
+    assert [Version(ruff["rev"])] == [version for version, _ in pinned()["ruff"]]
+
+
 COMMANDS = sorted(set(re.findall(r"^\s*(?:\.venv/bin/)?python ([a-z_]+\.py)(.*?)(?:\s+#.*)?$", README, re.M)))
 
 
