@@ -43,7 +43,7 @@ format: $(READY)  ## format the code and mend what can be mended
 	$(PY) -m ruff check --fix .
 
 docs: $(READY)  ## build the documentation into site/ and check its links
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 bench: $(READY)  ## measure the loader against other loaders on this machine (installs them into .bench-venv)
 	@VENV="$(VENV)" bash scripts/bench.sh

@@ -74,7 +74,7 @@ def test_every_dependency_is_pinned_within_its_range():
 def test_the_lock_holds_what_is_installed_and_nothing_else():
     """Dependencies of dependencies too; in the environment of `make setup`, at these very versions."""
     assert set(installed()) <= set(pinned())
-    if Path(sys.prefix) == ROOT / ".venv" and "setup.sh" not in dry_run("setup"):
+    if sys.prefix == str(ROOT / ".venv") and "setup.sh" not in dry_run("setup"):
         for name, version in installed().items():
             here = [v for v, marker in pinned()[name] if marker is None or marker.evaluate()]
             assert here == [Version(version.public)], name
@@ -194,7 +194,7 @@ def test_types_are_checked_where_the_project_says_so():
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_call_make_targets_that_exist(path):
     text = path.read_text()
     jobs = yaml.safe_load(text)["jobs"]
@@ -222,6 +222,19 @@ def test_pages_name_make_targets_that_exist(name):
         fenced = "".join(re.findall(r"^```.*?^```", text, re.M | re.S))
         named = re.findall(r"^(?:\$ )?make ([a-z-]+)", fenced, re.M) + re.findall(r"`make ([a-z-]+)", text)
         assert set(named) <= make_targets(), page
+
+
+def test_every_page_of_the_documentation_is_in_its_menu():
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert settings["strict"]
+    found, todo = set(), list(settings["nav"])
+    while todo:
+        entry = todo.pop()
+        if isinstance(entry, str):
+            found.add(entry)
+        else:
+            todo.extend(entry.values() if isinstance(entry, dict) else entry)
+    assert found == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
 
 
 def test_the_version_is_the_same_everywhere():
