@@ -30,7 +30,7 @@ test-fast: $(READY)  ## run the tests that take seconds
 test-slow: $(READY)  ## run the tests that take minutes
 	$(PY) -m pytest -m slow $(ARGS)
 
-cov: $(READY)  ## run the tests and measure which lines they reach (compiled kernels count as unmeasured)
+cov: $(READY)  ## run the tests and measure which lines they reach (kernels and started processes left out)
 	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 lint: $(READY)  ## check format, style, common mistakes and types

@@ -1,4 +1,4 @@
-"""The files that install the project agree, and the README's commands are real."""
+"""The files that install, check and publish the project agree with each other."""
 
 import importlib.metadata
 import os
@@ -9,12 +9,11 @@ import sys
 
 import pytest
 import yaml
-from helpers import ROOT, run_script
+from helpers import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-sys.path.insert(0, str(ROOT))
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # pytest brings tomli along on 3.10
@@ -22,7 +21,6 @@ else:  # pytest brings tomli along on 3.10
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-README = (ROOT / "README.md").read_text()
 
 
 def wanted():
@@ -258,59 +256,3 @@ def test_commits_are_checked_by_the_linter_of_the_lock():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     (ruff,) = [repo for repo in hooks if "ruff" in repo["repo"]]
     assert [Version(ruff["rev"])] == [version for version, _ in pinned()["ruff"]]
-
-
-COMMANDS = sorted(set(re.findall(r"^\s*(?:\.venv/bin/)?python ([a-z_]+\.py)(.*?)(?:\s+#.*)?$", README, re.M)))
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: f"{c[0]}{c[1]}")
-def test_commands_of_the_readme_are_understood(command):
-    """Every script exists, its --help works, and every option in the README is one that the help names."""
-    script, rest = command
-    result = run_script(script, "--help")
-    assert result.returncode == 0
-    shown = result.stdout
-    for option in re.findall(r"--[a-z_.-]+", rest):
-        assert option in shown, option
-    for path in re.findall(r"rn_configs/\S+\.yaml", rest):
-        assert (ROOT / path).exists(), path
-
-
-def test_readme_names_only_files_that_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-
-
-def test_the_speed_tables_are_those_that_the_benchmark_made():
-    import json
-
-    from idmm_fast.bench.loader import table
-
-    made = table(json.loads((ROOT / "docs" / "benchmark_loader.json").read_text()))
-    assert made in README
-    assert made in (ROOT / "docs" / "benchmarks.md").read_text()
-
-
-def test_the_table_of_the_step_is_the_one_that_the_benchmark_made():
-    import json
-
-    from idmm_fast.bench.step import table
-
-    assert (
-        table(json.loads((ROOT / "docs" / "benchmark_step.json").read_text()))
-        in (ROOT / "docs" / "benchmarks.md").read_text()
-    )
-
-
-def test_documents_name_only_pictures_that_exist():
-    for page in (ROOT / "docs").glob("*.md"):
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), (page.name, target)
-
-
-def test_readmes_demo_table_is_the_one_that_the_demo_made():
-    import json
-
-    from idmm_fast.studies.demo import table
-
-    assert table(json.loads((ROOT / "docs" / "demo.json").read_text())) in README
