@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .bench-venv: the environment of `make setup` seen through a path file, and the loaders that ours is measured against
-# (the extra `bench` of pyproject.toml, each installed alone so that one that is not to be had does not stop the other).
+# Makes .bench-venv: the environment of `make setup` seen through a path file, and the loaders that ours is measured
+# against: the extra `bench` of pyproject.toml, each installed alone so that a missing one does not stop the other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}

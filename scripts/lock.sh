@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes constraints.txt: the version of every package that `make` installs, for Linux on x86-64 and Python 3.10 to 3.13.
-# Called by `make lock`. Versions that still fit pyproject.toml stay; --upgrade or --upgrade-package NAME takes newer ones.
+# Writes constraints.txt: the version of every package that `make` installs, on x86-64 Linux, for Python 3.10 to 3.13.
+# Called by `make lock`. Versions that still fit pyproject.toml stay; --upgrade, --upgrade-package NAME take newer ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -14,8 +14,8 @@ cp constraints.txt "$tools/lock.txt"
 "$tools/venv/bin/uv" pip compile -q pyproject.toml --all-extras --universal --python-version 3.10 \
     --no-header --no-annotate --no-emit-index-url --output-file "$tools/lock.txt" "$@"
 {
-    echo "# Every version that \`make\` installs, for Linux on x86-64. pyproject.toml states the ranges that should work."
-    echo "# Made by \`make lock\`: change pyproject.toml and run it, or \`make lock ARGS=--upgrade\` for the newest versions."
+    echo "# Every version that 'make' installs, on x86-64 Linux. pyproject.toml states the ranges that should work."
+    echo "# Made by 'make lock': change pyproject.toml and run it, or 'make lock ARGS=--upgrade' for newer versions."
     # The markers that all lines share say nothing here.
     sed -E "s/ and python_full_version < '3\.14'| and platform_machine == 'x86_64'| and sys_platform == 'linux'//g
             s/python_full_version < '3\.14' and |( ; python_full_version < '3\.14'$)//" "$tools/lock.txt"

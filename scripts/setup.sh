@@ -10,7 +10,8 @@ TORCH_INDEX=${TORCH_INDEX:-}
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-command -v "$PYTHON" >/dev/null || fail "$PYTHON is not there. Install Python 3.10 to 3.13, or name one: make setup PYTHON=python3.11"
+command -v "$PYTHON" >/dev/null ||
+    fail "$PYTHON is not there. Install Python 3.10 to 3.13, or name one: make setup PYTHON=python3.11"
 "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
     fail "$("$PYTHON" --version) is not supported. Name a Python 3.10 to 3.13: make setup PYTHON=python3.11"
 
@@ -24,7 +25,7 @@ missing_packages() {
         echo pkg-config libopencv-dev libturbojpeg0-dev
     fi
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
-    "$PYTHON" -c 'import os, sysconfig; raise SystemExit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
+    "$PYTHON" -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null ||
         echo python3-dev
 }
 
@@ -37,7 +38,8 @@ apt_install() {
         sudo=(sudo -n)
     fi
     "${sudo[@]}" apt-get update -qq || return 1
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null || return 1
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "$@" >/dev/null || return 1
 }
 
 # `setup.sh demo-data` fetches the demo's photographs; without apt, write_datasets.py fetches them itself.
@@ -54,8 +56,10 @@ if [ -n "${missing// /}" ]; then
     say "installing with apt: $missing"
     # shellcheck disable=SC2086  # one word a package
     apt_install $missing ||
-        fail "FFCV's build needs packages that can't be installed without asking you. Run: sudo apt-get update && sudo apt-get install -y $missing"
-    [ -z "$(missing_packages)" ] || fail "still missing after apt-get: $(missing_packages | tr '\n' ' '). Is PYTHON=$PYTHON one that apt knows?"
+        fail "FFCV's build needs packages that can't be installed without asking you." \
+            "Run: sudo apt-get update && sudo apt-get install -y $missing"
+    [ -z "$(missing_packages)" ] ||
+        fail "still missing after apt-get: $(missing_packages | tr '\n' ' '). Is PYTHON=$PYTHON one that apt knows?"
 fi
 
 say "making $VENV with $("$PYTHON" --version) (torch is a large download)"
