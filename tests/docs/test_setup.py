@@ -124,7 +124,7 @@ def test_without_rights_set_up_says_the_exact_command(tmp_path):
 
 @pytest.mark.parametrize("index", ["", "https://download.pytorch.org/whl/cpu"])
 def test_another_index_serves_torch_and_torchvision_alone(tmp_path, index):
-    """setup.sh among stubs of the tools that it looks for, and of the environment's python, which notes its arguments."""
+    """setup.sh among stubs of its tools; the one of the environment's python notes its arguments."""
     (tmp_path / "bin").mkdir()
     for tool in ("bash", "dirname", "tr"):
         os.symlink(shutil.which(tool), tmp_path / "bin" / tool)
