@@ -1,4 +1,10 @@
-"""Real photographs for the tests, as a folder tree and as FFCV datasets."""
+"""Real photographs for the tests, as a folder tree and as FFCV datasets; kernels that are compiled once."""
+
+import fcntl
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a worker on each core; torch reads it when imported
 
 import numpy as np
 import pytest
@@ -7,6 +13,36 @@ from PIL import Image
 
 from idmm_fast.beton import write_beton
 from idmm_fast.datasets import Split
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+WITHOUT_KERNELS = ("config", "docs", "losses", "models")  # folders whose tests render no crops
+
+
+def pytest_collection_modifyitems(items):
+    """With several workers: one compiles the kernels while the others test what needs none; then the long tests first."""
+    if WORKER is None:
+        return
+
+    def turn(item):
+        if "compiled_kernels" in item.originalname:
+            return 0
+        if Path(item.path).parent.name in WITHOUT_KERNELS:
+            return 1
+        return 2 if item.get_closest_marker("integration") else 3
+
+    items.sort(key=turn)
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels(tmp_path_factory):
+    """The loader's kernels in numba's cache. The first worker compiles them, the others wait for it and load them."""
+    from idmm_fast.loader import MultiCropLoader, Views
+
+    folder = tmp_path_factory.mktemp("kernels")
+    with open((folder.parent.parent if WORKER else folder) / "kernels.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = _beton(folder, photographs(2), "raw")
+        next(iter(MultiCropLoader(path, 2, num_workers=1, views=[Views(1, 16)])))
 
 
 @pytest.fixture(scope="session")
@@ -31,17 +67,17 @@ def _beton(folder, photos, mode):
 
 
 @pytest.fixture(scope="session")
-def jpg_beton(tmp_path_factory, photos):
+def jpg_beton(tmp_path_factory, photos, compiled_kernels):
     return _beton(tmp_path_factory.mktemp("jpg"), photos, "jpg")
 
 
 @pytest.fixture(scope="session")
-def raw_beton(tmp_path_factory, photos):
+def raw_beton(tmp_path_factory, photos, compiled_kernels):
     return _beton(tmp_path_factory.mktemp("raw"), photos, "raw")
 
 
 @pytest.fixture(scope="session")
-def tiny_beton(tmp_path_factory):
+def tiny_beton(tmp_path_factory, compiled_kernels):
     """64 photographs of 32 x 32 pixels in 4 classes that differ in colour, so that there is something to learn."""
     rng = np.random.default_rng(1)
     tints = np.array([[1.0, 0.4, 0.4], [0.4, 1.0, 0.4], [0.4, 0.4, 1.0], [1.0, 1.0, 0.3]])

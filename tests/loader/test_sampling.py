@@ -31,14 +31,59 @@ def drawn():
     return draw()
 
 
+def torchvision_boxes(uniforms, height, width, scale):
+    """RandomResizedCrop.get_params for many crops at once, int (n, 4): top, left, height, width.
+
+    uniforms: float32 (n, 10, 4) in [0, 1): area, ratio, top and left of each of the ten attempts.
+    """
+    low, high = np.log(np.float32([3 / 4, 4 / 3]))
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniforms[..., 0]).astype(np.float64)
+    ratio = np.exp(low + (high - low) * uniforms[..., 1]).astype(np.float64)
+    w, h = np.round(np.sqrt(area * ratio)).astype(int), np.round(np.sqrt(area / ratio)).astype(int)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    at = np.arange(len(uniforms)), fits.argmax(1)  # the first attempt that fits
+    w, h = w[at], h[at]
+    top, left = (uniforms[at][:, 2] * (height - h + 1)).astype(int), (uniforms[at][:, 3] * (width - w + 1)).astype(int)
+    boxes = np.stack([top, left, h, w], 1)
+    if not fits.any(1).all():  # then the largest central crop of the nearest ratio
+        h, w = min(height, round(width / (3 / 4))), min(width, round(height * (4 / 3)))
+        boxes[~fits.any(1)] = (height - h) // 2, (width - w) // 2, h, w
+    return boxes
+
+
+class GivenNumbers:
+    """Stands in for torch's random numbers in get_params, whose every attempt takes two, and two more if it fits."""
+
+    def uniform_(self, low, high):
+        attempt, place = divmod(self.used, 2)
+        self.used += 1
+        return low + (high - low) * self.attempts[attempt, place]
+
+    def randint(self, low, high, size):
+        attempt, place = divmod(
+            self.used - 2, 2
+        )  # the first of the two is asked for at an even count, then at an odd one
+        self.used += 1
+        return (self.attempts[attempt, 2 + place] * (high - low)).long()
+
+
 @pytest.mark.parametrize(
     ("height", "width", "scale"), [(375, 500, (0.14, 1.0)), (375, 500, (0.05, 0.4)), (60, 500, (0.3, 1.0))]
 )
-def test_crops_are_drawn_as_torchvision_draws_them(height, width, scale):
-    """The last case is so wide that most crops come from the ten attempts' fallback."""
-    torch.manual_seed(0)
-    image = torch.empty(3, height, width)
-    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(N)])
+def test_crop_boxes_have_torchvisions_distribution(height, width, scale, monkeypatch):
+    """torchvision_boxes is get_params, box by box, on the same random numbers; then 100,000 of its boxes against ours.
+
+    get_params itself takes 10 s for 100,000. The last case is so wide that most crops come from the fallback.
+    """
+    uniforms = np.random.default_rng(0).random((N, 10, 4), np.float32)
+    theirs = torchvision_boxes(uniforms, height, width, scale)
+    image, given = torch.empty(3, height, width), GivenNumbers()
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda _, low, high: given.uniform_(low, high))
+    monkeypatch.setattr(torch, "randint", given.randint)
+    for attempts, box in zip(torch.from_numpy(uniforms[:1000]), theirs):
+        given.attempts, given.used = attempts, 0
+        assert RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) == tuple(box)
+    monkeypatch.undo()
     ours = draw(scale=scale, height=height, width=width)
     for k, name in enumerate(("top", "left", "height", "width")):
         assert stats.ks_2samp(ours[name], theirs[:, k]).pvalue > P, name

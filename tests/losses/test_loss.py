@@ -118,9 +118,11 @@ def test_rows_without_reduction():
 
 
 @pytest.mark.timeout(200)
-def test_compiles_without_a_graph_break():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_without_a_graph_break(backend):
+    torch._dynamo.reset()
     logits, a, lam = torch.randn(8, 30), torch.randint(0, 30, (8,)), torch.rand(8)
-    compiled = torch.compile(instance_loss, fullgraph=True)
+    compiled = torch.compile(instance_loss, fullgraph=True, backend=backend)
     assert torch.isclose(
         compiled(logits, a, a.flip(0), lam, 0.1), instance_loss(logits, a, a.flip(0), lam, 0.1), atol=1e-6
     )

@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM: a checkpoint in mid epoch, and the run resumes."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -8,6 +9,8 @@ import time
 import numpy as np
 import pytest
 from helpers import read_losses, train_command
+
+from idmm_fast.train.signals import Interrupted, SignalFlag
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +22,20 @@ def uninterrupted_losses(tiny_beton, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_flag_takes_a_signal_once_and_hands_its_handler_back(number):
+    before = signal.getsignal(number)
+    with SignalFlag() as flag:
+        assert flag.signal == 0
+        os.kill(os.getpid(), number)
+        assert flag.signal == number
+        assert Interrupted(flag.signal, "run").exit_code == 128 + number
+        if number == signal.SIGINT:  # a second Ctrl-C does not wait for the step's end
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_signal_writes_a_checkpoint_in_mid_epoch_and_the_run_resumes(
     tiny_beton, tmp_path, number, uninterrupted_losses
 ):
