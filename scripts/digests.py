@@ -4,7 +4,7 @@
     git worktree add --detach /tmp/before COMMIT
     (cd /tmp/before && PYTHONPATH=$PWD python ~/idmm_fast/scripts/digests.py record /tmp/digests.json)
     python scripts/digests.py compare /tmp/digests.json                   # prints `same` or `differs` for each digest
-    python scripts/digests.py compare /tmp/digests.json --only finetune/  # only those whose names begin so
+    python scripts/digests.py compare /tmp/digests.json --only finetune/  # those whose names begin so; also `record`
 
 `compare` exits with 1 if a digest differs. The package and the scripts are those of the working directory. A digest is
 a SHA-256, so numbers agree to the last bit or not at all: record and compare on one machine, with the same versions of
@@ -901,7 +901,7 @@ def values_of(script, *files):
     name = {"train_idmm.py": "pretrain", "finetune.py": "finetune", "evaluate.py": "evaluate"}[script]
     schema = find(f"config.{name}:SCHEMA", f"train.{name}:SCHEMA", "evaluate.judge:SCHEMA")
     parse, as_dict = find("config:parse"), find("config:as_dict")
-    given = [] if files else ["--data.train=a.beton", "--model.name=deit_tiny_patch16_224"]
+    given = [] if files else ["--data.train=a.beton", "--data.test=b.beton", "--model.name=deit_tiny_patch16_224"]
     given += [f"--config={ROOT / 'rn_configs' / file}" for file in files]
     found = {}
     for section, values in as_dict(parse(schema, [*given, "--logging.run_dir=here"], "")).items():
@@ -1026,7 +1026,7 @@ def main():
     )
     args = parser.parse_args()
     path, before = args.file.absolute(), {}
-    if args.what == "compare":
+    if args.what == "compare" or (args.only and path.exists()):
         before = json.loads(path.read_text())
         for key, value in surroundings().items():
             if before["surroundings"].get(key) != value:
@@ -1044,7 +1044,9 @@ def main():
     print(f"{len(found)} digests in {time.monotonic() - began:.0f} s", file=sys.stderr)
     failed = [key for key in found if key.endswith(" error")]
     if args.what == "record":
-        path.write_text(json.dumps({"surroundings": surroundings(), "digests": found}, indent=1, sort_keys=True) + "\n")
+        kept = {key: value for key, value in before.get("digests", {}).items() if not key.startswith(args.only)}
+        content = {"surroundings": surroundings(), "digests": kept | found}
+        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         sys.exit(f"error: {', '.join(failed)}" if failed else 0)
     wanted = {key: value for key, value in before["digests"].items() if key.startswith(args.only)}
     differs = [key for key in wanted | found if wanted.get(key) != found.get(key)]
