@@ -50,7 +50,7 @@ def describe(source: Any) -> str:
     )
 
 
-def _bytes(source):
+def _bytes(source: Any) -> bytes:
     if isinstance(source, bytes):
         return source
     if isinstance(source, str | Path):
@@ -59,7 +59,7 @@ def _bytes(source):
     return source.read_bytes()
 
 
-def _open(source):
+def _open(source: Any) -> tuple[Image.Image, bytes]:
     """(PIL image, its encoded bytes)."""
     if isinstance(source, np.ndarray):
         return Image.fromarray(source), b""
@@ -97,10 +97,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 class _Tools:
     """What each thread has of its own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.decoder, self.encoder, self._pixels = Decoder(), Encoder(), np.empty(0, np.uint8)
 
-    def space(self, size):
+    def space(self, size: int) -> np.ndarray:
         """uint8, at least `size` of them; what a thread was given before is overwritten."""
         if self._pixels.size < size:
             self._pixels = np.empty(size, np.uint8)
@@ -110,7 +110,7 @@ class _Tools:
 _local = threading.local()
 
 
-def _tools():
+def _tools() -> _Tools:
     if not hasattr(_local, "tools"):
         _local.tools = _Tools()
     return _local.tools
@@ -124,7 +124,9 @@ def has_its_tables(data: bytes) -> bool:
 
     A decoder that has read other images before goes on with their tables, silently.
     """
-    quantisation_of, tables_seen, at = {}, set(), 2
+    quantisation_of: dict[int, int] = {}  # component: its table
+    tables_seen: set[tuple[str, int | None]] = set()
+    at = 2
     while found := _MARKER.search(data, at):
         marker, start = found[1][0], found.end()
         at = start + max(2, int.from_bytes(data[start : start + 2], "big"))
@@ -135,19 +137,17 @@ def has_its_tables(data: bytes) -> bool:
                 body = body[129 if body[0] >> 4 else 65 :]
         elif marker == DHT:
             while len(body) > 16:
-                tables_seen.add(body[0])  # 0..3: of DC coefficients, 16..19: of AC coefficients
+                tables_seen.add(("Huffman", body[0]))  # 0..3: of DC coefficients, 16..19: of AC coefficients
                 body = body[17 + sum(body[1:17]) :]
         elif marker in (SOF0, SOF1):
-            quantisation_of = dict(zip(body[6::3], body[8::3]))  # component: its table
+            quantisation_of = dict(zip(body[6::3], body[8::3]))
             if len(quantisation_of) != len(body[8::3]):
                 return False
         elif marker == SOS:
             scan = dict(zip(body[1:-3:2], body[2:-3:2]))
             for component, tables in scan.items():
-                if (
-                    not {("quantisation", quantisation_of.get(component)), tables >> 4, 16 + (tables & 15)}
-                    <= tables_seen
-                ):
+                quantisation = ("quantisation", quantisation_of.get(component))
+                if not {quantisation, ("Huffman", tables >> 4), ("Huffman", 16 + (tables & 15))} <= tables_seen:
                     return False
             if len(scan) == len(quantisation_of):
                 return True
@@ -156,7 +156,7 @@ def has_its_tables(data: bytes) -> bool:
     return False
 
 
-def _decodes(data, height, width):
+def _decodes(data: bytes, height: int, width: int) -> bool:
     contents = np.frombuffer(data, np.uint8)
     if is_intact(contents):
         return True
@@ -167,7 +167,7 @@ def _decodes(data, height, width):
     return test_jpeg(_tools().decoder.handle, contents, height, width, pixels) == OK
 
 
-def _pixels(data, height, width):
+def _pixels(data: bytes, height: int, width: int) -> np.ndarray | None:
     """uint8 (H, W, 3) of a plain JPEG, valid until the thread's next call; None if it is damaged."""
     if not has_its_tables(data):
         return None
@@ -177,7 +177,7 @@ def _pixels(data, height, width):
     return pixels[: 3 * height * width].reshape(height, width, 3)
 
 
-def _shrink(pixels, max_resolution):
+def _shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
     """The longer side no longer than `max_resolution`; bilinear and antialiased."""
     height, width = _limited(*pixels.shape[:2], max_resolution)
     if (height, width) == pixels.shape[:2]:
@@ -187,14 +187,14 @@ def _shrink(pixels, max_resolution):
     return resized(np.ascontiguousarray(pixels), height, width)
 
 
-def _limited(height, width, max_resolution):
+def _limited(height: int, width: int, max_resolution: int | None) -> tuple[int, int]:
     if not max_resolution or max(width, height) <= max_resolution:
         return height, width
     ratio = max_resolution / max(width, height)
     return max(1, round(height * ratio)), max(1, round(width * ratio))
 
 
-def _finish(pixels, mode, quality):
+def _finish(pixels: np.ndarray, mode: str, quality: int) -> Encoded:
     """`pixels` (uint8 (H, W, 3)) as stored: raw, or a baseline JPEG with chroma at half the resolution."""
     height, width = pixels.shape[:2]
     if MODES.index(mode) == RAW:

@@ -56,7 +56,7 @@ def write_subset(path: str | Path, rows: Any, out: str | Path) -> ConversionResu
     """
     beton = open_beton(path)
 
-    def image(row):
+    def image(row: int) -> bytes | np.ndarray:
         data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
         if beton.sums.size and checksum(data) != beton.sums[row]:
             raise BetonError(

@@ -42,7 +42,7 @@ def verify(path: str | Path, workers: int = 0) -> str:
 
 
 def _check_pixels(beton: Beton, path: str | Path, workers: int) -> None:
-    def check(rows):
+    def check(rows: np.ndarray) -> list[str]:
         decoder, wrong = Decoder(), []
         for row in rows:
             code = decode_row(beton, row, decoder)[1]

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -108,10 +108,10 @@ def _choose_mode(images: Iterable[Any], max_resolution: int | None) -> str:
 
 def _encoded(
     images: Sequence[Any], order: np.ndarray, workers: int, mode: str, options: WriteOptions
-) -> Iterator[tuple[int, Encoded | Exception]]:
+) -> Generator[tuple[int, Encoded | Exception], None, None]:
     """(place, Encoded or the exception) in the order given, at most a few images a worker ahead of the consumer."""
 
-    def convert(source):
+    def convert(source: Any) -> Encoded | Exception:
         try:
             image = encode(source, mode, options.max_resolution, options.quality)
             image.sum  # noqa: B018  made here, in the threads
@@ -119,7 +119,7 @@ def _encoded(
         except Exception as error:  # PIL raises many kinds for damaged files; each becomes a listed skip
             return error
 
-    def work(places):
+    def work(places: np.ndarray) -> list[tuple[int, Encoded | Exception]]:
         return [(place, convert(images[place])) for place in places]
 
     with ThreadPoolExecutor(workers) as pool:
@@ -148,7 +148,7 @@ class _Pages:
         head = HEADER.itemsize + self.descriptions.nbytes + self.samples.nbytes
         self.position = -(-(sums_start(head) + 16 + self.sums.nbytes) // page_size) * page_size
         self._left = page_size  # bytes of the page behind `position`
-        self._flushed = helper.submit(int)
+        self._flushed: Future = helper.submit(int)
         file.seek(self.position)
 
     def add(self, image: Encoded, label: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class CutMixSpec:
             raise ValueError(f"cutmix_chunk is at least 0 (0: the whole batch), not {self.chunk}")
 
 
-def _field(name: str, default: float | tuple[float, float]) -> tuple:
+def _field(name: str, default: Any) -> tuple:
     """A field of CROP_SPEC for a field of Augment, from its default."""
     if isinstance(default, tuple):
         return name, "f8", len(default)

@@ -165,7 +165,7 @@ class MultiCropDecoder(Operation):
         return replace(previous_state, jit_mode=False), None  # the loader passes the memory, see BatchPosition
 
     def generate_code(self) -> Callable:
-        def decode(rows, position, metadata, storage):
+        def decode(rows: np.ndarray, position: BatchPosition, metadata: Any, storage: Any) -> list[Group]:
             return self.decode_batch(rows, position)
 
         return decode
