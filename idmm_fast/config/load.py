@@ -135,8 +135,9 @@ def check_files(cfg: SimpleNamespace) -> None:
     """Raise ConfigError if a file that the configuration names is not there, before anything slow is imported."""
     makes = "make it with: python write_datasets.py --ds NAME (see --help)."
     names = "name a run folder, a checkpoint in it or a .safetensors file."
+    needs_test = not hasattr(cfg, "online_eval") or cfg.online_eval.every  # pretraining may do without
     for section, key, advice in (("model", "init", names), ("data", "train", makes), ("data", "test", makes)):
-        path = getattr(getattr(cfg, section), key, None)
+        path = getattr(getattr(cfg, section), key, None) if needs_test or key != "test" else None
         if path is not None and not Path(path).exists():
             raise ConfigError(f"{section}.{key}: {path} does not exist; {advice}")
 

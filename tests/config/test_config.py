@@ -188,6 +188,10 @@ def test_files_that_are_missing_are_named_before_training(tmp_path, tiny_beton):
             check_files(make_config(finetune.SCHEMA, values))
         values[missing] = str(tiny_beton)
     check_files(make_config(finetune.SCHEMA, values))
+    values = {"data.train": str(tiny_beton), "data.test": str(tmp_path / "b"), "model.name": "x"}
+    check_files(make_config(pretrain.SCHEMA, values))
+    with pytest.raises(ConfigError, match=r"data\.test: .* does not exist"):
+        check_files(make_config(pretrain.SCHEMA, {**values, "online_eval.every": 1}))
 
 
 def test_the_loaders_augment_and_the_section_are_one(tmp_path):
