@@ -98,20 +98,17 @@ def parse(argv):
 
 def check_files(args):
     """Raise an error for a file that is missing, before anything slow is imported."""
+    from idmm_fast.compare.spec import beton_path
+
     if not Path(args.config).exists():
         raise ConfigError(f"{args.config} does not exist; rn_configs/compare/small.yaml is one to begin from")
-    names = [f"{name}_train" for name in args.datasets]
+    wanted = [(name, "train") for name in args.datasets]
     for target in args.targets:
-        names += [
-            f"{name}_{split}"
-            for name in (args.datasets if target == "same" else [target])
-            for split in ("train", "test")
-        ]
-    for name in names:
-        if not (Path(args.data) / f"{name}.beton").exists():
-            raise ConfigError(
-                f"{Path(args.data) / name}.beton does not exist; python write_datasets.py makes it (see --help)"
-            )
+        names = args.datasets if target == "same" else [target]
+        wanted += [(name, split) for name in names for split in ("train", "test")]
+    for path in (beton_path(args.data, name, split) for name, split in wanted):
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist; python write_datasets.py makes it (see --help)")
 
 
 def compare(argv):
@@ -127,20 +124,21 @@ def compare(argv):
         return 0
     check_files(args)
 
-    from idmm_fast.compare import runner  # torch, which takes seconds, only for what is to be run
+    from idmm_fast.compare.pool import run_sweep
+    from idmm_fast.compare.spec import SweepAxes, SweepConfig, make_runs
 
-    runs = runner.make_cells(
-        args.datasets,
-        args.images,
-        args.sampling,
-        args.methods,
-        args.seeds,
-        args.targets,
-        args.budget,
-        args.finetune_budget,
-        args.data,
+    axes = SweepAxes(
+        datasets=args.datasets,
+        methods=args.methods,
+        images=args.images,
+        sampling=args.sampling,
+        seeds=args.seeds,
+        targets=args.targets,
+        budget=args.budget,
+        finetune_budget=args.finetune_budget,
     )
-    records, failed = runner.compare(runs, runner.Setup(args.config), args.data, args.out, args.jobs)
+    runs = make_runs(axes, args.data)
+    records, failed = run_sweep(runs, SweepConfig(args.config), args.data, args.out, args.jobs)
     for sentence in failed:
         print(f"failed: {sentence}", file=sys.stderr)
     print(f"done: {len(records)} runs in {args.out}/results.jsonl; python compare.py report --out {args.out}")

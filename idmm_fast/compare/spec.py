@@ -1,0 +1,288 @@
+"""What a sweep runs: the runs with their budgets, and the sweep file that says how each is trained. No torch here."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from ..config import ConfigError, flatten, load_yaml, make_config
+from ..config.evaluate import SCHEMA as EVALUATE
+from ..config.finetune import SCHEMA as FINETUNE
+from ..config.pretrain import SCHEMA as PRETRAIN
+
+Config = SimpleNamespace  # what idmm_fast.config makes: cfg.section.key
+Values = dict[str, Any]  # {"section.key": value}
+
+RANDOM = "random"  # the method that does not pretrain
+SAME = "same"  # the target that means: fine-tuned on the images of the pretraining
+TOP_LEVEL_KEYS = ("model", "pretrain", "finetune", "methods", "warmup_fraction", "min_crop_scale")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of a sweep: a pretraining, the evaluation of its frozen features, and a fine-tuning.
+
+    Args:
+        dataset: What is pretrained on; see `beton_path`.
+        images: How many of its images are used; 0 for all.
+        sampling: How these are chosen, "balanced" over the classes or "random".
+        method: A method of rn_configs/methods/, one of the sweep file, or "random" for no pretraining.
+        seed: Seed of the choice of images and of all trainings.
+        budget: Crops seen in pretraining.
+        target: What is fine-tuned on; "same" for the images of the pretraining.
+        finetune_budget: Crops seen in fine-tuning.
+    """
+
+    dataset: str
+    images: int
+    sampling: str
+    method: str
+    seed: int
+    budget: int
+    target: str
+    finetune_budget: int
+
+    @property
+    def pretrain_key(self) -> tuple:
+        """What runs that start from the same weights have in common."""
+        return (self.dataset, self.images, self.sampling, self.method, self.seed, self.budget)
+
+    def __str__(self) -> str:
+        images = f" {self.images} {self.sampling}" if self.images else ""
+        target = "" if self.target == SAME else f" -> {self.target}"
+        budgets = f"{self.budget}+{self.finetune_budget}"
+        return f"{self.dataset}{images}{target}, {self.method}, seed {self.seed}, {budgets}"
+
+
+@dataclass(frozen=True)
+class SweepAxes:
+    """The values whose combinations make the runs of a sweep.
+
+    Fields as those of RunSpec; budgets are texts that `parse_budget` reads.
+    """
+
+    datasets: Sequence[str]
+    methods: Sequence[str]
+    images: Sequence[int] = (0,)
+    sampling: Sequence[str] = ("balanced",)
+    seeds: Sequence[int] = (0,)
+    targets: Sequence[str] = (SAME,)
+    budget: str = "400000"
+    finetune_budget: Sequence[str] = ("100000",)
+
+
+def beton_path(folder: Path | str, dataset: str, split: str) -> Path:
+    """FOLDER/NAME_train.beton or FOLDER/NAME_test.beton; a `dataset` that is a path has its own folder."""
+    path = Path(dataset) if os.sep in dataset else Path(folder) / dataset
+    return path.with_name(f"{path.name}_{split}.beton")
+
+
+def parse_budget(text: str, images: int) -> int:
+    """The number of crops that a budget means.
+
+    Args:
+        text: A number of crops like "400000" or "4e5", or of crops per image like "4800x".
+        images: How many images the training has.
+
+    Raises:
+        ConfigError: The text is no such number, or below 1.
+    """
+    try:
+        number = float(text.removesuffix("x")) * (images if text.endswith("x") else 1)
+        if not number >= 1:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f"a budget is a number of crops like 400000, or of crops per image like 4800x, not {text}"
+        ) from None
+    return int(number)
+
+
+def make_runs(axes: SweepAxes, data: Path | str) -> list[RunSpec]:
+    """All combinations of `axes`, seed after seed.
+
+    Args:
+        axes: What is combined.
+        data: Folder of the betons, whose sizes a budget per image needs.
+
+    Raises:
+        ConfigError: A budget is not understood.
+        FileNotFoundError, BetonError: A beton is missing or damaged.
+    """
+    from ..beton import open_beton
+
+    names = {*axes.datasets, *axes.targets} - {SAME}
+    sizes = {name: len(open_beton(beton_path(data, name, "train"))) for name in names}
+    runs = []
+    for seed, dataset, images, sampling, method, target, finetune_budget in product(
+        axes.seeds,
+        axes.datasets,
+        axes.images,
+        axes.sampling,
+        axes.methods,
+        axes.targets,
+        axes.finetune_budget,
+    ):
+        pretrained = images or sizes[dataset]
+        finetuned = pretrained if target == SAME else sizes[target]
+        runs.append(
+            RunSpec(
+                dataset=dataset,
+                images=images,
+                sampling=sampling if images else "balanced",
+                method=method,
+                seed=seed,
+                budget=0 if method == RANDOM else parse_budget(axes.budget, pretrained),
+                target=target,
+                finetune_budget=parse_budget(finetune_budget, finetuned),
+            )
+        )
+    return runs
+
+
+class SweepConfig:
+    """A sweep file like rn_configs/compare/small.yaml.
+
+    Its keys: `model`; `pretrain` and `finetune`, what all trainings of a kind share; `methods`, what single methods
+    have of their own, or have different from their `base`; `warmup_fraction`, of the epochs of every training (without
+    it each warms up as its own file says); `min_crop_scale`, the least part of an image that a crop shows.
+
+    Raises:
+        ConfigError: There is no such file, or it has a key that is not one of these.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise ConfigError(f"{path} does not exist; start from rn_configs/compare/small.yaml")
+        self.tree: dict[str, Any] = yaml.safe_load(self.path.read_text(encoding="utf-8")) or {}
+        for key in self.tree:
+            if key not in TOP_LEVEL_KEYS:
+                raise ConfigError(f"{path}: there is no key '{key}'; there are {', '.join(TOP_LEVEL_KEYS)}")
+        self.min_crop_scale = float(self.tree.get("min_crop_scale", 0.0))
+
+    def base_method(self, method: str) -> str:
+        """The method that `method` is a variant of; itself if it is none."""
+        return (self.tree.get("methods", {}).get(method) or {}).get("base", method)
+
+    def pretrain_config(self, run: RunSpec, train: Path | str, images: int, folder: Path | str) -> Config | None:
+        """The configuration of a pretraining.
+
+        Args:
+            run: What is run.
+            train: The beton that it is trained on.
+            images: How many images that has.
+            folder: The run folder.
+
+        Returns:
+            None where the method is "random".
+
+        Raises:
+            ConfigError: The method, a key or a value is not known.
+        """
+        if run.method == RANDOM:
+            return None
+        values = self._method_values(run.method)
+        groups = make_config(PRETRAIN, {"data.train": "x", "logging.run_dir": "x", **values}).crops.groups
+        for group in groups:
+            group["scale"] = [max(scale, self.min_crop_scale) for scale in group["scale"]]
+        epochs = max(1, round(run.budget / (images * sum(group["count"] for group in groups))))
+        return make_config(PRETRAIN, {**values, "crops.groups": groups, **self._common(run, train, epochs, folder)})
+
+    def finetune_config(
+        self, run: RunSpec, betons: tuple[Path | str, Path | str], images: int, init: Path | None, folder: Path | str
+    ) -> Config:
+        """The configuration of a fine-tuning.
+
+        Args:
+            run: What is run.
+            betons: What it is trained on and what it is tested on.
+            images: How many images it is trained on.
+            init: The pretrained weights; None to train from scratch.
+            folder: The run folder.
+        """
+        epochs = max(1, round(run.finetune_budget / images))
+        train, test = betons
+        values = {
+            "training.evaluate_every": max(1, epochs // 6),
+            **self._shared_values(FINETUNE, "finetune"),
+            "data.test": str(test),
+            "model.init": init and str(init),
+            **self._common(run, train, epochs, folder),
+        }
+        return make_config(FINETUNE, values)
+
+    def evaluate_config(self, finetune: Config, betons: tuple[Path | str, Path | str], init: Path | None) -> Config:
+        """The configuration that evaluates frozen features: for all methods at the resolution of `pretrain`.
+
+        Args:
+            finetune: The configuration of the fine-tuning from the same weights.
+            betons: The images with labels, and those that are classified.
+            init: The pretrained weights; None for random weights.
+        """
+        size = self._shared_values(PRETRAIN, "pretrain").get("model.image_size")
+        values = {
+            "data.train": str(betons[0]),
+            "data.test": str(betons[1]),
+            "model.init": init and str(init),
+            "model.image_size": PRETRAIN["model"][1]["image_size"].default if size is None else size,
+            "model.name": finetune.model.name,
+            "model.options": finetune.model.options,
+            "training.seed": finetune.training.seed,
+            "training.device": finetune.training.device,
+            "training.amp": finetune.training.amp,
+        }
+        return make_config(EVALUATE, values)
+
+    def _shared_values(self, schema: dict, training: str) -> Values:
+        """What all trainings of a kind, "pretrain" or "finetune", have in common."""
+        model = flatten(schema, {"model": self.tree.get("model", {})}, str(self.path))
+        return model | flatten(schema, self.tree.get(training), str(self.path))
+
+    def _method_values(self, method: str) -> Values:
+        """What the pretrainings of a method have in common."""
+        methods = self.tree.get("methods", {})
+        own = dict(methods.get(method) or {})
+        base = own.pop("base", None)
+        if base is not None:
+            values = self._method_values(base)
+        else:
+            folder = self._methods_folder()
+            file = folder / f"{method}.yaml"
+            if not file.exists():
+                known = sorted({p.stem for p in folder.glob("*.yaml")} | set(methods) | {RANDOM})
+                raise ConfigError(f"there is no method '{method}'; there are {', '.join(known)}")
+            values = load_yaml(PRETRAIN, file) | self._shared_values(PRETRAIN, "pretrain")
+        return values | flatten(PRETRAIN, own, f"{self.path}, methods.{method}")
+
+    def _methods_folder(self) -> Path:
+        """The folder `methods` beside the sweep file, or beside its folder."""
+        beside = self.path.parent / "methods"
+        return beside if beside.is_dir() else self.path.parent.parent / "methods"
+
+    def _common(self, run: RunSpec, train: Path | str, epochs: int, folder: Path | str) -> Values:
+        """What the configurations of both trainings have."""
+        fraction = self.tree.get("warmup_fraction")
+        warmup = {} if fraction is None else {"training.warmup_epochs": float(fraction) * epochs}
+        return {
+            "data.train": str(train),
+            "training.epochs": epochs,
+            **warmup,
+            "training.seed": run.seed,
+            "training.resume": "auto",
+            "training.keep_checkpoints": 1,
+            "training.checkpoint_every": 1 << 20,
+            "logging.run_dir": str(folder),
+        }
+
+
+def digest(*what: Any) -> str:
+    """Eight hex digits that differ where `what`, as JSON, differs."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]

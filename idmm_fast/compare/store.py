@@ -1,0 +1,131 @@
+"""results.jsonl, a line per finished run, and the digest by which a finished run is recognised."""
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..config import ConfigError, as_dict
+from ..config.evaluate import SCHEMA as EVALUATE
+from ..config.finetune import SCHEMA as FINETUNE
+from ..config.pretrain import SCHEMA as PRETRAIN
+from .spec import RANDOM, SAME, Config, RunSpec, SweepConfig, digest
+from .subsets import DatasetFiles, open_cached
+
+Record = dict[str, Any]  # a line of results.jsonl
+Schema = dict[str, tuple[str, dict[str, Any]]]  # {section: (description, {key: Param})}
+
+# What runs are trained with besides their configuration; a record without `recipe` has 1. A change of code by which the
+# same configuration trains differently gets a new number: a run of an older recipe does not count as done.
+RECIPES = {
+    1: "fine-tuned with timm's first set of RandAugment operations, whose strengths do not grow with the level and "
+    "which made one image of 87 black",
+    2: "fine-tuned with RandAugment as the authors' released code has it",
+}
+RECIPE = max(RECIPES)
+
+# All keys count but these. Some change nothing, or only the rounding (device, compile, channels_last). Others are told
+# elsewhere: the seed by the run, files by what they hold, weights by the pretraining.
+NOT_COUNTED = {
+    "data.train",
+    "data.test",
+    "data.num_workers",
+    "model.init",
+    "training.seed",
+    "training.device",
+    "training.compile",
+    "training.channels_last",
+    "training.resume",
+    "training.checkpoint_every",
+    "training.checkpoint_minutes",
+    "training.keep_checkpoints",
+    "training.max_nonfinite_steps",
+    "online_eval.every",
+    "online_eval.linear",
+    "progressive.stages",
+    "logging.run_dir",
+}
+
+
+def counted_values(schema: Schema, cfg: Config) -> dict[str, Any]:
+    """{"section.key": value} of what a result depends on; the precision as this machine has it, whatever `auto` means.
+
+    A key that is off by default counts where it is on: so a new key of that kind leaves done what is done.
+    """
+    from ..runtime.device import choose
+
+    counted = {}
+    for section, keys in as_dict(cfg).items():
+        for key, value in keys.items():
+            default = schema[section][1][key].default
+            is_off = not default and value == default
+            if f"{section}.{key}" not in NOT_COUNTED and not is_off:
+                counted[f"{section}.{key}"] = value
+    return counted | {"training.amp": str(choose(cfg.training, 0).amp)}
+
+
+def settings_digest(run: RunSpec, config: SweepConfig, files: DatasetFiles, recipe: int = RECIPE) -> str:
+    """What a run's result depends on besides the run: configuration, images and recipe.
+
+    Returns:
+        Parts joined by "-": a digest of the pretraining ("random" if there is none), one of fine-tuning and evaluation,
+        and, where not all images are used, one of the rows.
+    """
+    dataset, target, test = map(open_cached, files.of(run))
+    images = run.images or len(dataset)
+    pretrain = config.pretrain_config(run, "x", images, "x")
+    finetune = config.finetune_config(run, ("x", "x"), images if run.target == SAME else len(target), None, "x")
+    evaluate = config.evaluate_config(finetune, ("x", "x"), None)
+    used = (counted_values(FINETUNE, finetune), counted_values(EVALUATE, evaluate))
+    parts = [
+        RANDOM if pretrain is None else digest(recipe, counted_values(PRETRAIN, pretrain), dataset.fingerprint),
+        digest(recipe, *used, target.fingerprint, test.fingerprint),
+    ]
+    rows = files.rows(run)
+    if rows is not None:
+        parts.append(digest(rows.tolist()))
+    return "-".join(parts)
+
+
+class ResultStore:
+    """The records of results.jsonl in a folder. A last line that was cut short is dropped.
+
+    Args:
+        folder: Where the file is, or will be.
+
+    Raises:
+        ConfigError: Another line is damaged.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.path = Path(folder) / "results.jsonl"
+        self.records: list[Record] = []
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                self.records.append(json.loads(line))
+            except ValueError:
+                if number < len(lines):
+                    raise ConfigError(
+                        f"line {number} of {self.path} is damaged; mend it, or delete it to repeat that run"
+                    ) from None
+
+    def add(self, record: Record) -> None:
+        """Write a record, through to the disk."""
+        self.records.append(record)
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "w") as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in self.records))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+
+    def done(self) -> dict[tuple[RunSpec, str], Record]:
+        """The records by run and settings digest."""
+        return {(run_of(record), record["settings"]): record for record in self.records}
+
+
+def run_of(record: Record) -> RunSpec:
+    """The run whose result a record is."""
+    return RunSpec(**{field.name: record[field.name] for field in fields(RunSpec)})

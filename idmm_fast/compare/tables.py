@@ -1,0 +1,123 @@
+"""Markdown tables of a sweep's results."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .spec import RANDOM
+from .stats import (
+    MEASURES,
+    Numbers,
+    differences,
+    display_name,
+    main_records,
+    mean_std,
+    methods_of,
+    recipe_of,
+    sort_methods,
+    unique,
+    values,
+)
+from .store import Record
+
+GAIN = "gain over training from scratch, points"
+
+
+def format_mean_std(numbers: Numbers) -> str:
+    """ "41.2 ± 0.3"; "41.2" of one number, "-" of none."""
+    if not numbers:
+        return "-"
+    mean, deviation = mean_std(numbers.values())
+    return f"{mean:.1f}" + (f" ± {deviation:.1f}" if np.isfinite(deviation) else "")
+
+
+def markdown_table(
+    rows: Mapping[Any, str],
+    columns: Mapping[Any, str],
+    get: Callable[[Any, Any], Numbers],
+    corner: str = "",
+    mark_best: bool = True,
+) -> str:
+    """A table of means and standard deviations.
+
+    Numbers of an older recipe than the newest in the table have its number in brackets behind them.
+
+    Args:
+        rows: {key: title}.
+        columns: {key: title}.
+        get: The numbers of a row's and a column's key.
+        corner: The title of the column of titles.
+        mark_best: Set the highest mean of a column in bold, where all of the column is of one recipe.
+    """
+    found = {(r, c): get(r, c) for r in rows for c in columns}
+    means = {place: np.mean(list(numbers.values())) for place, numbers in found.items() if numbers}
+    recipes = {place: max(numbers)[0] for place, numbers in found.items() if numbers}
+    newest = max(recipes.values(), default=0)
+    best = {}
+    for c in columns:
+        places = [(r, c) for r in rows if (r, c) in means]
+        if mark_best and len(rows) > 1 and len({recipes[place] for place in places}) == 1:
+            best[c] = max(means[place] for place in places)
+    lines = [f"| {corner} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    for r, title in rows.items():
+        cells = []
+        for c in columns:
+            recipe = recipes.get((r, c), newest)
+            text = format_mean_std(found[r, c]) + (f" ({recipe})" if recipe != newest else "")
+            cells.append(f"**{text}**" if (r, c) in means and means[r, c] == best.get(c) else text)
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main_table(records: list[Record], measure: str = "top1") -> str:
+    """Methods by datasets, mean ± standard deviation over the seeds, the best of a column in bold.
+
+    Args:
+        records: The records of results.jsonl.
+        measure: A key of MEASURES.
+    """
+    main = main_records(records)
+    datasets = {d: d for d in unique(main, "dataset")}
+
+    def get(method: str, dataset: str) -> Numbers:
+        return values(main, measure, method=method, dataset=dataset)
+
+    return markdown_table(methods_of(main, measure), datasets, get, f"{MEASURES[measure]}, %")
+
+
+def gain_table(records: list[Record]) -> str:
+    """Methods by datasets: fine-tuned accuracy less that of training from scratch, seed by seed."""
+    main = main_records(records)
+    datasets = {d: d for d in unique(main, "dataset")}
+    methods = {m: title for m, title in methods_of(main).items() if m != RANDOM}
+
+    def get(method: str, dataset: str) -> Numbers:
+        scratch = values(main, "top1", method=RANDOM, dataset=dataset)
+        return differences(values(main, "top1", method=method, dataset=dataset), scratch)
+
+    return markdown_table(methods, datasets, get, GAIN)
+
+
+def cost_table(records: list[Record]) -> str:
+    """What a method costs: crops seen, minutes of pretraining and of fine-tuning, memory."""
+    main = main_records(records)
+    rows = [
+        "| mean over the runs | crops seen | pretraining, min | crops/s | fine-tuning, min | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in sort_methods(record["method"] for record in main):
+        mine = [record for record in main if record["method"] == method]
+        mine = [record for record in mine if recipe_of(record) == max(map(recipe_of, mine))]
+        finetuning = f"{np.mean([record['finetune_seconds'] for record in mine]) / 60:.1f}"
+        if method == RANDOM:
+            rows.append(f"| {display_name(method)} | 0 | 0 | - | {finetuning} | - |")
+            continue
+        crops, seconds, peak = (
+            np.array([record[key] for record in mine]) for key in ("crops", "pretrain_seconds", "peak_mb")
+        )
+        rows.append(
+            f"| {display_name(method)} | {crops.mean():,.0f} | {seconds.mean() / 60:.1f} | "
+            f"{crops.sum() / seconds.sum():,.0f} | {finetuning} | {peak.mean():,.0f} |"
+        )
+    return "\n".join(rows) + "\n"

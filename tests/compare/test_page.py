@@ -1,0 +1,256 @@
+"""The results page: what it says of known numbers; the page and the commands of the documents."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+from helpers import ROOT, run_script
+
+from idmm_fast.compare.page import write_page
+from idmm_fast.compare.spec import RunSpec, SweepConfig, parse_budget
+from idmm_fast.compare.store import ResultStore
+from idmm_fast.compare.tables import main_table
+
+
+def record(
+    method,
+    seed,
+    top1,
+    dataset="a",
+    budget=800,
+    target="same",
+    images=0,
+    sampling="balanced",
+    tuning=100,
+    base=None,
+    settings="s",
+    labels=2000,
+    **more,
+):
+    return {
+        "dataset": dataset,
+        "images": images,
+        "sampling": sampling,
+        "method": method,
+        "seed": seed,
+        "budget": 0 if method == "random" else budget,
+        "target": target,
+        "finetune_budget": tuning,
+        "base": base or method,
+        "settings": settings,
+        "crops": 0 if method == "random" else 790,
+        "epochs": 3,
+        "pretrain_seconds": 0.0 if method == "random" else 79.0,
+        "peak_mb": None if method == "random" else 512,
+        "knn10": 1.0,
+        "knn20": top1 / 2,
+        "linear": top1 / 3,
+        "top1": top1,
+        "top5": 90.0,
+        "labels": labels,
+        "curve": [[1, top1 - 5], [2, top1]],
+        "finetune_seconds": 60.0,
+        "finetune_epochs": 2,
+        "jobs": 2,
+        "finished": 0,
+        **more,
+    }
+
+
+def page_of(lines, folder):
+    (folder / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    return write_page(folder).read_text()
+
+
+def section(page, heading):
+    assert f"## {heading}\n" in page, re.findall("## .*", page)
+    return page.split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_sections_do_not_mix_lengths_of_fine_tuning(tmp_path):
+    """IDMM gets worse by the length here, so that a mixture would show."""
+    lines = [
+        record(m, 0, v, images=n, labels=n, tuning=tuning, budget=8000)
+        for n in (50, 100)
+        for tuning, off in ((100_000, 0), (5000, 7))
+        for m, v in (("idmm", n / 10 - off + 20), ("random", n / 10))
+    ]
+    lines += [
+        record("idmm", 0, 50.0, budget=8000, tuning=100_000),
+        record("simclr", 0, 1.0, images=50, labels=50, budget=8000, tuning=100_000),
+    ]
+    lines += [
+        record("idmm", 0, v, target="b", budget=8000, tuning=tuning) for v, tuning in ((60.0, 100_000), (44.0, 5000))
+    ]
+    lines += [
+        record("idmm", 0, v, images=50, sampling=k, target="a", budget=8000, tuning=tuning)
+        for k in ("balanced", "random")
+        for v, tuning in ((71.0, 100_000), (72.0, 5000))
+    ]
+    page = page_of(lines, tmp_path)
+    long, short = (section(page, f"Fewer images: a, 8,000 crops in all, then {n} in all") for n in ("100,000", "5,000"))
+    assert "| IDMM | **25.0** | **30.0** | **50.0** |" in long
+    assert "| SimCLR | 1.0 | - | - |" in long
+    assert "| IDMM | **18.0** | **23.0** |" in short
+    assert "SimCLR" not in short
+    assert "| a, 8,000, IDMM | 60.0 |" in section(page, "Transfer, fine-tuned for 100,000 crops in all")
+    assert "| a, 8,000, IDMM | 44.0 |" in section(page, "Transfer, fine-tuned for 5,000 crops in all")
+    assert "| IDMM on 50 of a, 8,000 crops, then 5,000 | 72.0 | 72.0 |" in page
+    assert "| IDMM on 50 of a, 8,000 crops, then 100,000 | 71.0 | 71.0 |" in page
+
+
+def test_fewer_images_by_the_image_as_at_the_papers_size(tmp_path):
+    """--budget 4800x --finetune-budget 200x: all images have a column too, and what is said of the crops is so."""
+    lines = [
+        record(m, 0, v + n / 100, images=n % 2000, labels=n, budget=4800 * n, tuning=200 * n)
+        for n in (250, 500, 2000)
+        for m, v in (("idmm", 30.0), ("random", 9.0))
+    ]
+    page = section(page_of(lines, tmp_path), "Fewer images: a, 4,800 crops of each image, then 200 of each image")
+    assert "| IDMM | **32.5** | **35.0** | **50.0** |" in page
+    assert "fine-tuning 200 of each image" in page
+
+
+def test_variants_at_another_budget_have_a_section_of_their_own(tmp_path):
+    lines = [
+        record("idmm", 0, 30.0),
+        record("idmm", 0, 25.0, budget=400),
+        record("idmm_plain", 0, 28.0, base="idmm", budget=400),
+    ]
+    page = page_of(lines, tmp_path)
+    assert "| IDMM | 25.0 | 12.5 | 8.3 |" in section(page, "Variants: a, 400 crops, then 100")
+    assert "Variants: a, 800" not in page
+
+
+def test_recipes_are_not_mixed(tmp_path):
+    """Of a row the newest; no mean and no difference of two."""
+    lines = [record(m, s, v + s) for m, v in (("random", 20.0), ("idmm", 30.0), ("simclr", 90.0)) for s in range(3)]
+    page = page_of(lines, tmp_path)
+    assert "All runs are of one recipe: 1, " in page
+    assert "The recipe now is 2, " in page
+    lines += [record(m, s, v + s, recipe=2) for m, v in (("random", 40.0), ("idmm", 60.0)) for s in range(2)]
+    page = page_of(lines, tmp_path)
+    assert "The runs are of several recipes: 1, " in page
+    assert "| IDMM | 60.5 ± 0.7 |" in page  # not in bold beside what it can not be compared with
+    assert "| SimCLR | 91.0 ± 1.0 (1) |" in page
+    assert "| IDMM | **20.0 ± 0.0** |" in page
+    assert "| SimCLR | - |" in page  # its gain would be over another fine-tuning
+    assert "All runs are of one recipe: 2, " in page_of(lines[9:], tmp_path)
+
+
+def test_the_page_says_what_the_numbers_are(tmp_path):
+    lines = [
+        record(m, s, base + s) for m, base in (("random", 20.0), ("idmm", 30.0), ("simclr", 25.0)) for s in range(3)
+    ]
+    lines += [
+        record(m, s, base + s, dataset="b", budget=400)
+        for m, base in (("random", 50.0), ("idmm", 52.0), ("simclr", 60.0))
+        for s in range(3)
+    ]
+    for n in (100, 50):
+        lines += [
+            record(m, s, base + n / 10 + s, images=n, labels=n)
+            for m, base in (("random", 0.0), ("idmm", 5.0))
+            for s in range(2)
+        ]
+    lines += [
+        record(m, s, 40.0, dataset="d", budget=n)
+        for m in ("random", "idmm")
+        for n in (400, 800)
+        for s in range(1 if m == "random" else 2)
+    ]
+    lines += [
+        record("idmm", 0, 35.0, dataset="a", target="b"),
+        record("idmm", 0, 36.0, dataset="b", target="a", budget=400),
+    ]
+    lines += [
+        record("idmm", 0, 77.0, images=50, labels=50, budget=4),
+        record("idmm", 0, 99.0, dataset="b", budget=1600),
+    ]  # budgets of their own: not mixed in
+    lines += [
+        record("idmm", s, 11.0 + s, images=n, labels=n, budget=2 * n) for s in range(2) for n in (100, 1000)
+    ]  # two crops of each image
+    lines += [
+        record("idmm", s, 40.0, images=100, sampling=k, target="a") for k in ("balanced", "random") for s in range(2)
+    ]
+    lines += [record("idmm_plain", s, 28.0, base="idmm") for s in range(3)]
+    lines += [record(m, 0, v, tuning=400) for m, v in (("random", 33.0), ("idmm", 34.0))]
+    lines += [record("simclr", s, 27.0 + s, budget=2400) for s in range(2)]
+    lines += [
+        record("simclr", 9, 99.0, dataset="c", settings="t"),
+        record("simclr", 8, 99.0, dataset="c", settings="u"),
+    ]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines) + '{"cut sho')
+    page = write_page(tmp_path, tmp_path / "new" / "page.md").read_text()
+    fewer = [f"Fewer images: a, {what}, then 100 in all" for what in ("800 crops in all", "2 crops of each image")]
+    others = (
+        "Class-balanced or random",
+        "Variants: a, 800 crops, then 100",
+        "Settings",
+        "Length of fine-tuning: a, 800 crops of pretraining",
+    )
+    for heading in ("Methods", *fewer, "Transfer, fine-tuned for 100 crops in all", *others):
+        assert f"## {heading}\n" in page, heading
+    assert "| IDMM | **31.0 ± 1.0** | 53.0 ± 1.0 | **40.0 ± 0.0** | - |" in page
+    assert "| SimCLR | 26.0 ± 1.0 | **61.0 ± 1.0** | - |" in page
+    assert "| IDMM | **10.0 ± 0.0** | 2.0 ± 0.0 | **0.0** |" in page  # gains, seed by seed
+    assert "(a: 800 and 100; b: 400 and 100; d: 800 and 100; c: 800 and 100)" in page
+    assert "| SimCLR | 790 | 1.3 | 10 | 1.0 | 512 |" in page
+    assert "| IDMM | **10.5 ± 0.7** | **15.5 ± 0.7** | **31.0 ± 1.0** |" in page  # 50, 100, all 2,000
+    few = section(page, fewer[1])
+    assert "| IDMM | **11.5 ± 0.7** | **11.5 ± 0.7** |" in few  # 100, 1,000
+    assert "| IDMM | 1.0 ± 0.0 | - |" in few
+    assert "| a, 800, IDMM | 31.0 ± 1.0 | 35.0 |" in page
+    assert "| b, 400, IDMM | **36.0** | **53.0 ± 1.0** |" in page
+    assert "| SimCLR | 26.0 ± 1.0 | 27.5 ± 0.7 |" in page.split("Length of pretraining")[1]
+    assert "Trained from scratch: 21.0 ± 1.0.\n" in section(page, "Length of pretraining: a, 100 crops of fine-tuning")
+    assert "| IDMM | 77.0 | 10.5 ± 0.7 |" in section(
+        page, "Length of pretraining: 50 images of a, 100 crops of fine-tuning"
+    )
+    assert "| idmm plain | 28.0 ± 0.0 |" in page
+    assert "| random weights | 10.5 ± 0.5 |" in page
+    assert "| trained from scratch | 21.0 ± 1.0 |" in page
+    assert "c/0/balanced/simclr/800/same/100: not all seeds have the same settings: t: seeds [9], u: seeds [8]" in page
+    assert main_table(lines).splitlines()[0] == "| fine-tuned, top-1, % | a | b | d | c |"
+    for picture in re.findall(r"\]\((.*?)\)", page):
+        assert (tmp_path / "new" / picture).stat().st_size > 3000
+
+
+def test_a_page_of_nothing_is_refused(tmp_path):
+    shown = run_script("compare.py", "report", "--out", tmp_path)
+    assert shown.returncode == 1
+    assert "holds no finished run" in shown.stderr
+
+
+def test_the_documents_are_made_of_the_results(tmp_path):
+    made = write_page(ROOT / "results", tmp_path / "results.md").read_text()
+    assert made == (ROOT / "docs" / "results.md").read_text()
+    assert main_table(ResultStore(ROOT / "results").records) in (ROOT / "README.md").read_text()
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted(
+    {c for page in PAGES for c in re.findall(r"python compare\.py ([^`\n]+?)(?:\s+#.*)?(?:`|\n)", page.read_text())}
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_documents_are_understood(command):
+    """Their options, configurations, methods and budgets."""
+    spec = importlib.util.spec_from_file_location("compare", ROOT / "compare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    args = module.parse(command.split())
+    if hasattr(args, "report"):
+        return
+    config = SweepConfig(ROOT / args.config)
+    for method in args.methods:
+        for budget in (args.budget, *args.finetune_budget):
+            config.pretrain_config(
+                RunSpec("x", 0, "balanced", method, 0, parse_budget(budget, 2040), "same", 1), "x", 2040, "x"
+            )
+
+
+def test_there_are_commands_in_the_documents():
+    assert len(COMMANDS) > 8

@@ -1,0 +1,247 @@
+"""Sweep files, runs and budgets; the digest that tells whether a run is done; the subsets of a run."""
+
+import numpy as np
+import pytest
+import yaml
+from fastargs import Param
+from helpers import FINETUNE, PRETRAIN, ROOT
+
+from idmm_fast.beton import open_beton, write_beton
+from idmm_fast.beton.format import SUMS_MARK
+from idmm_fast.compare.spec import RunSpec, SweepConfig, parse_budget
+from idmm_fast.compare.store import RECIPE, ResultStore, counted_values, run_of, settings_digest
+from idmm_fast.compare.subsets import DatasetFiles
+from idmm_fast.config import ConfigError, keys, load_yaml, make_config
+from idmm_fast.config.types import Float, Str
+from idmm_fast.datasets import Split
+
+
+def tiny(path, seed, labels=None):
+    """A beton of eight small images of noise, of two classes unless `labels` says otherwise."""
+    images = list(np.random.default_rng(seed).integers(0, 256, (8, 16, 16, 3), np.uint8))
+    split = Split(images, labels or [k % 2 for k in range(8)], ["a", "b"])
+    return write_beton(path, split, dataset="test", name="train", mode="raw", quiet=True).path
+
+
+def as_by_ffcv(path):
+    """Without checksums, as FFCV's own writer leaves it."""
+    data = bytearray(path.read_bytes())
+    at = data.index(np.array([SUMS_MARK]).tobytes())
+    data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    assert open_beton(path).table_checksum == 0
+
+
+@pytest.mark.parametrize("writer", ["ours", "ffcv"])
+def test_a_digest_depends_on_what_the_betons_hold(sweep_dir, writer):
+    """Not by their names: other pixels or other labels are other settings, and so is each of the three files."""
+    run = RunSpec("x", 0, "balanced", "idmm", 0, 1500, "y", 128)
+    config = SweepConfig(sweep_dir / "compare.yaml")
+    datasets = DatasetFiles(sweep_dir / "data", sweep_dir / "made")
+    files = [sweep_dir / "data" / f"{name}.beton" for name in ("x_train", "y_train", "y_test")]
+
+    def settings(*seeds, labels=None):
+        for file, seed in zip(files, seeds):
+            tiny(file, seed, labels)
+            if writer == "ffcv":
+                as_by_ffcv(file)
+        return settings_digest(run, config, datasets)
+
+    first = settings(1, 2, 3)
+    others = [settings(4, 2, 3), settings(1, 4, 3), settings(1, 2, 4), settings(1, 2, 3, labels=[0] * 7 + [1])]
+    assert len({first, *others}) == 5
+    assert settings(1, 2, 3) == first  # written again, the same
+
+
+def test_a_subset_is_of_the_images_there_are(sweep_dir):
+    """Of two datasets with one name in two folders, and of one that was converted anew."""
+    betons = DatasetFiles(sweep_dir / "data", sweep_dir / "made")
+
+    def pixels(folder, seed=None):
+        if seed is not None:
+            (sweep_dir / folder).mkdir(exist_ok=True)
+            tiny(sweep_dir / folder / "x_train.beton", seed)
+        some = open_beton(
+            betons.train(RunSpec(str(sweep_dir / folder / "x"), 4, "balanced", "idmm", 0, 100, "same", 100))
+        )
+        whole = open_beton(sweep_dir / folder / "x_train.beton")
+        assert set(some.sums) <= set(whole.sums)
+        return some.path
+
+    first, second = pixels("A", 1), pixels("B", 2)
+    assert pixels("A", 3) != first
+    assert pixels("B") == second  # not made again
+
+
+def test_a_target_in_another_folder_is_evaluated_there(sweep_dir):
+    (sweep_dir / "far").mkdir()
+    for split, seed in (("train", 1), ("test", 2)):
+        tiny(sweep_dir / "far" / f"x_{split}.beton", seed)
+    betons = DatasetFiles(sweep_dir / "data", sweep_dir / "made")
+    run = RunSpec("tiny", 0, "balanced", "idmm", 0, 1500, str(sweep_dir / "far" / "x"), 128)
+    assert betons.of(run)[1:] == (sweep_dir / "far" / "x_train.beton", sweep_dir / "far" / "x_test.beton")
+    assert settings_digest(run, SweepConfig(sweep_dir / "compare.yaml"), betons)
+
+
+@pytest.mark.parametrize(
+    ("schema", "free"),
+    [
+        (PRETRAIN, {"online_eval.every", "online_eval.linear"}),
+        (FINETUNE, {"model.init", "progressive.stages"}),
+    ],
+)
+def test_every_key_counts_but_these(schema, free):
+    """Those change no number, or only the rounding."""
+    free |= {"data.train", "data.test", "data.num_workers", "logging.run_dir"} | {
+        f"training.{k}"
+        for k in (
+            "seed",
+            "resume",
+            "device",
+            "compile",
+            "channels_last",
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "max_nonfinite_steps",
+        )
+    }
+    cfg = make_config(
+        schema, {"data.train": "x", "data.test": "y", "logging.run_dir": "z", "model.name": "m", "training.amp": "fp32"}
+    )
+    before = counted_values(schema, cfg)
+    for key in keys(schema):
+        section, name = key.split(".")
+        kept = getattr(getattr(cfg, section), name)
+        setattr(getattr(cfg, section), name, "bf16" if name == "amp" else "cpu" if name == "device" else "another")
+        assert (counted_values(schema, cfg) == before) == (key in free), key
+        setattr(getattr(cfg, section), name, kept)
+
+
+def test_a_new_key_that_is_off_leaves_done_what_is_done():
+    """Whatever "off" is; but a key that is off, and is on by default, counts."""
+    values = {"data.train": "x", "logging.run_dir": "z", "model.name": "m", "training.amp": "fp32"}
+    before = counted_values(PRETRAIN, make_config(PRETRAIN, values))
+    section, params = PRETRAIN["augment"]
+    new = {"new_prob": Param(Float(0, 1), "", default=0.0), "new_mode": Param(Str(), "", default=None)}
+    schema = PRETRAIN | {"augment": (section, params | new)}
+    assert counted_values(schema, make_config(schema, values)) == before
+    for key, value in (("new_prob", 0.5), ("new_mode", "x"), ("blur_prob", 0.0)):
+        assert counted_values(schema, make_config(schema, values | {f"augment.{key}": value})) != before
+    ends = [counted_values(PRETRAIN, make_config(PRETRAIN, values | {"training.weight_decay_end": 0.0})), before]
+    assert ends[0] != ends[1]  # none is another schedule than 0
+
+
+def test_a_digest_depends_on_labels_sizes_precision_and_recipe(sweep_dir):
+    def settings(recipe=RECIPE, **sections):
+        tree = yaml.safe_load((sweep_dir / "compare.yaml").read_text())
+        for section, values in sections.items():
+            tree[section] |= values
+        (sweep_dir / "other.yaml").write_text(yaml.safe_dump(tree))
+        run = RunSpec("tiny", 24, "balanced", "random", 0, 0, "same", 128)
+        files = DatasetFiles(sweep_dir / "data", sweep_dir / "made")
+        return settings_digest(run, SweepConfig(sweep_dir / "other.yaml"), files, recipe)
+
+    assert settings() == settings(finetune={"data.num_workers": 1})
+    others = [
+        settings(finetune={"data.per_class": 3}),
+        settings(1),
+        settings(pretrain={"model.image_size": 16}),
+        settings(finetune={"training.amp": "bf16"}),
+    ]
+    assert len({settings(), *others}) == 5
+
+
+def test_only_the_last_line_of_the_results_may_be_cut_short(tmp_path):
+    (tmp_path / "results.jsonl").write_text('{"a": 1}\n{"b": 2}\n{"cut sho')
+    assert ResultStore(tmp_path).records == [{"a": 1}, {"b": 2}]
+    (tmp_path / "results.jsonl").write_text('{"a": 1}\n{"cut sho\n{"b": 2}\n')
+    with pytest.raises(ConfigError, match=r"line 2 of .*results\.jsonl is damaged"):
+        ResultStore(tmp_path)
+
+
+def test_an_unknown_key_of_a_sweep_file_is_named(sweep_dir):
+    (sweep_dir / "compare.yaml").write_text("pretrained: {}\n")
+    with pytest.raises(ConfigError, match="no key 'pretrained'; there are model, pretrain"):
+        SweepConfig(sweep_dir / "compare.yaml")
+    (sweep_dir / "compare.yaml").write_text("pretrain: {training: {learning_rate: 1}}\n")
+    with pytest.raises(ConfigError, match=r"compare\.yaml: there is no key 'training.learning_rate'"):
+        SweepConfig(sweep_dir / "compare.yaml").pretrain_config(
+            RunSpec("tiny", 0, "balanced", "idmm", 0, 100, "same", 100), "x", 64, "x"
+        )
+
+
+def test_every_method_sees_the_budget(sweep_dir):
+    """At the sizes of rn_configs/compare/small.yaml."""
+    config = SweepConfig(ROOT / "rn_configs" / "compare" / "small.yaml")
+    for method in (
+        "idmm",
+        "instance",
+        "simclr",
+        "supcon",
+        "moco_v2",
+        "moco_v3",
+        "dino",
+        "idmm_no_smoothing",
+        "idmm_no_cutmix",
+        "idmm_two_crops",
+    ):
+        cfg = config.pretrain_config(RunSpec("x", 0, "balanced", method, 3, 800_000, "same", 1), "x", 2040, "x")
+        crops = cfg.training.epochs * 2040 * sum(g["count"] for g in cfg.crops.groups)
+        assert abs(crops / 800_000 - 1) < 0.01
+        assert cfg.training.seed == 3
+        assert (cfg.training.batch_size, cfg.training.lr, cfg.model.image_size) == (128, 1e-3, 24)
+        assert cfg.training.warmup_epochs == pytest.approx(0.05 * cfg.training.epochs)
+        assert (cfg.cutmix.alpha > 0) == (method in ("idmm", "idmm_no_smoothing", "idmm_two_crops"))
+    assert config.pretrain_config(RunSpec("x", 0, "balanced", "random", 0, 0, "same", 1), "x", 2040, "x") is None
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["idmm", "instance", "simclr", "supcon", "moco_v2", "moco_v3", "dino", "idmm_no_cutmix", "idmm_at_224_pixels"],
+)
+def test_the_papers_sweep_has_the_methods_own_settings(method):
+    config = SweepConfig(ROOT / "rn_configs" / "compare" / "paper.yaml")
+    file = ROOT / "rn_configs" / "methods" / f"{method}.yaml"
+    run = RunSpec("x", 0, "balanced", method, 0, parse_budget("4800x", 2040), "same", parse_budget("200x", 2040))
+    cfg = config.pretrain_config(run, "x", 2040, "x")
+    assert cfg.training.epochs == round(4800 / sum(g["count"] for g in cfg.crops.groups))
+    if file.exists():
+        for key, value in load_yaml(PRETRAIN, file).items():
+            section, name = key.split(".")
+            found = getattr(getattr(cfg, section), name)
+            assert found == value or name == "groups", key
+    tuned = config.finetune_config(run, ("x", "x"), 2040, None, "x")
+    assert (tuned.training.epochs, tuned.model.image_size, tuned.training.warmup_epochs) == (200, 224, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("400000", 400_000), ("4e5", 400_000), ("4800x", 4800 * 64), ("1.5x", 96)]
+)
+def test_a_budget_is_a_number_of_crops(text, wanted):
+    assert parse_budget(text, 64) == wanted
+
+
+@pytest.mark.parametrize("text", ["many", "0", "x", "-3x"])
+def test_other_budgets_are_refused(text):
+    with pytest.raises(ConfigError, match="a budget is a number of crops"):
+        parse_budget(text, 64)
+
+
+def test_the_least_crop_scale_is_the_same_for_all(sweep_dir):
+    tree = yaml.safe_load((sweep_dir / "compare.yaml").read_text())
+    (sweep_dir / "compare.yaml").write_text(yaml.safe_dump(tree | {"min_crop_scale": 0.2}))
+    cfg = SweepConfig(sweep_dir / "compare.yaml").pretrain_config(
+        RunSpec("tiny", 0, "balanced", "idmm", 0, 1500, "same", 100), "x", 64, "x"
+    )
+    assert [g["scale"] for g in cfg.crops.groups] == [[0.2, 1.0], [0.2, 0.4]]
+
+
+def test_the_results_are_those_of_the_sweep_file():
+    """The runs of results.jsonl have the epochs and bases that rn_configs/compare/small.yaml gives them."""
+    config = SweepConfig(ROOT / "rn_configs" / "compare" / "small.yaml")
+    for entry in ResultStore(ROOT / "results").records:
+        run = run_of(entry)
+        cfg = config.pretrain_config(run, "x", run.images or entry["labels"], "x") if run.target == "same" else None
+        assert cfg is None or cfg.training.epochs == entry["epochs"]
+        assert config.base_method(run.method) == entry["base"]

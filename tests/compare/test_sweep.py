@@ -1,0 +1,172 @@
+"""Sweeps as programs: killed, resumed, reported; what fails harms no other run."""
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers import ROOT, TINY_VIT, run_script
+from PIL import Image
+
+from idmm_fast.beton import open_beton
+from idmm_fast.compare.store import RECIPE, ResultStore
+
+
+def sweep_args(sweep_dir, *args):
+    return [
+        "--config",
+        sweep_dir / "compare.yaml",
+        "--data",
+        sweep_dir / "data",
+        "--out",
+        sweep_dir / "out",
+        "--budget",
+        "1500",
+        "--finetune-budget",
+        "128",
+        *args,
+    ]
+
+
+SMALL = ("--datasets", "tiny", "--methods", "random", "idmm", "simclr", "--seeds", "0", "1", "--jobs", "2")
+
+
+def running_process(sweep_dir, *args):
+    """The sweep as a process, once a run is done."""
+    command = [sys.executable, ROOT / "compare.py", *sweep_args(sweep_dir, *args)]
+    process = subprocess.Popen(
+        list(map(str, command)), env=os.environ | {"MARK": str(sweep_dir)}, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (sweep_dir / "out" / "results.jsonl").exists():
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+    return process
+
+
+def alive(sweep_dir):
+    """Processes that were started with this folder in their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"MARK={sweep_dir}".encode() in entry.read_bytes():
+                found.append(entry.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_killed_sweep_resumes_and_reports(sweep_dir):
+    process = running_process(sweep_dir, *SMALL)
+    process.kill()
+    process.wait()
+    before = ResultStore(sweep_dir / "out").records
+    assert 0 < len(before) < 6
+    began = time.monotonic()
+    while alive(sweep_dir):  # its children end by themselves
+        time.sleep(0.1)
+        assert time.monotonic() - began < 60
+    shown = run_script("compare.py", *sweep_args(sweep_dir, *SMALL))
+    assert shown.returncode == 0, shown.stderr
+    lines = ResultStore(sweep_dir / "out").records
+    assert lines[: len(before)] == before  # not run again
+    assert {(line["method"], line["seed"]) for line in lines} == {
+        (m, s) for m in ("random", "idmm", "simclr") for s in (0, 1)
+    }
+    for line in lines:
+        assert line["recipe"] == RECIPE
+        assert all(0 <= line[k] <= 100 for k in ("knn10", "knn20", "linear", "top1", "top5"))
+        crops = {"random": 0, "idmm": 6, "simclr": 2}[line["method"]]
+        assert line["crops"] == line["epochs"] * 64 * crops
+        assert line["crops"] == 0 or abs(line["crops"] / 1500 - 1) < 0.15
+        assert line["finetune_epochs"] == 2
+        assert line["method"] == "random" or (line["pretrain_seconds"] > 0 and line["peak_mb"] > 100)
+    assert {line["evaluated_at"] for line in lines} == {24}  # random weights too: the pixels of the pretraining
+    assert len({line["parameters"] for line in lines}) == 1
+    alone = run_script(
+        "evaluate.py",
+        "--data",
+        sweep_dir / "data" / "tiny_train.beton",
+        "--test",
+        sweep_dir / "data" / "tiny_test.beton",
+        "--training.amp=fp32",
+        "--model.name=vit_tiny_patch16_224",
+        "--model.image_size=24",
+        f"--model.options={yaml.safe_dump(TINY_VIT, default_flow_style=True)}",
+    )
+    random = next(line for line in lines if line["method"] == "random" and line["seed"] == 0)
+    assert alone.stdout.split() == [t for k in ("knn10", "knn20", "linear") for t in (k, f"{random[k]:.2f}", "%")]
+    assert not list((sweep_dir / "out").rglob("checkpoints"))  # tidied up
+    assert len(list((sweep_dir / "out").rglob("backbone.safetensors"))) == 4
+    text = (sweep_dir / "out" / "results.jsonl").read_text()
+    assert run_script("compare.py", *sweep_args(sweep_dir, *SMALL)).returncode == 0
+    assert (sweep_dir / "out" / "results.jsonl").read_text() == text
+    shown = run_script("compare.py", "report", "--out", sweep_dir / "out")
+    assert shown.returncode == 0, shown.stderr
+    page = (sweep_dir / "out" / "report.md").read_text()
+    mean = np.mean([line["top1"] for line in lines if line["method"] == "idmm"])
+    assert re.search(rf"\| IDMM \| \**{mean:.1f} ± ", page)
+    for picture in re.findall(r"\]\((.*?)\)", page):
+        assert np.asarray(Image.open(sweep_dir / "out" / picture)).std() > 10
+
+
+@pytest.mark.slow
+def test_a_signal_stops_a_sweep_with_checkpoints(sweep_dir):
+    process = running_process(sweep_dir, *SMALL)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command resumes" in said
+    assert not alive(sweep_dir)
+    assert run_script("compare.py", *sweep_args(sweep_dir, *SMALL)).returncode == 0
+    assert len(ResultStore(sweep_dir / "out").records) == 6
+
+
+def test_fewer_images_other_targets_and_one_that_fails(sweep_dir):
+    """The failing one is named and harms no other; subsets are balanced; a transfer is evaluated on its target."""
+    args = ("--datasets", "tiny", "--methods", "wild", "idmm_plain", "--images", "24", "--targets", "same", "tiny")
+    shown = run_script("compare.py", *sweep_args(sweep_dir, *args))
+    assert shown.returncode == 1
+    assert "tiny 24 balanced, wild, seed 0" in shown.stderr
+    assert "FloatingPointError" in shown.stderr
+    lines = {line["target"]: line for line in ResultStore(sweep_dir / "out").records}
+    assert lines["same"]["labels"] == 24
+    assert lines["tiny"]["labels"] == 64
+    assert lines["same"]["base"] == "idmm"
+    assert lines["same"]["crops"] == lines["tiny"]["crops"] == lines["same"]["epochs"] * 24 * 6
+    (made,) = (sweep_dir / "out").rglob("*.beton")
+    assert np.bincount(open_beton(made).label).tolist() == [6, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--datasets", "nowhere", "--methods", "idmm"), "nowhere_train.beton does not exist"),
+        (("--datasets", "tiny", "--methods", "idmn"), "there is no method 'idmn'; there are dino, idmm"),
+        (
+            ("--datasets", "tiny", "--methods", "idmm", "--images", "1000"),
+            "1000 images were asked for, and there are 64",
+        ),
+        (("--datasets", "tiny", "--methods", "idmm", "--config", "/nowhere.yaml"), "/nowhere.yaml does not exist"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_begins(sweep_dir, args, says):
+    shown = run_script("compare.py", *sweep_args(sweep_dir, *args))
+    assert shown.returncode == 1
+    assert says in shown.stderr
+    assert not (sweep_dir / "out" / "results.jsonl").exists()
+
+
+def test_a_second_sweep_in_the_same_folder_is_refused(sweep_dir):
+    (sweep_dir / "out").mkdir()
+    with open(sweep_dir / "out" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shown = run_script("compare.py", *sweep_args(sweep_dir, *SMALL))
+    assert shown.returncode == 1
+    assert f"the sweep in {sweep_dir / 'out'} is in use by" in shown.stderr
