@@ -90,7 +90,7 @@ class Beton:
         except (OSError, ValueError):
             return {}
         right = isinstance(content, dict) and isinstance(content.get("classes") or [], list)
-        if not right or content.get("table_checksum", self.table_checksum) != self.table_checksum:
+        if not right or content.get("tables_sum", self.table_checksum) != self.table_checksum:
             warnings.warn(
                 f"{sidecar_path(self.path)} is not of this {self.path.name}; class names are made up", stacklevel=2
             )

@@ -300,7 +300,7 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
                 "skipped": skipped,
                 "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
-                "table_checksum": tables,
+                "tables_sum": tables,
                 "sha256": _digest(temporary),
             }
             draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
