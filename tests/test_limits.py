@@ -1,4 +1,7 @@
-"""Limits of containers, from trees of files as the kernel documents them; and work where there is no home, no user and no locale."""
+"""Limits of containers, from trees of files as the kernel documents them.
+
+And work where there is no home, no user and no locale.
+"""
 
 import json
 import os
@@ -122,7 +125,10 @@ def test_of_this_machine_they_are_not_more_than_there_is():
 
 
 def test_everything_asks_for_these_limits():
-    """No module counts the cores or the memory of the whole machine; pinning to certain cores and telling of the machine are other things."""
+    """No module counts the cores or the memory of the whole machine.
+
+    Pinning to certain cores and telling of the machine are other things.
+    """
     for path in (ROOT / "idmm_fast").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         if str(path.relative_to(ROOT / "idmm_fast")) not in ("limits.py", "bench/loader.py", "bench/head.py"):
@@ -160,7 +166,7 @@ def test_the_cache_is_in_the_home_or_else_among_temporary_files(tmp_path, monkey
 
 
 def images(folder):
-    """Six images in a folder whose name is not ASCII, one of whose own name is not even UTF-8, and a damaged one likewise."""
+    """Six images in a folder whose name is not ASCII. The names of one, and of a damaged one, are not even UTF-8."""
     inside = folder / "bilder_ü" / "klasse_é"
     inside.mkdir(parents=True)
     for k, photo in enumerate(photographs(6, seed=5)):
@@ -187,7 +193,10 @@ def run(code, *args, env, **options):
 
 
 def test_without_locale_and_home(tmp_path, monkeypatch, capsys):
-    """Conversion and features of images whose names are not ASCII, with Python's own ASCII locale; the files are named as they are, byte for byte."""
+    """Conversion and features of images whose names are not ASCII, with Python's own ASCII locale.
+
+    The files are named as they are, byte for byte.
+    """
     folder, trained = images(tmp_path), tmp_path / "run"
     trained.mkdir()
     options = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -240,7 +249,8 @@ def test_as_a_user_whom_the_machine_does_not_know(tmp_path, request):
     os.chmod(temporary, 0o777)
     # Everything is imported by root, who alone may be allowed to read Python's own files.
     shown = run(
-        "os.environ['IDMM_FAST_CACHE'] = sys.argv[2]\nconvert(sys.argv[1])\ndel os.environ['IDMM_FAST_CACHE']\nos.chdir(sys.argv[1])\n"
+        "os.environ['IDMM_FAST_CACHE'] = sys.argv[2]\nconvert(sys.argv[1])\ndel os.environ['IDMM_FAST_CACHE']\n"
+        "os.chdir(sys.argv[1])\n"
         "os.setgroups([])\nos.setgid(54321)\nos.setuid(54321)\nprint(convert('.')['train'])",
         folder,
         tmp_path / "warm",

@@ -1,4 +1,7 @@
-"""Two jobs on one thing: the second one is told who holds it, or waits; a process that dies leaves nothing that is in the way."""
+"""Two jobs on one thing: the second one is told who holds it, or waits.
+
+A process that dies leaves nothing that is in the way.
+"""
 
 import os
 import signal
@@ -16,7 +19,13 @@ from idmm_fast.beton import write_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.lock import Lock, Locked
 
-HOLD = "import sys, time\nfrom idmm_fast.lock import Lock\nwith Lock(sys.argv[1], 'it'):\n print('held', flush=True)\n time.sleep(float(sys.argv[2]))"
+HOLD = """
+import sys, time
+from idmm_fast.lock import Lock
+with Lock(sys.argv[1], 'it'):
+    print('held', flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
 
 
 def hold(path, seconds):

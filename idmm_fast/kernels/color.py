@@ -30,7 +30,7 @@ def _blended(x, factor, rest):
 
 @kernel(inline=True)
 def _hue_shifted(r, g, b, sectors):
-    # HSV and back without branches. The hue h is in sectors, 0..6; a channel is value - chroma * (1 - its part), and the
+    # HSV and back without branches. The hue h is in sectors, 0..6; a channel is value - chroma * (1 - part), and the
     # parts are clamp(|h - 3| - 1), clamp(2 - |h - 2|) and clamp(2 - |h - 4|).
     zero, one, two, six = splat8(0.0), splat8(1.0), splat8(2.0), splat8(6.0)
     value = vmax(r, vmax(g, b))

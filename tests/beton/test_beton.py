@@ -36,8 +36,10 @@ def convert(*args):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, photos):
-    """JPEG (baseline, progressive, gray, CMYK, rotated by EXIF, with a warning), PNG (RGB, RGBA, 16-bit, palette) and two
-    files that no decoder reads."""
+    """JPEGs and PNGs of many kinds, and two files that no decoder reads.
+
+    JPEG: baseline, progressive, gray, CMYK, rotated by EXIF, with a warning. PNG: RGB, RGBA, 16-bit, palette.
+    """
     root = tmp_path_factory.mktemp("mixed")
     (root / "a").mkdir()
     (root / "b").mkdir()
@@ -162,8 +164,11 @@ def test_whole_jpegs_are_found_to_be_whole_without_decoding(photos):
             assert not is_intact(data[: data.size // 2])
 
 
-def test_a_jpeg_that_seems_whole_is_one_that_libjpeg_turbo_reads_without_a_warning(photos):
-    """6,000 mutations; where `is_whole` says yes, the decoder must agree. (Where it says no, the decoder is asked anyway.)"""
+def test_a_jpeg_that_seems_intact_is_one_that_libjpeg_turbo_reads_without_a_warning(photos):
+    """6,000 mutations; where `is_intact` says yes, the decoder must agree.
+
+    (Where it says no, the decoder is asked anyway.)
+    """
     rng, decoder = np.random.default_rng(0), Decoder()
     kinds = [k for photo in photos[:3] for k in jpegs(photo[:64, :72])]
     agreed = 0
@@ -374,7 +379,10 @@ for _ in sys.stdin:  # a process for each line, which is killed
 
 
 def test_kill_at_twenty_random_moments_leaves_the_old_file_or_the_new_one(tmp_path, photos):
-    """A process writes the same file over and over, at another quality each time, and is killed; what is there is always whole."""
+    """A process writes the same file over and over, at another quality each time, and is killed.
+
+    What is there is always whole.
+    """
     root, path = tmp_path / "tree", tmp_path / "out" / "a.beton"
     (root / "a").mkdir(parents=True)
     for k, photo in enumerate(photos[:20]):
@@ -430,14 +438,22 @@ from idmm_fast.beton.jpeg import OK, Decoder
 from idmm_fast.beton.decode import decode_row
 
 warnings.simplefilter("ignore")
-original, target, count, sums = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "sums"
+original, target = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
+count, sums = int(sys.argv[3]), sys.argv[4] == "sums"
 target.write_bytes(original)
 whole = open_beton(target)
 decoder = Decoder()
 images = [decode_row(whole, row, decoder)[0] for row in range(len(whole))]
 first, table = int(whole.ptr.min()), int.from_bytes(original[16:24], "little")
-regions = {"header": (0, 32), "fields": (32, 2120), "rows": (2120, 2120 + 24 * len(whole)), "all before the pages": (0, 2120 + 40 * len(whole)),
-           "pages": (first, int((whole.ptr + whole.length).max())), "allocations": (table, len(original)), "anywhere": (0, len(original))}
+regions = {
+    "header": (0, 32),
+    "fields": (32, 2120),
+    "rows": (2120, 2120 + 24 * len(whole)),
+    "all before the pages": (0, 2120 + 40 * len(whole)),
+    "pages": (first, int((whole.ptr + whole.length).max())),
+    "allocations": (table, len(original)),
+    "anywhere": (0, len(original)),
+}
 rng = random.Random(1)
 outcomes = {"refused": 0, "error": 0, "correct": 0, "other pixels": 0}
 for trial in range(count):
@@ -470,8 +486,11 @@ print(outcomes)
 @pytest.mark.parametrize("sums", ["sums", "none"])
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
 def test_fuzzed_files_end_in_an_error_or_in_correct_pixels(tmp_path, photos, mode, sums, monkeypatch):
-    """1,000 mutations each of header, tables and pages. Without checksums (as in a file by FFCV's own writer) other pixels can't be
-    told, but nothing may crash: hence the process of its own."""
+    """1,000 mutations each of header, tables and pages.
+
+    Without checksums (as in a file by FFCV's own writer) other pixels can't be told, but nothing may crash: hence the
+    process of its own.
+    """
     monkeypatch.setattr("idmm_fast.beton.write.DEFAULT_PAGE", MIN_PAGE)
     split = Split([p[:40, :56] for p in photos[:6]], [0] * 6, ["a"])
     path = write_beton(tmp_path / "small.beton", split, dataset="t", name="train", mode=mode, quiet=True).path
@@ -505,7 +524,8 @@ from pathlib import Path
 from idmm_fast.beton import write_beton
 from idmm_fast.datasets import Split
 paths = [Path(sys.argv[1])] * int(sys.argv[3])
-write_beton(Path(sys.argv[2]), Split(paths, [0] * len(paths), ["a"]), dataset="t", name="train", mode="jpg", workers=2, quiet=True)
+split = Split(paths, [0] * len(paths), ["a"])
+write_beton(Path(sys.argv[2]), split, dataset="t", name="train", mode="jpg", workers=2, quiet=True)
 print(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmHWM")))
 """
     Image.fromarray(np.tile(photos[0], (3, 3, 1))).save(tmp_path / "a.jpg", quality=95)
@@ -575,7 +595,8 @@ class D:
     images = list(np.load(sys.argv[1]).values())
     def __len__(self): return 6
     def __getitem__(self, i): return (0.5 * i, self.images[i], i)
-DatasetWriter(sys.argv[2], {"score": FloatField(), "image": RGBImageField(write_mode="raw"), "label": IntField()}, num_workers=1).from_indexed_dataset(D())
+fields = {"score": FloatField(), "image": RGBImageField(write_mode="raw"), "label": IntField()}
+DatasetWriter(sys.argv[2], fields, num_workers=1).from_indexed_dataset(D())
 """
     subprocess.run(
         [sys.executable, "-c", code, tmp_path / "photos.npz", tmp_path / "stock.beton"],

@@ -1,4 +1,4 @@
-"""Betons that are damaged or made to harm: an error or the right pixels, never a crash, a hang or the machine's memory."""
+"""Betons that are damaged or made to harm: an error or the right pixels, never a crash, a hang or a full memory."""
 
 import os
 import random
@@ -25,7 +25,10 @@ FIRST = HEADER.itemsize + 2 * FIELD.itemsize  # where the table of the samples i
 
 
 class Parts:
-    """The tables of one of our betons, to be changed; `written` puts them back, with the checksums that such tables should have."""
+    """The tables of one of our betons, to be changed.
+
+    `written` puts them back, with the checksums that such tables should have.
+    """
 
     def __init__(self, data):
         self.header = np.frombuffer(data, HEADER, 1).copy()
@@ -217,7 +220,10 @@ VIEWS = [Views(2, 16), Views(1, 12, interpolation="bicubic"), Views(1, 16, inter
 
 
 def _batch(path):
-    """What the loader makes of all rows, [bytes of the groups], and the rows that were replaced. Raises BetonError, LoaderError."""
+    """What the loader makes of all rows, [bytes of the groups], and the rows that were replaced.
+
+    Raises BetonError, LoaderError.
+    """
     loader = MultiCropLoader(path, 64, 1, seed=1, views=VIEWS, on_error="replace")
     try:
         (groups,) = list(loader)
@@ -300,7 +306,10 @@ def mutated(rng, original):
 
 
 def fuzz(folder, count, seed):
-    """`count` mutations of a JPEG beton and a raw one. Prints how they ended; anything but an error or a right read is an exception."""
+    """`count` mutations of a JPEG beton and a raw one.
+
+    Prints how they ended; anything but an error or a right read is an exception.
+    """
     warnings.simplefilter("ignore")
     rng, decoder, outcomes = random.Random(seed), Decoder(), {"refused": 0, "row refused": 0, "read": 0}
     target = Path(folder) / "bad.beton"
@@ -345,7 +354,8 @@ def _fuzzed(folder, count, seed, **environment):
         [
             sys.executable,
             "-c",
-            f"import sys; sys.path[:0] = [{here!r}, {str(ROOT / 'tests')!r}]; import test_hostile; test_hostile.fuzz({str(folder)!r}, {count}, {seed})",
+            f"import sys; sys.path[:0] = [{here!r}, {str(ROOT / 'tests')!r}]; import test_hostile; "
+            f"test_hostile.fuzz({str(folder)!r}, {count}, {seed})",
         ],
         cwd=ROOT,
         env=os.environ | environment,

@@ -84,7 +84,7 @@ def sources():
 
 
 def taken_apart(data):
-    """The segments of a JPEG up to the first SOS as [marker, contents], and what comes after: the scan to the end of the file."""
+    """The segments of a JPEG up to the first SOS as [marker, contents], and the scan: the rest of the file."""
     segments, at = [], 2
     while True:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -95,7 +95,10 @@ def taken_apart(data):
 
 
 def put_together(segments, scan):
-    """The reverse. A segment of three has a length field that is off by the third, one of four has its last bytes before the marker."""
+    """The reverse.
+
+    A segment of three has a length field that is off by the third, one of four has its last bytes before the marker.
+    """
     result = bytearray(b"\xff\xd8")
     for marker, contents, *odd in segments:
         result += odd[1] if len(odd) > 1 else b""
@@ -241,7 +244,10 @@ def pil_pixels(data):
 
 
 def check(sources, folder, count, seed):
-    """`count` mutations: those that the conversion takes must come out of the loader, in both modes. Returns how many it took."""
+    """`count` mutations: those that the conversion takes must come out of the loader, in both modes.
+
+    Returns how many it took.
+    """
     rng = random.Random(seed)
     jpegs = [mutated(rng, rng.choice(sources)) for _ in range(count)]
     decoder, accepted = Decoder(), {}
@@ -399,8 +405,11 @@ def test_a_decoder_goes_on_after_a_header_that_it_could_not_read(sources, plain)
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
 @pytest.mark.parametrize("marker", [DHT, DQT])
 def test_a_jpeg_without_its_tables_is_not_read_with_those_of_the_one_before(sources, plain, marker, mode):
-    """A decoder keeps the tables of what it read. PIL has one for each image: without quantisation tables it reads nothing, without
-    Huffman tables it takes the standard ones."""
+    """A decoder keeps the tables of what it read.
+
+    PIL has one for each image: without quantisation tables it reads nothing, without Huffman tables it takes the
+    standard ones.
+    """
     optimised = encoded(Image.open(io.BytesIO(plain)), optimize=True)
     segments, scan = taken_apart(optimised if marker == DQT else plain)
     data = put_together([s for s in segments if s[0] != marker], scan)

@@ -48,7 +48,7 @@ def crop_resize(image, top, left, h, w, size, bicubic=False, flip=False, first=(
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_crop_resize_is_torchvisions(photos, interpolation):
-    """On PIL images, within 1 level at every pixel (PIL rounds between its two passes, and at the end where we do not)."""
+    """On PIL images, within 1 level at every pixel (PIL also rounds between its passes and at the end)."""
     rng = np.random.default_rng(0)
     mode = F.InterpolationMode(interpolation)
     means = []
@@ -81,7 +81,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_color_operations_are_torchvisions_on_floats(patches, name):
-    """Within 0.03 level of torchvision on float tensors, which does not round (its luma weighs red 0.2989, PIL's 0.299)."""
+    """Within 0.03 level of torchvision on float tensors, which does not round (its luma has 0.2989, PIL's 0.299)."""
     ours, theirs, factors = OPERATIONS[name]
     for image in patches:
         for factor in factors:
@@ -93,8 +93,10 @@ def test_color_operations_are_torchvisions_on_floats(patches, name):
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_color_operations_are_pils(patches, name):
-    """Within 2 levels of torchvision on PIL images, which rounds to whole levels on the way. (Hue is not compared: PIL's
-    HSV has 256 hues, which alone costs several levels.)"""
+    """Within 2 levels of torchvision on PIL images, which rounds to whole levels on the way.
+
+    (Hue is not compared: PIL's HSV has 256 hues, which alone costs several levels.)
+    """
     ours, theirs, factors = OPERATIONS[name]
     for image in patches:
         for factor in factors:
@@ -194,8 +196,11 @@ def augmented(image, which, level, sign, at=(50, 60)):
 
 @pytest.mark.parametrize("name", AUTHORS)
 def test_randaugment_operations_are_the_authors(patches, name):
-    """PIL's pixels at every level, exactly; within one level where PIL truncates what we round, and, in one of 1,000 values, where it truncates what
-    was multiplied and added with one more rounding than ours."""
+    """PIL's pixels at every level, exactly.
+
+    Within one level where PIL truncates what we round, and, in one of 1,000 values, where it truncates what was
+    multiplied and added with one more rounding than ours.
+    """
     which = randaugment.OPERATIONS.index(name)
     share = (
         1
@@ -218,8 +223,10 @@ def test_no_operation_leaves_an_image_of_one_colour(patches):
 
 
 def test_fine_tuning_hands_out_no_black_image(jpg_beton):
-    """None of 4,000 views is of one colour but where the crop was. (Two operations that both darken or flatten by nine tenths may make one, less
-    than once in 100,000.)"""
+    """None of 4,000 crops is of one colour but where the crop was.
+
+    (Two operations that both darken or flatten by nine tenths may make one, less than once in 100,000.)
+    """
     views = [Views(10, 32, (0.5, 1.0), interpolation="bicubic")]
     loaders = [
         MultiCropLoader(jpg_beton, 40, 2, 3, 0, views, a, shuffle=False)

@@ -33,7 +33,7 @@ def _draws(**fixed):
 def test_draws_are_uniform_and_neighbours_uncorrelated(along):
     u = _draws(**{along: True})
     assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3
-    for column in u.T:  # lag 1 to 5 along rows, epochs or views: |r| < 4.5 standard errors
+    for column in u.T:  # lag 1 to 5 along rows, epochs or crops: |r| < 4.5 standard errors
         for lag in range(1, 6):
             assert abs(np.corrcoef(column[:-lag], column[lag:])[0, 1]) < 4.5 / np.sqrt(column.size)
     corr = np.corrcoef(u.T) - np.eye(4)

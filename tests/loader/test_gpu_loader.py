@@ -1,4 +1,7 @@
-"""Views made by torch on the device that trains: the same as the CPU kernels' on the same draws; here on the CPU device, on a GPU where there is one."""
+"""GPU augmentation: crops made by torch are those of the CPU kernels from the same samples.
+
+Here on the CPU device, on a GPU where there is one.
+"""
 
 import numpy as np
 import pytest
@@ -33,8 +36,11 @@ VIEWS = [Views(2, 64, (0.14, 1.0)), Views(3, 48, (0.05, 0.4))]
     ],
     ids=["all", "chunk", "row", "crop", "jitter", "blur", "gray"],
 )
-def test_views_are_those_of_the_cpu_kernels(jpg_beton, device, options):
-    """Within 2 levels at all but one pixel in 10,000 (where a hue is at the edge of a sector), and by a fifth of a level on average; targets exactly."""
+def test_crops_are_those_of_the_cpu_kernels(jpg_beton, device, options):
+    """Within 2 levels at all but one pixel in 10,000, and by a fifth of a level on average; targets exactly.
+
+    The exception is a hue at the edge of a sector.
+    """
     wanted = MultiCropLoader(jpg_beton, 16, 2, seed=5, views=VIEWS, **options)
     made = DeviceLoader(jpg_beton, 16, 2, seed=5, views=VIEWS, device=device, **options)
     batches = 0
@@ -68,7 +74,7 @@ def test_filters_are_pils(photos):
         assert np.abs(ours.numpy() - theirs).max() <= 1.01
 
 
-def test_it_goes_on_in_mid_epoch_and_in_parts(jpg_beton):
+def test_device_loader_resumes_in_mid_epoch_and_in_parts(jpg_beton):
     whole = DeviceLoader(jpg_beton, 8, 1, seed=2, views=VIEWS, device="cpu", cutmix_chunk=2)
     batches = list(whole)
     whole.load_state_dict({"epoch": 0, "step": 3})
@@ -80,14 +86,14 @@ def test_it_goes_on_in_mid_epoch_and_in_parts(jpg_beton):
     assert torch.equal(first[0].images.view(2, 4, 3, 64, 64), batches[0][0].images.view(2, 8, 3, 64, 64)[:, 4:])
 
 
-def test_what_it_can_not_do_is_said(jpg_beton):
+def test_what_the_device_loader_can_not_do_is_an_error(jpg_beton):
     with pytest.raises(ValueError, match=r"data\.augment_on=cpu"):
         DeviceLoader(jpg_beton, 8, device="cpu", views=[Views(1, 32, interpolation="bicubic")])
     with pytest.raises(ValueError, match=r"data\.on_error=replace"):
         DeviceLoader(jpg_beton, 8, device="cpu", on_error="replace")
 
 
-def test_training_on_such_views_follows_training_on_the_kernels(tiny_beton, tmp_path):
+def test_training_with_gpu_augmentation_follows_training_on_the_kernels(tiny_beton, tmp_path):
     """The same curve to a thousandth, and resume to the last bit."""
     options = {"model__drop_path": 0.0, "training__keep_checkpoints": 10}
     kernels = read_losses(pretrain(tiny_config(tiny_beton, tmp_path / "cpu", **options)))
@@ -102,7 +108,7 @@ def test_training_on_such_views_follows_training_on_the_kernels(tiny_beton, tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_it_compiles_to_the_same(raw_beton):
+def test_compiled_device_loader_makes_the_same_crops(raw_beton):
     plain, compiled = (
         DeviceLoader(raw_beton, 8, 1, views=[Views(2, 32)], device="cpu", compile=c) for c in (False, True)
     )

@@ -1,4 +1,4 @@
-"""The loader as a whole: right pixels, right targets, the same batches always, errors that arrive, nothing left behind."""
+"""The loader: right pixels and targets, the same batches always, errors that arrive, nothing left behind."""
 
 import gc
 import hashlib
@@ -94,37 +94,42 @@ def test_resume_in_mid_epoch_gives_the_same_batches(raw_beton):
     assert fresh.state_dict() == {"epoch": 4, "step": 0}
 
 
-def in_pil(image, draw, size):
-    """The recipe in PIL and torchvision, with the parameters drawn; PIL cuts off to whole levels after every operation."""
-    view = F.resized_crop(
-        image, int(draw["top"]), int(draw["left"]), int(draw["height"]), int(draw["width"]), [size, size]
+def in_pil(image, sample, size):
+    """The recipe in PIL and torchvision, with the parameters sampled.
+
+    PIL cuts off to whole levels after every operation.
+    """
+    crop = F.resized_crop(
+        image, int(sample["top"]), int(sample["left"]), int(sample["height"]), int(sample["width"]), [size, size]
     )
-    view = F.hflip(view) if draw["flip"] else view
-    if draw["jitter"]:
-        for k in draw["order"]:
+    crop = F.hflip(crop) if sample["flip"] else crop
+    if sample["jitter"]:
+        for k in sample["order"]:
             name = ("brightness", "contrast", "saturation", "hue")[k]
-            view = getattr(F, f"adjust_{name}")(view, float(draw[name]))
-    view = F.to_grayscale(view, 3) if draw["gray"] else view
-    if draw["sigma"] > 0:
-        view = view.filter(ImageFilter.GaussianBlur(float(draw["sigma"])))
-    return np.asarray(view).astype(int)
+            crop = getattr(F, f"adjust_{name}")(crop, float(sample[name]))
+    crop = F.to_grayscale(crop, 3) if sample["gray"] else crop
+    if sample["sigma"] > 0:
+        crop = crop.filter(ImageFilter.GaussianBlur(float(sample["sigma"])))
+    return np.asarray(crop).astype(int)
 
 
-def in_floats(image, draw, size):
+def in_floats(image, sample, size):
     """The same without rounding: torchvision's operations on float tensors, SciPy's Gaussian."""
-    view = F.resized_crop(
-        image, int(draw["top"]), int(draw["left"]), int(draw["height"]), int(draw["width"]), [size, size]
+    crop = F.resized_crop(
+        image, int(sample["top"]), int(sample["left"]), int(sample["height"]), int(sample["width"]), [size, size]
     )
-    view = F.to_tensor(F.hflip(view) if draw["flip"] else view)
-    if draw["jitter"]:
-        for k in draw["order"]:
+    crop = F.to_tensor(F.hflip(crop) if sample["flip"] else crop)
+    if sample["jitter"]:
+        for k in sample["order"]:
             name = ("brightness", "contrast", "saturation", "hue")[k]
-            view = getattr(F, f"adjust_{name}")(view, float(draw[name]))
-    view = F.rgb_to_grayscale(view, 3) if draw["gray"] else view
-    view = view.numpy() * 255
-    if draw["sigma"] > 0:
-        view = gaussian_filter(view.astype(np.float64), (0, draw["sigma"], draw["sigma"]), mode="nearest", truncate=6)
-    return np.floor(view + 0.5).transpose(1, 2, 0).astype(int)
+            crop = getattr(F, f"adjust_{name}")(crop, float(sample[name]))
+    crop = F.rgb_to_grayscale(crop, 3) if sample["gray"] else crop
+    crop = crop.numpy() * 255
+    if sample["sigma"] > 0:
+        crop = gaussian_filter(
+            crop.astype(np.float64), (0, sample["sigma"], sample["sigma"]), mode="nearest", truncate=6
+        )
+    return np.floor(crop + 0.5).transpose(1, 2, 0).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +145,15 @@ def test_whole_chain_on_photographs(jpg_beton, reference, augment, mean, within_
     source = decode_rows(open_beton(jpg_beton), range(16))
     for _ in range(2):
         batch = next(iter(loader))
-        draws = loader.decoder.sample_crops(loader.epoch, range(16))
+        samples = loader.decoder.sample_crops(loader.epoch, range(16))
         errors, v = [], 0
         for spec, group in zip(loader.views, batch):
             for place in range(spec.count):
                 for b in range(16):
                     ours = group.images[place * 16 + b].permute(1, 2, 0).numpy().astype(int)
-                    errors.append(np.abs(ours - reference(Image.fromarray(source[b]), draws[v, b], spec.size)).ravel())
+                    errors.append(
+                        np.abs(ours - reference(Image.fromarray(source[b]), samples[v, b], spec.size)).ravel()
+                    )
                 v += 1
         errors = np.concatenate(errors)
         assert errors.mean() < mean
@@ -157,7 +164,7 @@ def test_whole_chain_on_photographs(jpg_beton, reference, augment, mean, within_
     "how", [{}, {"cutmix_per_row": True}, {"cutmix_chunk": 4}, {"cutmix_chunk": 8, "cutmix_per_row": True}]
 )
 def test_cutmix_pastes_what_the_target_says(raw_beton, how):
-    """Every pixel of a mixed batch, from the unmixed batch of the same draws, and the share counted from the pixels."""
+    """Every pixel of a mixed batch, from the unmixed batch of the same samples, and lam counted from the pixels."""
     mixed, plain = make(raw_beton, **how), make(raw_beton, cutmix_alpha=0)
     seen = 0
     for epoch in range(4):
@@ -192,7 +199,7 @@ def test_processes_see_the_parts_of_what_one_sees(raw_beton, world):
         for whole, *pieces in zip(one, *parts):
             for g, spec in enumerate(VIEWS):
                 for name in ("images", "idx_a", "idx_b", "lam"):
-                    # crop-major rows: put the processes side by side within each view
+                    # crop-major rows: put the processes side by side within each crop
                     split = [
                         getattr(p[g], name).reshape(spec.count, -1, *getattr(p[g], name).shape[1:]) for p in pieces
                     ]
@@ -250,7 +257,7 @@ def test_corrupt_image_names_row_and_file(jpg_beton, tmp_path, how, sums):
 
 
 def test_corrupt_image_is_replaced_and_counted_where_that_is_asked_for(jpg_beton, tmp_path):
-    """Whatever the number of workers: the next row replaces it, pixels and targets, as if it had been drawn in that place."""
+    """Whatever the number of workers, the next row replaces it, pixels and targets, as if it had been in that place."""
     path = corrupt_row(jpg_beton, tmp_path / "bad.beton", 17, "half")
     digests = set()
     for workers in (1, 2):
@@ -408,7 +415,8 @@ FIRST_BATCH = """
 import sys, time
 from idmm_fast.loader import MultiCropLoader, Views
 began = time.perf_counter()
-loader = MultiCropLoader(sys.argv[1], 16, num_workers=2, seed=7, views=[Views(2, 48, (0.14, 1.0)), Views(4, 32, (0.05, 0.4))])
+views = [Views(2, 48, (0.14, 1.0)), Views(4, 32, (0.05, 0.4))]
+loader = MultiCropLoader(sys.argv[1], 16, num_workers=2, seed=7, views=views)
 batch = next(iter(loader))
 print(time.perf_counter() - began, int(batch[1].images.sum()))
 """
@@ -453,8 +461,11 @@ def test_training_and_evaluation_loaders_run_at_once_under_any_threading_layer(r
 
 
 def test_memory_beyond_the_data_is_bounded_for_a_table_of_imagenets_size(tmp_path):
-    """1,281,167 rows (all of one image of 500 x 375), batches of 256: opening and 4 batches take at most the batches ahead,
-    one decoded image a thread, and 300 MB. Stock FFCV: 1.9 GB of scratch, 633 MB of dictionaries."""
+    """Opening and 4 batches take at most the batches ahead, one decoded image a thread, and 300 MB.
+
+    1,281,167 rows (all of one image of 500 x 375), batches of 256. Stock FFCV: 1.9 GB of scratch, 633 MB of
+    dictionaries.
+    """
     from idmm_fast.beton.format import ALLOCATION, DEFAULT_PAGE, HEADER, SAMPLE, VERSION, fields
 
     rows, image = 1_281_167, np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
@@ -505,7 +516,10 @@ def test_torchs_threads_are_left_alone(raw_beton):
 
 
 def test_torchs_matrix_products_are_left_alone():
-    """FFCV's library needs OpenCV, which may need a plain BLAS; its names must not be seen by what is loaded later, torch above all."""
+    """FFCV's library needs OpenCV, which may need a plain BLAS.
+
+    Its names must not be seen by what is loaded later, torch above all.
+    """
     code = "import ctypes, idmm_fast.beton.jpeg\nassert not hasattr(ctypes.CDLL(None), 'sgemm_')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -566,7 +580,11 @@ CALLS = st.one_of(
 @given(st.lists(CALLS, max_size=12))
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_calls_in_any_order_hand_out_the_batches_that_the_state_says(raw_beton, calls):
-    """Against a model of it: where the next iteration begins, where the current one is, and whether the former was told since the latter began."""
+    """Against a model of three values.
+
+    They are: where the next iteration begins, where the current one is, and whether the former was set since the latter
+    began.
+    """
     options = {"views": [Views(1, 8)], "augment": Augment.none(), "cutmix_alpha": 0}
     loader, steps = make(raw_beton, **options), 3
     begin, at, told, over, handle = (0, 0), None, False, False, None

@@ -6,10 +6,10 @@ from idmm_fast.loader.cutmix import sample_mixup
 
 
 def test_mixup_lam_follows_the_beta_distribution():
-    draws = [sample_mixup(3, 0, step, 10, 0.5) for step in range(4000)]
-    shares = np.array([s for s, _ in draws])
-    assert shares.min() >= 0.5
+    samples = [sample_mixup(3, 0, step, 10, 0.5) for step in range(4000)]
+    lams = np.array([s for s, _ in samples])
+    assert lams.min() >= 0.5
     from scipy import stats
 
-    assert stats.kstest(shares, lambda x: 2 * (stats.beta(0.5, 0.5).cdf(x) - 0.5)).pvalue > 1e-3
-    assert all(sorted(p) == list(range(10)) for _, p in draws[:50])
+    assert stats.kstest(lams, lambda x: 2 * (stats.beta(0.5, 0.5).cdf(x) - 0.5)).pvalue > 1e-3
+    assert all(sorted(p) == list(range(10)) for _, p in samples[:50])

@@ -1,4 +1,4 @@
-"""What is drawn has torchvision's distributions (Kolmogorov-Smirnov or chi-square, p > 0.001, 100,000 draws each)."""
+"""What is sampled has torchvision's distributions (Kolmogorov-Smirnov or chi-square, p > 0.001, 100,000 samples)."""
 
 import math
 
@@ -18,17 +18,17 @@ N, H, W = 100_000, 375, 500
 P = 1e-3
 
 
-def draw(augment=None, scale=(0.14, 1.0), n=N, height=H, width=W, seed=11):
-    view = crop_table([Views(1, 112, scale)], augment or Augment())[0]
+def sample(augment=None, scale=(0.14, 1.0), n=N, height=H, width=W, seed=11):
+    spec = crop_table([Views(1, 112, scale)], augment or Augment())[0]
     result = np.zeros(n, CROP_SAMPLE)
     for row in range(n):
-        sample_crop(np.uint64(seed), 0, row, 0, height, width, view, result[row])
+        sample_crop(np.uint64(seed), 0, row, 0, height, width, spec, result[row])
     return result
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    return draw()
+def samples():
+    return sample()
 
 
 def torchvision_boxes(uniforms, height, width, scale):
@@ -84,7 +84,7 @@ def test_crop_boxes_have_torchvisions_distribution(height, width, scale, monkeyp
         given.attempts, given.used = attempts, 0
         assert RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) == tuple(box)
     monkeypatch.undo()
-    ours = draw(scale=scale, height=height, width=width)
+    ours = sample(scale=scale, height=height, width=width)
     for k, name in enumerate(("top", "left", "height", "width")):
         assert stats.ks_2samp(ours[name], theirs[:, k]).pvalue > P, name
     assert (ours["top"] >= 0).all()
@@ -92,32 +92,35 @@ def test_crop_boxes_have_torchvisions_distribution(height, width, scale, monkeyp
     assert (ours["left"] + ours["width"] <= width).all()
 
 
-def test_switches_fire_with_their_probabilities(drawn):
+def test_switches_fire_with_their_probabilities(samples):
     for name, p in (("flip", 0.5), ("jitter", 0.8), ("gray", 0.2)):
-        assert stats.binomtest(int(drawn[name].sum()), N, p).pvalue > P, name
-    assert stats.binomtest(int((drawn["sigma"] > 0).sum()), N, 0.5).pvalue > P
+        assert stats.binomtest(int(samples[name].sum()), N, p).pvalue > P, name
+    assert stats.binomtest(int((samples["sigma"] > 0).sum()), N, 0.5).pvalue > P
 
 
-def test_factors_are_uniform_in_their_ranges(drawn):
+def test_factors_are_uniform_in_their_ranges(samples):
     for name in ("brightness", "contrast", "saturation"):
-        assert stats.kstest(drawn[name], stats.uniform(0.2, 1.6).cdf).pvalue > P, name
-    assert stats.kstest(drawn["hue"], stats.uniform(-0.2, 0.4).cdf).pvalue > P
-    sigma = drawn["sigma"][drawn["sigma"] > 0]
+        assert stats.kstest(samples[name], stats.uniform(0.2, 1.6).cdf).pvalue > P, name
+    assert stats.kstest(samples["hue"], stats.uniform(-0.2, 0.4).cdf).pvalue > P
+    sigma = samples["sigma"][samples["sigma"] > 0]
     assert stats.kstest(sigma, stats.uniform(0.1, 1.9).cdf).pvalue > P
 
 
-def test_all_24_orders_of_the_colour_operations_are_equally_likely(drawn):
-    codes = drawn["order"] @ np.array([64, 16, 4, 1])
+def test_all_24_orders_of_the_colour_operations_are_equally_likely(samples):
+    codes = samples["order"] @ np.array([64, 16, 4, 1])
     counts = np.unique(codes, return_counts=True)[1]
     assert counts.size == 24
     assert stats.chisquare(counts).pvalue > P
-    assert (np.sort(drawn["order"], axis=1) == np.arange(4)).all()
+    assert (np.sort(samples["order"], axis=1) == np.arange(4)).all()
 
 
-def test_randaugment_draws():
-    """Operations, levels and signs uniform, the two of a view independent; each fires half the time; a cutout's centre anywhere."""
-    drawn = draw(Augment(randaugment=2))
-    operation, argument = drawn["operation"], drawn["argument"]
+def test_randaugment_samples_operations_levels_and_signs_uniformly():
+    """Operations, levels and signs uniform, the two of a crop independent; each fires half the time.
+
+    A cutout's centre anywhere.
+    """
+    samples = sample(Augment(randaugment=2))
+    operation, argument = samples["operation"], samples["argument"]
     fired = operation >= 0
     for k in range(2):
         assert stats.binomtest(int(fired[:, k].sum()), N, 0.5).pvalue > P
@@ -140,46 +143,46 @@ def test_randaugment_draws():
     assert stats.chisquare(np.bincount(bits.astype(int))[4:], bits.size * np.array([2, 2, 2, 2, 1]) / 9).pvalue > P
     cut = operation == OPERATIONS.index("Cutout")
     for name in ("cut_x", "cut_y"):
-        assert stats.kstest(drawn[name][cut], stats.uniform().cdf).pvalue > P, name
+        assert stats.kstest(samples[name][cut], stats.uniform().cdf).pvalue > P, name
 
 
 def test_rotations_are_counter_clockwise_before_the_flip():
-    """The authors flip last: 0..30 degrees one way, and the other way in a view that was flipped."""
-    drawn = draw(Augment(randaugment=2), n=20_000)
-    turned = drawn["operation"] == OPERATIONS.index("Rotate")
-    ways = drawn["argument"] * np.where(drawn["flip"], -1, 1)[:, None]
+    """The authors flip last: 0..30 degrees one way, and the other way in a crop that was flipped."""
+    samples = sample(Augment(randaugment=2), n=20_000)
+    turned = samples["operation"] == OPERATIONS.index("Rotate")
+    ways = samples["argument"] * np.where(samples["flip"], -1, 1)[:, None]
     seen, counts = np.unique(np.round(ways[turned], 5), return_counts=True)
     assert seen == pytest.approx([30 * k / 9 for k in range(1, 10)], abs=1e-4)
     assert stats.chisquare(counts).pvalue > P
 
 
-def test_switching_one_augmentation_off_leaves_the_others(drawn):
-    without = draw(Augment(grayscale_prob=0, blur_prob=0), n=500)
+def test_switching_one_augmentation_off_leaves_the_others(samples):
+    without = sample(Augment(grayscale_prob=0, blur_prob=0), n=500)
     for name in ("top", "left", "height", "width", "flip", "jitter", "brightness", "hue"):
-        assert (without[name] == drawn[name][:500]).all()
+        assert (without[name] == samples[name][:500]).all()
     assert not without["gray"].any()
     assert not without["sigma"].any()
 
 
-def test_cutmix_share_and_box():
-    """At 112 pixels and alpha 0.5: mean share 0.869, median 0.895, none below 0.5, 2.2 % not mixed at all."""
+def test_cutmix_lam_and_box():
+    """At 112 pixels and alpha 0.5: mean lam 0.869, median 0.895, none below 0.5, 2.2 % not mixed at all."""
     n = 100_000
     mixes = [sample_cutmix(np.uint64(2), 0, step, 0, 1, 1, 112, 0.5) for step in range(n)]
-    shares = np.concatenate([m.lam for m in mixes])
+    lams = np.concatenate([m.lam for m in mixes])
     boxes = np.concatenate([m.box for m in mixes])
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    assert (shares == 1 - area / 112**2).all()
+    assert (lams == 1 - area / 112**2).all()
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] <= 112).all()
-    assert shares.mean() == pytest.approx(0.869, abs=4 * shares.std() / math.sqrt(n))
-    assert np.median(shares) == pytest.approx(0.895, abs=0.005)
-    assert shares.min() > 0.5
-    assert (shares == 1).mean() == pytest.approx(0.022, abs=0.005)
-    assert stats.ks_2samp(shares, authors_shares(n)).pvalue > P
+    assert lams.mean() == pytest.approx(0.869, abs=4 * lams.std() / math.sqrt(n))
+    assert np.median(lams) == pytest.approx(0.895, abs=0.005)
+    assert lams.min() > 0.5
+    assert (lams == 1).mean() == pytest.approx(0.022, abs=0.005)
+    assert stats.ks_2samp(lams, authors_lams(n)).pvalue > P
 
 
-def authors_shares(n):
-    """The shares drawn as the authors draw them, written out with numpy's generator."""
+def authors_lams(n):
+    """lam as the authors sample it, written out with numpy's generator."""
     rng = np.random.default_rng(0)
     lam = rng.beta(0.5, 0.5, n)
     side = (112 * np.sqrt(1 - np.maximum(lam, 1 - lam))).astype(int)
@@ -189,10 +192,10 @@ def authors_shares(n):
     return 1 - w * h / 112**2
 
 
-def test_cutmix_with_a_box_for_each_row_draws_the_same_way():
+def test_cutmix_with_a_box_for_each_row_has_the_same_distribution():
     mix = sample_cutmix(np.uint64(2), 0, 0, 0, 50_000, 2, 112, 0.5, per_row=True)
     assert np.unique(mix.lam).size > 1000
-    assert stats.ks_2samp(mix.lam, authors_shares(100_000)).pvalue > P
+    assert stats.ks_2samp(mix.lam, authors_lams(100_000)).pvalue > P
 
 
 def test_cutmix_chunks_are_the_same_however_the_batch_is_split():
@@ -205,11 +208,11 @@ def test_cutmix_chunks_are_the_same_however_the_batch_is_split():
         assert (part.lam == whole.lam[mine]).all()
         assert (part.box == whole.box[mine]).all()
         assert (mine[part.partner] == whole.partner[mine]).all()
-    chunks = rows.T.reshape(6, 16)  # four images of four views each
+    chunks = rows.T.reshape(6, 16)  # four images of four crops each
     assert (np.sort(whole.partner[chunks], axis=1) == np.sort(chunks, axis=1)).all()
 
 
-def test_cutmix_groups_and_steps_are_drawn_independently():
+def test_cutmix_groups_and_steps_are_independent():
     a = np.array([sample_cutmix(np.uint64(2), 0, s, 0, 8, 2, 112, 0.5).lam[0] for s in range(4000)])
     b = np.array([sample_cutmix(np.uint64(2), 0, s, 1, 8, 4, 112, 0.5).lam[0] for s in range(4000)])
     assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / math.sqrt(4000)
