@@ -39,8 +39,8 @@ def pretrain(
 ) -> Path:
     """Pretrain on images alone.
 
-    Called again, it resumes. When images were added, taken away or changed meanwhile, the old run folder is renamed, and
-    a new run begins.
+    Called again, it resumes. When images were added, taken away or changed meanwhile, the old run folder is renamed,
+    and a new run begins.
 
     Args:
         data: a folder or a .beton file, see `convert`.
@@ -48,7 +48,8 @@ def pretrain(
         model: timm's name, or a T2T-ViT's; or all of the section `model`, {"name": ..., "image_size": 64, "options":
             {"depth": 6}}.
         epochs: passes over the data.
-        sections: other keys of `train_idmm.py --help`, a dict a section: training={"batch_size": 64}, cutmix={"alpha": 0}.
+        sections: other keys of `train_idmm.py --help`, a dict a section: training={"batch_size": 64},
+            cutmix={"alpha": 0}.
 
     Returns:
         The run folder, with backbone.safetensors in it.
@@ -221,7 +222,7 @@ def _model_of(run: str | Path) -> dict[str, Any]:
 
 
 def _restart_for_other_images(out: str | Path, train: Callable[[], Result]) -> Result:
-    """What `train()` returns. If the run folder `out` was begun with other images, it is renamed, and the run begins anew."""
+    """What `train()` returns. A run folder `out` that was begun with other images is renamed first."""
     from .train.run_dir import OtherImages
 
     try:

@@ -19,8 +19,8 @@ def convert(data: str | Path) -> dict[str, Path]:
     """The FFCV datasets of `data`.
 
     A folder is converted once, and again when its files change. The results are kept under ~/.cache/idmm_fast, or where
-    the environment variable IDMM_FAST_CACHE says (without either, in a temporary folder); beside each is a .txt with the
-    file of every row. While another process converts the same folder, this one waits for it.
+    the environment variable IDMM_FAST_CACHE says (without either, in a temporary folder). Beside each is a .txt with
+    the file of every row. While another process converts the same folder, this one waits for it.
 
     Args:
         data: a .beton file, or a folder of images: FOLDER/CLASS/*, FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or

@@ -1,4 +1,4 @@
-"""What this package raises; the messages are for the person at the terminal, and `cli.run` shows them without a traceback.
+"""What this package raises. The messages are for the person at the terminal; `cli.run` shows them alone.
 
 Each room offers its own error by the same name. They are all here so that nobody imports a room for its error alone.
 """

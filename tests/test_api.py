@@ -1,4 +1,4 @@
-"""The Python interface: docs/python.md as it stands, only shorter; what is cached, what is written."""
+"""The Python interface: docs/quickstart.md as it stands, only shorter; what is cached, what is written."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from idmm_fast.models import Classifier, Normalize, create_backbone, feature_dim
 from idmm_fast.models.backbone import PRETRAIN_STD
 from idmm_fast.train import checkpoint
 
-PAGE = ROOT / "docs" / "python.md"
+PAGE = ROOT / "docs" / "quickstart.md"
 TINY = {
     "name": "vit_tiny_patch16_224",
     "image_size": 32,
@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_page_is_run(folder):
-    """All of docs/python.md, with an epoch where it says hundreds; the exports at its end have a test of their own below."""
+    """All Python of docs/quickstart.md, with an epoch where it says hundreds; the exports have a test of their own."""
     space = {}
     *blocks, last = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     for block in blocks:
@@ -113,7 +113,7 @@ def test_mistakes_are_sentences(folder):
     ],
 )
 def test_exported_networks_give_the_same_elsewhere(folder, name):
-    """In onnxruntime, for another number of images than it was traced with: features as embed's, and the classifier's logits."""
+    """In onnxruntime, for another number of images than was traced: the features, and the classifier's logits."""
     onnxruntime = pytest.importorskip("onnxruntime")
     model = TINY if name.startswith("vit") else {"name": name, "image_size": 32}
     run = idmm_fast.pretrain("my_images", "run", model, epochs=1, training={"batch_size": 7, "compile": False})

@@ -1,4 +1,4 @@
-"""Configurations: YAML files and command lines, checked against the schemas in this folder. Nothing here imports torch."""
+"""Configurations: YAML files and command lines, checked against the schemas here. Nothing here imports torch."""
 
 from ..errors import ConfigError
 from .augment import Augment

@@ -21,7 +21,8 @@ def _option(default: Any, checker: Checker, description: str) -> Any:
 class Augment:
     """What happens to a crop, in this order; 0 switches an augmentation off.
 
-    The defaults are IDMM's pretraining (arXiv 2201.10728). The four colour operations of the jitter run in a random order.
+    The defaults are IDMM's pretraining (arXiv 2201.10728). The four colour operations of the jitter run in a random
+    order.
 
     Raises:
         ValueError: for a value out of its bounds.

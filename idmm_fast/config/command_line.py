@@ -85,7 +85,7 @@ def _help(schema: Schema, doc: str) -> str:
     lines = [
         doc.strip(),
         "",
-        "  --config FILE (also --config-file)   a YAML file of the keys below; may be given several times, later ones win",
+        "  --config FILE (also --config-file)   a YAML file of the keys below; of several files, later ones win",
         "",
     ]
     for section, (description, params) in schema.items():

@@ -1,8 +1,9 @@
 """Configurations: fastargs' sections and parameters, with what fastargs lacks.
 
-fastargs drops unknown keys without a word. Here an unknown key is an error that names the nearest known one, every value
-has a type and bounds, and a bad value says what is wanted. A schema is {section: (description, {key: fastargs.Param})};
-values are {"section.key": value} until `make_config` turns them into nested namespaces, cfg.section.key.
+fastargs drops unknown keys without a word. Here an unknown key is an error that names the nearest known one, every
+value has a type and bounds, and a bad value says what is wanted. A schema is {section: (description, {key:
+fastargs.Param})}; values are {"section.key": value} until `make_config` turns them into nested namespaces,
+cfg.section.key.
 """
 
 import difflib

@@ -26,7 +26,7 @@ _HEAD = {
     "max_dense_mb": Param(Int(0), "the most that the dense logits of a step may take, in MB", default=512),
     "sample_rate": Param(
         Float(1e-9, 1),
-        "below 1: only this fraction of the images outside the batch, sampled anew, takes part in a step (for millions)",
+        "below 1: only this fraction of the images outside the batch takes part in a step (for millions)",
         default=1.0,
     ),
     "workspace_mb": Param(Int(1), "what the fused loss may use beyond weights and gradients, in MB", default=768),
@@ -39,7 +39,7 @@ SCHEMA: Schema = {
             **sections.data(" (pretraining reads it for online_eval.every only)")[1],
             "augment_on": Param(
                 Choice("cpu", "device"),
-                "cpu: the loader's threads augment; device: GPU augmentation, of images kept there decoded (small datasets)",
+                "cpu: in the loader's threads; device: GPU augmentation, of images kept there decoded (small datasets)",
                 default="cpu",
             ),
         },

@@ -58,7 +58,7 @@ def _schedule(lr: float, epochs: int) -> dict[str, Param]:
         "epochs": Param(Int(1), "passes over the data", default=epochs),
         "batch_size": Param(
             BatchSize(1, 1 << 20),
-            "images a step (each with all its crops), of all processes together; auto: 256, or as many as fit in memory",
+            "images a step (each with all its crops), of all processes; auto: 256, or as many as fit in memory",
             default=256,
         ),
         "lr": Param(Float(0), "peak learning rate of AdamW", default=lr),

@@ -1,4 +1,4 @@
-"""What the scripts say at the end, and at the beginning, of a run; mistakes are told before anything slow is imported."""
+"""What the scripts say at the beginning and at the end of a run, and how soon they tell a mistake."""
 
 import json
 import os
