@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from idmm_fast.config import build, read
+from idmm_fast.config import load_yaml, make_config
 from idmm_fast.config.finetune import SCHEMA as FINETUNE
 from idmm_fast.config.pretrain import SCHEMA as PRETRAIN
 
@@ -76,12 +76,12 @@ def tiny_config(beton, folder, schema=PRETRAIN, **values):
     }
     if schema is FINETUNE:
         tiny |= {"data.test": str(beton), "training.evaluate_every": 0}
-    return build(schema, tiny | {k.replace("__", "."): v for k, v in values.items()})
+    return make_config(schema, tiny | {k.replace("__", "."): v for k, v in values.items()})
 
 
 def method_values(name, **more):
     """The keys that make tiny_config one of the method `name`."""
-    values = read(PRETRAIN, ROOT / "rn_configs" / "methods" / f"{name}.yaml")
+    values = load_yaml(PRETRAIN, ROOT / "rn_configs" / "methods" / f"{name}.yaml")
     tiny = {
         "method.options": TINY_METHODS.get(name, {}),
         "training.epochs": 3,

@@ -5,8 +5,6 @@ from .augment import Augment
 from .command_line import overrides, parse
 from .load import as_dict, check_files, find_run_config, flatten, keys, load_config, load_yaml, make_config, replace
 
-build, read, changed = make_config, load_yaml, replace
-
 __all__ = [
     "Augment",
     "ConfigError",

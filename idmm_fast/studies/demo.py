@@ -13,8 +13,8 @@ from matplotlib.image import imread
 
 from .. import config, datasets
 from ..beton import open_beton, write_beton
-from ..config import build, keys, read
 from ..config import evaluate as evaluate_config
+from ..config import keys, load_yaml, make_config
 from ..evaluate import frozen as judging
 from ..files import load_or_compute
 from ..plots.curves import read_metrics
@@ -41,7 +41,7 @@ def run_demo(pretrain_config, finetune_config, folder, seeds, overrides=()):
 
     def settings(module, file, changes=None):
         fitting = {key: value for key, value in given.items() if key in keys(module.SCHEMA)}
-        return build(module.SCHEMA, read(module.SCHEMA, file, everything) | fitting | (changes or {}))
+        return make_config(module.SCHEMA, load_yaml(module.SCHEMA, file, everything) | fitting | (changes or {}))
 
     shared = settings(finetuning, finetune_config)
     data = Path(shared.data.train).parent

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from .. import limits
-from ..config import changed
+from ..config import replace
 from ..config.load import find_run_config
 from ..runtime import distributed
 from .run_dir import effective_resume
@@ -116,7 +116,7 @@ def fix_batch_size(schema, cfg, dry_run, multiple=1):
     started = _started_config(cfg)
     if started is not None:
         size = yaml.safe_load(started.read_text(encoding="utf-8"))["training"]["batch_size"]
-        return changed(schema, cfg, {"training.batch_size": size})
+        return replace(schema, cfg, {"training.batch_size": size})
     fits = min(distributed.all_gather_objects(max_batch_size(*dry_run())))
     fits = min(DEFAULT_BATCH_SIZE // distributed.world(), fits) // multiple * multiple
     if fits < 1:
@@ -127,7 +127,7 @@ def fix_batch_size(schema, cfg, dry_run, multiple=1):
     size = fits * distributed.world()
     if distributed.rank() == 0:
         print(f"training.batch_size=auto: {size}")
-    return changed(schema, cfg, {"training.batch_size": size})
+    return replace(schema, cfg, {"training.batch_size": size})
 
 
 def _started_config(cfg):

@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from ..beton import open_beton
-from ..config import ConfigError, changed
+from ..config import ConfigError, replace
 from ..config.pretrain import SCHEMA
 from ..loader import MultiCropLoader, Views
 from ..methods import IDMM, METHODS, create_method
@@ -187,7 +187,7 @@ def _step_cost(model, cfg, runtime):
 
 def _dry_run(cfg, labels):
     """(model, runtime, loss, bytes an image) to find out what a step takes; see batch_size.max_batch_size."""
-    cfg = changed(SCHEMA, cfg, {"training.batch_size": DEFAULT_BATCH_SIZE})
+    cfg = replace(SCHEMA, cfg, {"training.batch_size": DEFAULT_BATCH_SIZE})
     runtime = choose(cfg.training, cfg.training.epochs * -(-labels.numel() // DEFAULT_BATCH_SIZE))
     model = _make_model(cfg, labels, runtime)
     return model, runtime, *_step_cost(model, cfg, runtime)

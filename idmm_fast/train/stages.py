@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..config import ConfigError, changed
+from ..config import ConfigError, replace
 from ..config.finetune import SCHEMA
 from ..files import write_json
 from ..runtime import distributed
@@ -48,4 +48,4 @@ def _stage(cfg, folder, k, changes):
     """The configuration of stage k (1, 2, ...)."""
     from_last = {"model.init": str(folder / f"stage_{k - 1}"), "model.init_head": True} if k > 1 else {}
     own = {"training.resume": "auto", **from_last, **changes, "logging.run_dir": str(folder / f"stage_{k}")}
-    return changed(SCHEMA, cfg, own)
+    return replace(SCHEMA, cfg, own)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.beton.decode import decode_rows
 from idmm_fast.beton.subset import write_subset
-from idmm_fast.config import ConfigError, build
+from idmm_fast.config import ConfigError, make_config
 from idmm_fast.config.evaluate import SCHEMA
 from idmm_fast.datasets import Split
 from idmm_fast.evaluate import knn_accuracy, linear, linear_accuracy
@@ -116,12 +116,12 @@ def test_linear_probe_is_scikit_learns_or_none_in_time(blobs, monkeypatch):
 
 def test_judge_a_backbone_that_has_learnt_nothing(tiny_beton, tmp_path):
     values = {**TINY, "data.train": str(tiny_beton), "data.test": str(tiny_beton), "logging.run_dir": str(tmp_path)}
-    result = evaluate_frozen(build(SCHEMA, values))
+    result = evaluate_frozen(make_config(SCHEMA, values))
     assert set(result) == {"knn10", "knn20", "linear"}
     assert result["linear"] > 60  # colours alone tell the four classes apart
     assert (tmp_path / "neighbours.png").stat().st_size > 10_000
     nearest = {k: v for k, v in result.items() if k != "linear"}
-    assert evaluate_frozen(build(SCHEMA, {**values, "linear.enabled": False})) == nearest
+    assert evaluate_frozen(make_config(SCHEMA, {**values, "linear.enabled": False})) == nearest
 
 
 def arguments(values):
@@ -163,14 +163,14 @@ def test_labels_that_can_not_be_compared_are_refused(tmp_path, kind):
     test = labelled(tmp_path / "test.beton", labels, names)
     values = {**TINY, "data.train": str(train), "data.test": str(test), "logging.run_dir": str(tmp_path / "run")}
     with pytest.raises(BetonError, match=says):
-        evaluate_frozen(build(SCHEMA, values))
+        evaluate_frozen(make_config(SCHEMA, values))
     with pytest.raises(BetonError, match=says):
-        finetune.finetune(build(finetune.SCHEMA, values))
+        finetune.finetune(make_config(finetune.SCHEMA, values))
     with pytest.raises(BetonError, match=says):
-        OnlineEvaluation(build(pretrain.SCHEMA, {**values, "online_eval.every": 1})).check()
+        OnlineEvaluation(make_config(pretrain.SCHEMA, {**values, "online_eval.every": 1})).check()
     test.with_suffix(".json").unlink()
     if kind != "unlabelled":  # without names nothing is known
-        OnlineEvaluation(build(pretrain.SCHEMA, {**values, "online_eval.every": 1})).check()
+        OnlineEvaluation(make_config(pretrain.SCHEMA, {**values, "online_eval.every": 1})).check()
 
 
 def test_a_probe_is_tried_before_training(tmp_path, tiny_beton):
@@ -183,7 +183,9 @@ def test_a_probe_is_tried_before_training(tmp_path, tiny_beton):
     }
 
     def check(**more):
-        OnlineEvaluation(build(pretrain.SCHEMA, values | {k.replace("__", "."): v for k, v in more.items()})).check()
+        OnlineEvaluation(
+            make_config(pretrain.SCHEMA, values | {k.replace("__", "."): v for k, v in more.items()})
+        ).check()
 
     state = torch.get_rng_state()
     check(data__test=str(tiny_beton))
@@ -210,7 +212,7 @@ def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys
 
     def judged(test, on_error):
         values = {"data.train": str(tiny_beton), "data.test": str(test), "data.on_error": on_error}
-        return evaluate_frozen(build(SCHEMA, {**TINY, **values, "logging.run_dir": str(tmp_path)}))
+        return evaluate_frozen(make_config(SCHEMA, {**TINY, **values, "logging.run_dir": str(tmp_path)}))
 
     with pytest.raises(LoaderError, match="row 0 of"):
         judged(path, "raise")

@@ -11,7 +11,7 @@ import torch
 from helpers import ROOT, TINY_METHODS, TINY_VIT, method_values, read_losses, tiny_config
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
-from idmm_fast.config import ConfigError, build, flatten, read
+from idmm_fast.config import ConfigError, flatten, load_yaml, make_config
 from idmm_fast.loader import Augment, MultiCropLoader, Views
 from idmm_fast.losses import contrastive_loss, dino_loss
 from idmm_fast.losses.dino import moved
@@ -442,8 +442,8 @@ def test_supcon_wants_labels():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "rn_configs" / "methods").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_methods_files_say_all_that_their_method_has(path):
-    values = read(SCHEMA, path)
-    cfg = build(SCHEMA, {"data.train": "x", "model.name": "x", "logging.run_dir": "x", **values})
+    values = load_yaml(SCHEMA, path)
+    cfg = make_config(SCHEMA, {"data.train": "x", "model.name": "x", "logging.run_dir": "x", **values})
     assert set(cfg.method.options) <= set(options_of(cfg.method.name))
     assert cfg.method.name in ("idmm", path.stem)
     for option, value in cfg.method.options.items():
