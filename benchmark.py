@@ -2,7 +2,8 @@
 """Measure throughput.
 
 python benchmark.py loader --images my_photos                       # ours, decoding alone, PIL/torchvision
-python benchmark.py loader --beton data/flowers_train.beton --peers official,ffcv,albumentations,dali --json bench.json
+python benchmark.py loader --beton data/flowers_train.beton --workers 1 --repeats 5 --json bench.json \\
+    --peers official,ffcv,albumentations,dali
 python benchmark.py writer --images my_photos                       # conversion, against FFCV's own writer
 python benchmark.py loss                                            # fused loss, index targets, against dense
 python benchmark.py head                                            # 20 steps of 1,281,167 instances, their memory
