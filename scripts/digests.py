@@ -45,6 +45,7 @@ datasets (the tests have small trees for them), CUDA, torch.compile.
 import argparse
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -79,6 +80,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_images  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 # The keys of the configuration, before and now; those of `augment` are the fields of the loader's Augment too.
 RENAMED = dict(
@@ -968,13 +970,16 @@ def warm_up():
         for loader in loaders:
             next(iter(loader))
             loader.close()
-            loader.operation.close()
+    del loader, loaders
+    gc.collect()  # with a loader go its threads; a process that forks had better have none
+    assert threading.active_count() == 1, threading.enumerate()
 
 
 def make(only):
     """{name: digest} of all jobs whose names begin with `only`, made in the current folder."""
     os.environ["IDMM_FAST_CACHE"] = str(Path("cache").absolute())
     warnings.filterwarnings("ignore")
+    tqdm.monitor_interval = 0  # no thread of its own
     import idmm_fast
 
     if ROOT not in Path(idmm_fast.__file__).parents:
