@@ -975,8 +975,8 @@ def warm_up():
     assert threading.active_count() == 1, threading.enumerate()
 
 
-def make(only):
-    """{name: digest} of all jobs whose names begin with `only`, made in the current folder."""
+def make(only, show):
+    """{name: digest} of the jobs whose names begin with `only`, run in the current folder; show(digests) after each."""
     os.environ["IDMM_FAST_CACHE"] = str(Path("cache").absolute())
     warnings.filterwarnings("ignore")
     tqdm.monitor_interval = 0  # no thread of its own
@@ -1002,6 +1002,7 @@ def make(only):
             digests = in_a_child(name, function)
             if name.startswith(only):
                 found.update(digests)
+                show(digests)
                 for key in digests:
                     if key.endswith(" error"):
                         print(f"{key}: {digests[key]}", file=sys.stderr)
@@ -1036,10 +1037,17 @@ def main():
         for key, value in surroundings().items():
             if before["surroundings"].get(key) != value:
                 print(f"warning: {key} was {before['surroundings'].get(key)} and is {value}", file=sys.stderr)
+    wanted = {key: value for key, value in before.get("digests", {}).items() if key.startswith(args.only)}
+
+    def show(digests):
+        for key in digests if args.what == "compare" else ():
+            same = "same   " if digests[key] == wanted.get(key) else "differs"
+            print(same, key, "" if key in wanted else "(not recorded)", flush=True)
+
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="digests_"))
     try:
         os.chdir(folder)
-        found = make(args.only)
+        found = make(args.only, show)
     finally:
         os.chdir(ROOT)
         if args.keep:
@@ -1053,13 +1061,11 @@ def main():
         content = {"surroundings": surroundings(), "digests": kept | found}
         path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         sys.exit(f"error: {', '.join(failed)}" if failed else 0)
-    wanted = {key: value for key, value in before["digests"].items() if key.startswith(args.only)}
-    differs = [key for key in wanted | found if wanted.get(key) != found.get(key)]
-    for key in sorted(wanted | found):
-        where = "" if key in wanted and key in found else " (only here)" if key in found else " (only recorded)"
-        print(f"{'differs' if key in differs else 'same   '} {key}{where}")
-    print(f"{len(wanted | found) - len(differs)} same, {len(differs)} differ")
-    sys.exit(1 if differs else 0)
+    for key in sorted(wanted.keys() - found.keys()):
+        print(f"differs {key} (recorded, and missing here)")
+    differ = sum(wanted.get(key) != found.get(key) for key in wanted | found)
+    print(f"{len(wanted | found) - differ} same, {differ} differ")
+    sys.exit(1 if differ else 0)
 
 
 if __name__ == "__main__":
