@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, run_script
+from helpers import ROOT, run_script, write_with_ffcv
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -585,25 +585,8 @@ def test_missing_file_says_how_to_make_it(tmp_path):
 
 
 def test_stock_ffcvs_own_files_open(tmp_path, photos):
-    """A beton that FFCV's DatasetWriter wrote, in a process of its own, since that writer forks."""
-    np.savez(tmp_path / "photos.npz", *photos[:6])
-    code = """
-import sys, numpy as np
-from ffcv.writer import DatasetWriter
-from ffcv.fields import RGBImageField, IntField, FloatField
-class D:
-    images = list(np.load(sys.argv[1]).values())
-    def __len__(self): return 6
-    def __getitem__(self, i): return (0.5 * i, self.images[i], i)
-fields = {"score": FloatField(), "image": RGBImageField(write_mode="raw"), "label": IntField()}
-DatasetWriter(sys.argv[2], fields, num_workers=1).from_indexed_dataset(D())
-"""
-    subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "photos.npz", tmp_path / "stock.beton"],
-        check=True,
-        timeout=100,
-        capture_output=True,
-    )
+    """With a field before the image, which ours do not have."""
+    write_with_ffcv(tmp_path, stock=photos[:6])
     beton = open_beton(tmp_path / "stock.beton")
     assert beton.label.tolist() == list(range(6))
     for image, wanted in zip(decode_rows(beton, range(6)), photos):

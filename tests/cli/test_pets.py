@@ -38,4 +38,4 @@ def test_pets_from_raw_files_to_a_falling_loss(tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert "done" in shown.stdout
     curve = read_losses(tmp_path / "run")
-    assert curve[-6:].mean() < 0.97 * 2 * math.log(40)  # two groups, 40 images
+    assert curve[-6:].mean() < 0.97 * 2 * math.log(40)  # two groups, 40 images: 1 without learning, 0.958 was measured

@@ -21,7 +21,7 @@ def test_pretraining_lowers_the_loss(pretrained_run):
     curve = read_losses(pretrained_run)
     assert len(curve) == 120
     assert curve[:4].mean() == pytest.approx(2 * math.log(64), rel=0.03)  # two groups, 64 classes, nothing known yet
-    assert curve[-8:].mean() < 0.94 * 2 * math.log(64)  # and 120 steps later it is better than a guess
+    assert curve[-8:].mean() < 0.94 * 2 * math.log(64)  # 0.92 was measured; without learning it stays at 1
 
 
 def test_run_folder_holds_every_documented_file(pretrained_run):

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import FINETUNE, read_losses, tiny_config
+from helpers import FINETUNE, read_losses, tiny_config, write_with_ffcv
 from hypothesis import HealthCheck, Phase, given, strategies
 from hypothesis import settings as examples
 from safetensors.torch import load_file
@@ -498,27 +497,13 @@ def test_a_run_does_not_go_on_with_other_images_labels_or_numbers_of_them(few, t
 
 def test_a_fingerprint_is_of_images_and_labels_whoever_wrote_the_file(tmp_path, photos):
     """FFCV's own writer keeps no checksums: new pixels under an old name had been believed."""
-    code = """
-import sys, numpy as np
-from ffcv.writer import DatasetWriter
-from ffcv.fields import RGBImageField, IntField
-class D:
-    def __init__(self, images): self.images = images
-    def __len__(self): return len(self.images)
-    def __getitem__(self, i): return (self.images[i], i)
-for path, out in zip(sys.argv[1::2], sys.argv[2::2]):
-    DatasetWriter(out, {"image": RGBImageField(write_mode="raw"), "label": IntField()}, num_workers=1).from_indexed_dataset(D(list(np.load(path).values())))
-"""
     other = photos[3].copy()
     other[0, 0, 0] ^= 1
-    np.savez(tmp_path / "a.npz", *photos[:4])
-    np.savez(tmp_path / "b.npz", *photos[:3], other)
-    names = [tmp_path / name for name in ("a.npz", "a.beton", "b.npz", "b.beton")]
-    subprocess.run([sys.executable, "-c", code, *names], check=True, timeout=100, capture_output=True)
+    write_with_ffcv(tmp_path, a=photos[:4], b=[*photos[:3], other])
     ours = _beton(tmp_path / "ours.beton", photos[:4])
-    a, b, mine = (open_beton(p).fingerprint for p in (names[1], names[3], ours))
+    a, b, mine = (open_beton(p).fingerprint for p in (tmp_path / "a.beton", tmp_path / "b.beton", ours))
     assert len({a, b, mine}) == 3
-    shutil.copy(names[1], tmp_path / "copy.beton")
+    shutil.copy(tmp_path / "a.beton", tmp_path / "copy.beton")
     assert open_beton(tmp_path / "copy.beton").fingerprint == a
 
 
