@@ -19,7 +19,7 @@ WITHOUT_KERNELS = ("config", "docs", "losses", "models")  # folders whose tests 
 
 
 def pytest_collection_modifyitems(items):
-    """With several workers: one compiles the kernels while the others test what needs none; then the long tests first."""
+    """With several workers: one compiles the kernels, the others test what needs none; then the long tests first."""
     if WORKER is None:
         return
 

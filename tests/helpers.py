@@ -1,4 +1,4 @@
-"""What several test files share: photographs, a tiny model and its configuration, the scripts in this process or in one of their own."""
+"""What several test files share: photographs, a tiny model's configuration, scripts in this process or as commands."""
 
 import contextlib
 import importlib.util
@@ -80,7 +80,7 @@ for path in sys.argv[1:]:
 
 
 def write_with_ffcv(folder, **images):
-    """Write lists of images as folder/NAME.beton by FFCV's own writer, a label for each image; in a process, as it forks."""
+    """Write lists of images as folder/NAME.beton with FFCV's own writer, which forks: in a process of its own."""
     for name, photos in images.items():
         np.savez(folder / f"{name}.npz", *photos)
     command = [sys.executable, "-c", _FFCV_WRITER, *(str(folder / name) for name in images)]

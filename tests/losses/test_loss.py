@@ -46,8 +46,8 @@ def test_is_pytorchs_label_smoothing_without_mixing():
 
 
 def infinite(eps):
-    """Logits of -inf in each of the places that a loss looks at, idx_a, idx_b, lam, and by pytorch's cross entropy of class indices the rows'
-    losses and the gradient of the mean of the finite ones."""
+    """Logits of -inf in each place that a loss looks at, idx_a, idx_b, lam; then, by torch's cross entropy of class
+    indices, the rows' losses and the gradient of the mean of the finite ones."""
     logits = torch.randn(6, 700, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     logits[:, :300] = -torch.inf  # of the fused form, whole tiles
     a = torch.tensor([500, 500, 500, 7, 500, 7])
@@ -65,7 +65,7 @@ def infinite(eps):
 @pytest.mark.parametrize("form", ["eager", "compiled", "fused", "fused, little memory", "sharded"])
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 def test_logits_of_minus_infinity(form, eps, monkeypatch):
-    """A class that is ruled out (its bias is -inf) makes the loss infinite if a target weighs it, and else leaves it finite."""
+    """A class that is ruled out (bias -inf) makes the loss infinite if a target weighs it, else leaves it finite."""
     logits, a, b, lam, wanted, d_wanted = infinite(eps)
     assert wanted.isfinite().tolist() == ([True, True, True, True, False, False] if eps == 0 else [False] * 6)
     rows = []
@@ -271,7 +271,7 @@ def test_the_gradients_memory_is_used_again_once_nobody_holds_it():
 
 
 def test_fused_never_holds_the_logits():
-    """256 x 400,000 logits are 410 MB; the peak of forward and backward beyond weights and gradients stays near the bound of 64 MB."""
+    """256 x 400,000 logits are 410 MB; the peak beyond weights and gradients stays near the bound of 64 MB."""
     code = """
 import torch
 from pathlib import Path
@@ -279,7 +279,8 @@ from idmm_fast.losses import fused_instance_loss
 def status(key):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) / 1024
 torch.manual_seed(0)
-z, w, b = torch.randn(256, 32, requires_grad=True), torch.randn(400_000, 32, requires_grad=True), torch.zeros(400_000, requires_grad=True)
+z, w = torch.randn(256, 32, requires_grad=True), torch.randn(400_000, 32, requires_grad=True)
+b = torch.zeros(400_000, requires_grad=True)
 idx = torch.randint(0, 400_000, (256,))
 fused_instance_loss(z[:2], w[:500], b[:500], idx[:2] % 500, idx[:2] % 500, 0.5, 0.1).backward()
 w.grad = b.grad = None
@@ -323,7 +324,7 @@ def worlds(tmp_path_factory):
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("memory", ["1073741824", "1000"])
 def test_sharded_head_equals_one_process(worlds, world, memory, total):
-    """Loss and all gradients to 1e-5; 103 classes and unequal batches, so that nothing divides, and 5, of which one of 4 processes holds none."""
+    """Loss and gradients to 1e-5; 103 classes, unequal batches: nothing divides; of 5 classes one process has none."""
     z, weight, bias, a, b, lam = (
         v.requires_grad_() if v.is_floating_point() and k < 3 else v
         for k, v in enumerate(sharded_cases.data(total=total))
@@ -350,8 +351,8 @@ def test_sampled_losses_agree_between_processes(worlds):
 
 
 def test_sampling_classes_is_unbiased_in_the_sum_and_its_logarithm_is_off_as_stated():
-    """Over 3,000 draws at rate 0.05: the mean of exp(logsumexp) within 4 standard errors of the full sum; the mean loss below the full
-    one by Var / (2 sum^2), within 4 standard errors and a third, for the terms beyond."""
+    """Over 3,000 draws at rate 0.05: the mean of exp(logsumexp) within 4 standard errors of the full sum; the mean loss
+    below the full one by Var / (2 sum^2), within 4 standard errors and a third, for the terms beyond."""
     torch.manual_seed(0)
     head, full = ShardedHead(16, 400, sample_rate=0.05).double(), ShardedHead(16, 400).double()
     with torch.no_grad():
@@ -401,7 +402,7 @@ def test_with_the_other_views_features_as_weights_it_is_the_contrastive_loss():
 
 @pytest.mark.parametrize("sizes", [[6] * 5, [1, 4, 9, 2, 14]])
 def test_with_weights_tied_inside_clusters_it_is_deep_clustering(sizes):
-    """Equal clusters of n: L = L_cluster + N log n. Unequal ones: the cluster logits shift by log n_k, and L gains sum log n."""
+    """Equal clusters of n: L = L_cluster + N log n. Unequal: the cluster logits shift by log n_k, L gains sum log n."""
     g = torch.Generator().manual_seed(0)
     sizes = torch.tensor(sizes)
     cluster = torch.repeat_interleave(torch.arange(5), sizes)
@@ -422,8 +423,8 @@ def test_with_weights_tied_inside_clusters_it_is_deep_clustering(sizes):
 
 
 def test_gradients_to_the_weights_are_the_closed_forms():
-    """dL_i/dw_k = (p_k - target_k) z_i: nearly nothing for unrelated classes without smoothing, -(eps / C) z_i with it, a full update for
-    CutMix's partner."""
+    """dL_i/dw_k = (p_k - target_k) z_i: nearly nothing for unrelated classes without label smoothing, -(eps / C) z_i
+    with it, a full update for CutMix's partner."""
     classes, eps, lam = 5000, 0.1, 0.6
     g = torch.Generator().manual_seed(0)
     z = torch.randn(1, 16, generator=g, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The other methods: their losses against loops and closed forms, and each of them trained, stopped, resumed, compiled, in low precision, on two processes."""
+"""The other methods: losses against loops and closed forms; trained, resumed, compiled, in bf16, in two processes."""
 
 import json
 import os
@@ -253,7 +253,7 @@ def test_every_method_trains_and_resumes_to_the_last_bit(tiny_beton, tmp_path, n
 
 
 def trained(name, beton, labels, lr=2e-3, **options):
-    """(the method after 200 steps on the same two views of 32 images, these views, their numbers, its embedding of them before and after)."""
+    """The method after 200 steps on two fixed crops of 32 images; the crops, numbers, embeddings before and after."""
     torch.manual_seed(0)
     loader = MultiCropLoader(
         beton, 32, 1, 0, 0.0, [Views(2, 32, (0.3, 1.0))], Augment(jitter_prob=0, grayscale_prob=0, blur_prob=0)
@@ -279,7 +279,7 @@ def trained(name, beton, labels, lr=2e-3, **options):
 
 @pytest.mark.parametrize("name", ["simclr", "supcon", "moco_v2", "moco_v3"])
 def test_contrastive_methods_learn_to_find_an_image_by_another_view_of_it(raw_beton, name):
-    """Nearest second view of each first one; for SupCon of the same class, classes being pairs of images that have nothing in common."""
+    """The nearest second crop of each first one; for SupCon of the same class, a class being two unrelated images."""
     labels = torch.arange(64) // 2 if name == "supcon" else torch.zeros(64, dtype=torch.int64)
     more = {"supcon": {"temperature": 0.1}, "moco_v3": {"lr": 1e-3, "momentum": 0.9, "hidden": 64, "dim": 16}}
     _, _, idx, before, after = trained(name, raw_beton, labels, **more.get(name, {}))
@@ -357,7 +357,7 @@ def test_compiled_gradients_are_those_of_eager_mode(name):
 
 
 def test_two_processes_see_what_one_sees(tiny_beton, tmp_path):
-    """All methods, one after another: gathered negatives, queue, centre and batch statistics, uneven last batches; the curve is that of one process."""
+    """All methods: gathered negatives, queue, centre, batch statistics, uneven last batches; one process's curve."""
     cases = {name: method_values(name, **{"training.batch_size": 36, "training.epochs": 3}) for name in OTHERS}
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     (tmp_path / "both.py").write_text(f"""

@@ -25,7 +25,7 @@ from idmm_fast.runtime.device import Runtime, choose_attention
 
 
 def reference(state, images, kind, heads, depth):
-    """T2T-ViT's class token after the last norm, from the weights alone: unfolding, softmax and random features written out."""
+    """T2T-ViT's class token after the last norm, from the weights: unfolding, softmax, random features written out."""
 
     def linear(name, x):
         return x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0)
@@ -113,13 +113,13 @@ def test_t2t_vit_is_the_papers(name, kind):
     ],
 )
 def test_t2t_vit_has_the_papers_number_of_parameters(name, millions):
-    """Within 1 %; the paper's counts are with the classifier, and with what is fixed (position embedding, random features)."""
+    """Within 1 %; the paper counts the classifier, and what is fixed (position embedding, random features)."""
     model = timm.create_model(name)
     assert sum(p.numel() for p in (*model.parameters(), *model.buffers())) == pytest.approx(millions * 1e6, rel=0.01)
 
 
 def test_performers_random_features_estimate_the_softmax_kernel():
-    """Over many draws of the features their mean product is the closed form, within three standard errors. It is a little below exp(q . k):"""
+    """The mean product of 400 draws is the closed form, a little below exp(q . k), within three standard errors."""
     from idmm_fast.models.t2t import TokenPerformer
 
     torch.manual_seed(0)
@@ -130,8 +130,9 @@ def test_performers_random_features_estimate_the_softmax_kernel():
         seen.append((layer.features(q) * layer.features(k)).sum().item())
     seen = torch.tensor(seen)
     wanted = torch.exp((q * k).sum()).item()
-    # Rows of an orthogonal matrix times sqrt(m) are sqrt(m) long where normal ones are sqrt(64): the released scale, so the estimate is
-    # of a slightly narrower kernel: the expectation of exp(w . x) over a sphere of radius sqrt(32), a Bessel function, here as its series.
+    # Rows of an orthogonal matrix times sqrt(m) are sqrt(m) long where normal ones are sqrt(64). This is the released
+    # scale, so the estimate is of a slightly narrower kernel: the expectation of exp(w . x) over a sphere of radius
+    # sqrt(32), a Bessel function, here as its series.
     s2 = (q + k).square().sum().item()
     radius2 = 32
     expectation = sum(
@@ -162,7 +163,7 @@ def test_backbones_give_features_at_any_resolution(name, dim):
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "pvt_v2_b0", "swin_tiny_patch4_window7_224"])
 def test_weights_move_to_another_resolution(name, tmp_path):
-    """What has no learnt position embedding takes every tensor as it is; Swin's tables are resampled where the window is another."""
+    """Without learnt position embedding tensors are taken as they are; Swin's tables are resampled for a new window."""
     small, large = create_backbone(name, 112), create_backbone(name, 224)
     tables = [m.relative_position_bias_table for m in small.modules() if hasattr(m, "relative_position_bias_table")]
     for table in tables:
@@ -178,7 +179,9 @@ def test_weights_move_to_another_resolution(name, tmp_path):
 
 VIT = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
-FAMILIES = {  # what stands in front of the patches' positions: nothing, a class token, registers, two class tokens; or positions are of another kind
+# What stands in front of the patches' positions: nothing, a class token, registers, two class tokens; or another kind
+# of positions.
+FAMILIES = {
     "vit_tiny_patch16_224": VIT,
     "vit_base_patch16_siglip_gap_224": VIT,
     "vit_medium_patch16_reg4_gap_256": VIT,
@@ -270,7 +273,7 @@ def test_classifiers_of_every_kind_load_in_timm(name, tmp_path):
 
 
 def test_timm_resizes_an_image_as_our_evaluation_does(monkeypatch):
-    """By timm's own transform, made from the configuration that is written, to the number that our loader is given, at every size."""
+    """timm's own transform, made from the written configuration, gives our loader's number at every size."""
     monkeypatch.setattr(loader, "MultiCropLoader", lambda path, batch, workers, seed, alpha, views, *_, **__: views[0])
     backbone = create_backbone("vit_tiny_patch16_224", 32, options=VIT)
     for size in range(8, 1025):

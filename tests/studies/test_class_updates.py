@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def test_class_updates_report_four_variants(tiny_beton, tmp_path):
-    """Four ways; without smoothing the classes out of the batch fall to rest as p falls, with it they keep the closed form's share."""
+    """Four variants; with label smoothing the classes outside the batch keep the closed form's gradient."""
     from idmm_fast.studies.class_updates import summary, updates
 
     result = updates(

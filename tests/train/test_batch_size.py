@@ -24,7 +24,7 @@ OPTIONS = {"embed_dim": 192, "depth": 4, "num_heads": 3}
 
 
 def limited(beton, folder, gigabytes, *args):
-    """A pretraining of 64 images a step of six views of 224 x 224, which takes some 5 GB, under `ulimit -v`: more than it has to be for the libraries."""
+    """A pretraining of 64 images a step, six crops of 224 x 224, under `ulimit -v`: about 5 GB and the libraries."""
     run = [
         *train_command(beton, folder),
         f"--model.options={OPTIONS}",
@@ -43,7 +43,7 @@ def limited(beton, folder, gigabytes, *args):
 
 
 def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
-    """The process's peak grows by that much from 2 to 10 images a step of the real thing, within a third (backward needs some for a moment)."""
+    """The process's peak grows by that much from 10 to 40 images, within a third: backward needs some for a moment."""
     cfg = tiny_config(tiny_beton, tmp_path, model__options=OPTIONS, model__image_size=112)
     machine = Runtime(torch.device("cpu"), None, True, False)
     model = machine.place(IDMM(create_backbone("vit_tiny_patch16_224", 112, options=OPTIONS), 64)).train()
@@ -63,7 +63,7 @@ def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
 
 
 def test_auto_takes_what_fits_and_keeps_it_on_resume(tiny_beton, tmp_path, monkeypatch, capfd):
-    """With all memory the recipe's 256; with little, less; a run goes on with what it began with, whatever is free then."""
+    """With all memory the recipe's 256, with little less; a run resumes with what it began with, whatever is free."""
     folder = pretrain(tiny_config(tiny_beton, tmp_path / "all", training__batch_size="auto", training__epochs=1))
     assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["batch_size"] == 256
     values = {"training__batch_size": "auto", "training__epochs": 2, "training__resume": "auto"}

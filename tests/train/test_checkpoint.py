@@ -78,7 +78,7 @@ def test_run_folder_is_neither_overwritten_nor_resumed_with_other_options(tiny_b
 
 
 def test_full_disk_is_an_error_message_and_loses_no_checkpoint(tiny_beton, tmp_path, monkeypatch):
-    """The disk is full from the third checkpoint on: those before are kept whole, nothing half-written is left, and the run goes on from them."""
+    """From the third checkpoint on. The two before stay intact, nothing half-written is left, and the run resumes."""
     whole = read_losses(pretrain(tiny_config(tiny_beton, tmp_path / "whole")))
     synced, fsync = [], os.fsync
 
@@ -104,7 +104,7 @@ def test_full_disk_is_an_error_message_and_loses_no_checkpoint(tiny_beton, tmp_p
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_run_killed_twenty_times_equals_the_uninterrupted_one(tiny_beton, tmp_path):
-    """kill -9 at random moments, a checkpoint every few steps: the curve and the weights are those of the run never stopped, bit for bit."""
+    """kill -9 at random moments, a checkpoint every few steps: the same curve and weights, bit for bit."""
     rng = np.random.default_rng(0)
     shape = [
         "--training.epochs=40",

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(280)
 
 @pytest.fixture
 def strict(monkeypatch, tmp_path):
-    """After the first epoch of a run torch refuses to compile anything. Yields a list of the graphs there were at the end of each epoch."""
+    """After a run's first epoch torch refuses to compile. Yields the number of graphs at the end of each epoch."""
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))

@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them: the same crops and the same curve as one; what happens when one of them dies."""
+"""Several processes, as torchrun starts them: the same crops and curve as one process; what happens when one dies."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def alone(tiny_beton, tmp_path_factory):
     ],
 )
 def test_the_curve_is_that_of_one_process(alone, tiny_beton, tmp_path, processes, kind):
-    """To 1e-4 at every step; with the fused loss each process holds a slice of the head, and one process goes on from what they wrote."""
+    """To 1e-4 at every step. With the fused loss each holds a slice of the head; one process resumes their run."""
     shown = train(
         processes,
         tiny_beton,
@@ -164,7 +164,7 @@ def test_the_job_goes_on_by_itself_after_a_process_died(tiny_beton, tmp_path, wh
 @pytest.mark.parametrize("late", [0, 1])
 @pytest.mark.parametrize("shared", ["0", "1"], ids=["shared-store", "own-store"])
 def test_processes_meet_again_after_a_restart_though_one_is_late(tmp_path, late, shared):
-    """torchrun keeps the addresses of the first attempt; the second must not take them for its own, whoever comes first."""
+    """torchrun keeps the first attempt's addresses; the second must not take them for its own, whoever comes first."""
     (tmp_path / "meet.py").write_text(f"""
 import os, signal, time
 import torch
@@ -270,7 +270,7 @@ def test_an_evaluation_may_take_longer_than_the_backend_waits(tmp_path):
 
 @pytest.mark.parametrize("dead", [0, 1])
 def test_who_dies_in_an_evaluation_ends_the_others(tmp_path, dead):
-    """Process 0 evaluates; the other one waits for it. Whichever of them is killed, the other one notices at once and says so."""
+    """Process 0 evaluates, the other one waits. Whichever is killed, the other one notices at once and says so."""
     ended = meeting(
         tmp_path,
         f"""
@@ -303,7 +303,7 @@ def test_an_error_in_one_process_ends_one_that_evaluates(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_counts_as_lost(tmp_path):
-    """One that is stopped keeps its connections, as one behind a broken network does; the other one waits SILENCE, not for ever."""
+    """A stopped one keeps its connections, as behind a broken network; the other one waits SILENCE, not for ever."""
     ended = meeting(
         tmp_path,
         """
@@ -353,7 +353,7 @@ def test_restarts_on_several_machines_need_a_store_of_their_own(monkeypatch):
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_run_goes_on_in_another_precision(before, after):
-    """An enabled scaler begins with torch's own 2 ** 16 after one that was disabled; a disabled one ignores what another was at."""
+    """An enabled scaler starts at torch's 2 ** 16 after a disabled one; a disabled one ignores another's scale."""
 
     def state(enabled, scale):
         model = torch.nn.Module()

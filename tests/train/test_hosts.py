@@ -1,4 +1,4 @@
-"""Two machines, as two network namespaces of this one, and one of them lost: torchrun and training go on, to the curve of one process."""
+"""Two machines (network namespaces), one of which is lost: torchrun and training resume, to one process's curve."""
 
 import contextlib
 import os
@@ -166,7 +166,7 @@ def begun(hosts, beton, folder):
 
 @pytest.mark.parametrize("how", ["kill", "cut"])
 def test_what_is_left_goes_on_by_itself(hosts, tiny_beton, tmp_path, alone, how):
-    """Host 2 is lost: its processes killed, or only the link, without a word. Host 1, alone, goes on from the last checkpoint."""
+    """Host 2 is lost: its processes are killed, or the link is cut. Host 1 resumes alone from the last checkpoint."""
     one, _ = begun(hosts, tiny_beton, tmp_path / "run")
     getattr(hosts, how)(2)
     noticed = until(lambda: "error: process 0 stopped" in hosts.output(1), hosts, "to notice")

@@ -69,7 +69,7 @@ def test_fused_loss_gives_the_curve_of_the_dense_loss(tiny_beton, tmp_path, capf
 
 
 def test_sampled_head_trains_and_resumes_bit_for_bit(tiny_beton, tmp_path, capfd):
-    """Half of the images that are not in the batch take part, and each stands for two, so that the loss begins where the full one does."""
+    """Half of the images outside the batch take part, each counted twice: the loss starts where the full one does."""
     options = {"head__sample_rate": 0.5, "training__resume": "auto", "training__epochs": 6}
     folder = pretrain(tiny_config(tiny_beton, tmp_path / "run", **options))
     curve = read_losses(folder)
@@ -103,7 +103,7 @@ def test_compiled_bf16_training_follows_eager_fp32(tiny_beton, tmp_path, monkeyp
 
 
 def test_online_evaluation_equals_evaluate_and_leaves_the_curve_alone(tiny_beton, tmp_path):
-    """Every second epoch and at the end; the numbers are those of evaluate.py, and the curve is the one without looking."""
+    """Every second epoch and at the end; the numbers are those of evaluate.py, the curve is that of a run without."""
     changes = ["--model.drop_path=0.2", "--training.batch_size=16", "--training.epochs=3", "--training.resume=no"]
     base = [*train_command(tiny_beton, tmp_path / "run")[1:], *changes]
     shown = run_script(

@@ -1,4 +1,4 @@
-"""A run that is stopped, anywhere, and gone on with ends as the one that was never stopped; and nothing is lost on the way."""
+"""A run that is stopped anywhere and resumed ends as the uninterrupted one; nothing is lost on the way."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ class Killed(BaseException):
 
 
 class Stops:
-    """Stops the run under test once: by a signal in a step, or as if killed, before or after the run's Nth call of a method."""
+    """Stops a run once: by a signal in a step, or as if killed, before or after the Nth call of a method of RunDir."""
 
     def __init__(self, monkeypatch):
         self.signal_at = self.kill_at = None
@@ -122,7 +122,7 @@ def _ended(kind, folder):
 
 
 def _stopped_and_resumed(kind, beton, options, stops, first, tmp_path):
-    """Stopped as `first` (how, when) says, then gone on with, must be as never stopped. Returns whether it was stopped."""
+    """Stopped as `first` (how, when) says and resumed, it must be as never stopped. Returns whether it was stopped."""
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
     _, wanted_result = _train(kind, beton, whole, options)
     how, when = first
@@ -187,7 +187,7 @@ _own = {
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_any_run_stopped_anywhere_ends_as_if_never_stopped(kind, few, monkeypatch):
-    """Any options, any moment of two epochs: metrics, evaluations, best.pt, weights and result, bit for bit (CPU, fp32)."""
+    """Any options, any moment of two epochs: metrics, evaluations, best.pt, weights, result, bit for bit."""
     _check_stops(kind, few, monkeypatch, 12)
 
 
@@ -223,7 +223,7 @@ def _check_stops(kind, few, monkeypatch, count):
 @pytest.mark.parametrize("batch_size", [12, 6])
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_a_run_stopped_in_each_step_of_two_epochs(kind, batch_size, few, tmp_path, monkeypatch):
-    """With one and with two steps an epoch; the stop in an epoch's last step had lost that epoch's evaluation, and with it best.pt."""
+    """With one and two steps an epoch; a stop in an epoch's last step once lost its evaluation, and so best.pt."""
     stops = Stops(monkeypatch)
     _run_without_pictures(monkeypatch)
     own = {"online_eval__every": 1} if kind == "pretrain" else {"training__evaluate_every": 1}
@@ -247,7 +247,7 @@ def kept(few, tmp_path, monkeypatch):
 
 
 def test_going_on_from_an_older_checkpoint_sets_the_later_ones_aside(kept, few, monkeypatch):
-    """New checkpoints had been deleted as they were written, being older by their step, and auto went on from the stale ones."""
+    """New checkpoints, older by their step, were once deleted when written, and auto resumed from the stale ones."""
     options, folder = kept
     before = read_losses(folder)
     older = checkpoint.listing(folder / "checkpoints")[1]
@@ -299,7 +299,7 @@ def test_a_checkpoint_of_another_run_begins_a_new_folder_with_its_history_and_sp
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite(few, tmp_path, monkeypatch):
-    """sqrt(0) has a value and an infinite slope, and 0 * infinity is NaN: the loss is as it was, the gradient of every weight NaN."""
+    """sqrt(0) has an infinite slope, and 0 * infinity is NaN: the loss is as it was, every weight's gradient NaN."""
     seen, forward = [], IDMM.forward
 
     def spoiled(self, *args):
@@ -319,7 +319,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite(
 
 
 def test_fp16_stops_too_where_every_gradient_is_not_finite(few, tmp_path, monkeypatch):
-    """The scaler skipped such steps for ever, its scale gone to 0; here on the CPU, whose fused AdamW knows scalers too."""
+    """The scaler once skipped such steps for ever, its scale at 0; on the CPU, whose fused AdamW knows scalers too."""
     forward = IDMM.forward
     monkeypatch.setattr(
         IDMM,
@@ -362,7 +362,7 @@ def test_a_signal_in_the_last_evaluation_is_obeyed(few, tmp_path, monkeypatch):
 
 
 def test_a_job_that_is_started_again_goes_on_from_its_newest_checkpoint_and_with_no_other_run(kept, few, monkeypatch):
-    """By torchrun --max-restarts; the same command had gone back to the checkpoint it names, and into a run that it had been refused."""
+    """By torchrun --max-restarts; it once went back to the checkpoint it names, or into a run refused before."""
     options, folder = kept
     older = checkpoint.listing(folder / "checkpoints")[0]
     monkeypatch.setattr(distributed, "restarted", lambda: True)
@@ -428,7 +428,7 @@ def test_the_clock_makes_checkpoints_with_one_step_an_epoch_too(few, tmp_path, m
 
 
 def test_an_answer_that_comes_a_step_late_writes_one_checkpoint_not_two(few, tmp_path, monkeypatch):
-    """With several processes the clock's question is answered a step later; a clock of three steps, on a fake of both."""
+    """With several processes the clock's question is answered a step later; here both are fakes, a clock of 3 steps."""
     now = itertools.count()
 
     class Late:
@@ -518,7 +518,7 @@ def test_a_run_folder_tells_each_start(kept, few):
 
 
 def test_the_same_call_on_a_folder_that_changed_begins_a_new_run_and_says_so(tree, tmp_path, monkeypatch, capfd):
-    """One image more had been a size mismatch of the head; one for another had been trained on as if it were the old one."""
+    """One image more was once a size mismatch of the head; one replaced was trained on as if it were the old one."""
     import idmm_fast
 
     monkeypatch.setenv("IDMM_FAST_CACHE", str(tmp_path / "cache"))

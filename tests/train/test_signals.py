@@ -15,7 +15,8 @@ from idmm_fast.train.signals import Interrupted, SignalFlag
 
 @pytest.fixture(scope="module")
 def uninterrupted_losses(tiny_beton, tmp_path_factory):
-    """The losses of the command's run, never stopped, in a process of its own: elsewhere memory lies otherwise, and with it the last bit."""
+    """The losses of the command's run, in a process of its own: in this one memory is laid out differently, and
+    with it the last bit changes."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     subprocess.run(train_command(tiny_beton, folder), check=True, capture_output=True, timeout=120)
     return read_losses(folder)

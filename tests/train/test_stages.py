@@ -9,7 +9,7 @@ from idmm_fast.train import checkpoint
 
 
 def test_stages_start_from_the_stage_before_and_resume(tiny_beton, pretrained_run, tmp_path):
-    """Two stages with another resolution: the second begins with what the first ended with, classifier and all; a stage that is done is not done again."""
+    """The second stage starts from the first one's weights, classifier included; a finished stage is not run again."""
     script = [
         "finetune.py",
         f"--data.train={tiny_beton}",
@@ -21,7 +21,8 @@ def test_stages_start_from_the_stage_before_and_resume(tiny_beton, pretrained_ru
         "--training.amp=fp32",
         "--training.compile=false",
         "--training.batch_size=16",
-        "--progressive.stages=[{training.epochs: 8}, {model.image_size: 64, training.epochs: 2, training.batch_size: 8, training.lr: 1.0e-6}]",
+        "--progressive.stages=[{training.epochs: 8}, "
+        "{model.image_size: 64, training.epochs: 2, training.batch_size: 8, training.lr: 1.0e-6}]",
         "--init",
         pretrained_run,
         "--stages",
