@@ -3,10 +3,14 @@
 import contextlib
 import importlib.util
 import io
+import multiprocessing
 import os
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +157,76 @@ def run_script(script, *args):
                 print(code, file=err)
                 code = 1
     return subprocess.CompletedProcess([script, *args], code or 0, out.getvalue(), err.getvalue())
+
+
+class ForkedScript:
+    """A script in a process of its own, with subprocess.Popen's interface, but started in a tenth of a second instead of five.
+
+    It is forked from a process that has only imported torch and this package (multiprocessing's forkserver).
+
+    Args:
+        script: path of the script; then its arguments.
+        env: what is set in its environment besides this process's.
+    """
+
+    def __init__(self, script, *args, env=()):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["idmm_fast.train.pretraining", "idmm_fast.train.finetuning"])
+        self._output = Path(tempfile.mkstemp(suffix=".txt")[1])
+        given = os.environ | {"PYTHONPATH": str(ROOT)} | dict(env)
+        self._process = context.Process(target=_run_forked, args=([str(script), *map(str, args)], given, self._output))
+        self._process.start()
+        self.pid = self._process.pid
+        self.kill = self._process.kill
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    def poll(self):
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, timeout=120):
+        """Its exit status, minus the signal's number if one ended it. Raises TimeoutExpired."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout)
+        return self.returncode
+
+    def communicate(self, timeout=120):
+        """Wait, then what it printed and wrote to stderr, together."""
+        self.wait(timeout)
+        if self._output.exists():
+            self._said = self._output.read_text()
+            self._output.unlink()
+        return self._said
+
+
+def _run_forked(argv, environment, output):
+    os.environ.clear()
+    os.environ.update(environment)
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def start_ranks(count, script, env=()):
+    """The processes of a job on this machine, as torchrun starts them, but without torchrun, which ends all if one ends.
+
+    env: called with the rank, what else is set in its environment.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    return [
+        ForkedScript(script, env=job | {"RANK": str(rank)} | dict(env(rank) if env else {})) for rank in range(count)
+    ]
 
 
 def train_command(beton, folder):

@@ -1,14 +1,11 @@
 """The other methods: losses against loops and closed forms; trained, resumed, compiled, in bf16, in two processes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY_METHODS, TINY_VIT, method_values, read_losses, tiny_config
+from helpers import ROOT, TINY_METHODS, TINY_VIT, method_values, read_losses, start_ranks, tiny_config
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from idmm_fast.config import ConfigError, flatten, load_yaml, make_config
@@ -370,15 +367,9 @@ with distributed.processes("cpu"):
     for name, options in json.load(open({str(tmp_path / "cases.json")!r})).items():
         pretrain(tiny_config({str(tiny_beton)!r}, {str(tmp_path)!r} + "/both_" + name, **options))
 """)
-    shown = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "both.py"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert shown.returncode == 0, shown.stderr[-3000:]
+    both = start_ranks(2, tmp_path / "both.py", lambda rank: {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"})
+    said = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
     for name, case in cases.items():
         alone = read_losses(pretrain(tiny_config(tiny_beton, tmp_path / f"alone_{name}", **case)))
         both = read_losses(tmp_path / f"both_{name}")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import FINETUNE, ROOT, TINY_VIT, read_losses, tiny_config, torchrun_command
+from helpers import FINETUNE, ROOT, TINY_VIT, read_losses, start_ranks, tiny_config, torchrun_command
 
 from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError
@@ -217,26 +216,7 @@ try:
 except OSError as error:
     sys.exit(f"error: {{error}}")
 """)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    both = [
-        subprocess.Popen(
-            [sys.executable, tmp_path / "meet.py"],
-            env=job | {"RANK": str(k), "TORCHELASTIC_RESTART_COUNT": str(k)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for k in range(2)
-    ]
+    both = start_ranks(2, tmp_path / "meet.py", lambda rank: {"TORCHELASTIC_RESTART_COUNT": str(rank)})
     began, ended = time.monotonic(), {}
     try:
         while len(ended) < 2 and time.monotonic() - began < min([60, *(end + 10 for end in ended.values())]):
@@ -249,15 +229,15 @@ except OSError as error:
     finally:
         for process in both:
             process.kill()
-    return [(process.returncode, process.communicate()[0], ended.get(k, 60.0)) for k, process in enumerate(both)]
+    return [(process.returncode, process.communicate(), ended.get(k, 60.0)) for k, process in enumerate(both)]
 
 
 def test_an_evaluation_may_take_longer_than_the_backend_waits(tmp_path):
     for code, said, _ in meeting(
         tmp_path,
         """
-        found = distributed.from_main(lambda: (time.sleep(3), {"top1": 50.0})[1])
-        every = distributed.of_all((time.sleep(2.5 * rank), rank)[1])
+        found = distributed.broadcast_from_main(lambda: (time.sleep(3), {"top1": 50.0})[1])
+        every = distributed.all_gather_objects((time.sleep(2.5 * rank), rank)[1])
         print(found, every, distributed.total(torch.ones(1)).item(), distributed.restarted())
         time.sleep(2.5 * rank)  # the end is waited for too
     """,
@@ -274,8 +254,8 @@ def test_who_dies_in_an_evaluation_ends_the_others(tmp_path, dead):
     ended = meeting(
         tmp_path,
         f"""
-        pid = distributed.of_all(os.getpid())[{dead}]
-        distributed.from_main(lambda: (time.sleep(1), os.kill(pid, signal.SIGKILL), time.sleep(50)))
+        pid = distributed.all_gather_objects(os.getpid())[{dead}]
+        distributed.broadcast_from_main(lambda: (time.sleep(1), os.kill(pid, signal.SIGKILL), time.sleep(50)))
     """,
     )
     assert ended[dead][0] == -signal.SIGKILL
@@ -292,7 +272,7 @@ def test_an_error_in_one_process_ends_one_that_evaluates(tmp_path):
         """
         if rank:
             raise OSError("no space left")
-        distributed.from_main(lambda: time.sleep(50))
+        distributed.broadcast_from_main(lambda: time.sleep(50))
     """,
     )
     assert ended[1][:2] == (1, "error: no space left\n")
@@ -307,11 +287,11 @@ def test_a_process_that_does_not_answer_counts_as_lost(tmp_path):
     ended = meeting(
         tmp_path,
         """
-        other = distributed.of_all(os.getpid())[1]
+        other = distributed.all_gather_objects(os.getpid())[1]
         def evaluate():
             os.kill(other, signal.SIGSTOP)
             time.sleep(50)
-        distributed.from_main(evaluate)
+        distributed.broadcast_from_main(evaluate)
     """,
     )
     code, said, seconds = ended[0]

@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import subprocess
 import time
 
 import numpy as np
 import pytest
-from helpers import read_losses, train_command
+from helpers import ForkedScript, read_losses, train_command
 
 from idmm_fast.train.signals import Interrupted, SignalFlag
 
@@ -18,7 +17,7 @@ def uninterrupted_losses(tiny_beton, tmp_path_factory):
     """The losses of the command's run, in a process of its own: in this one memory is laid out differently, and
     with it the last bit changes."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(train_command(tiny_beton, folder), check=True, capture_output=True, timeout=120)
+    assert ForkedScript(*train_command(tiny_beton, folder)[1:]).wait() == 0
     return read_losses(folder)
 
 
@@ -41,18 +40,18 @@ def test_signal_writes_a_checkpoint_in_mid_epoch_and_the_run_resumes(
     tiny_beton, tmp_path, number, uninterrupted_losses
 ):
     """Stopped by a signal at some step; resumed, the curve is that of the run never stopped, bit for bit."""
-    run = train_command(tiny_beton, tmp_path / "run")
-    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    run = train_command(tiny_beton, tmp_path / "run")[1:]
+    process = ForkedScript(*run)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 5):
         time.sleep(0.005)
     process.send_signal(number)
-    _, message = process.communicate(timeout=60)
+    message = process.communicate(timeout=60)
     assert process.returncode == 128 + number, message
     assert "checkpoint" in message
     assert "resume=auto" in message
     done = metrics.read_text().count("\n")
     assert 5 <= done < 128
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == done - 1
-    subprocess.run(run, check=True, capture_output=True, timeout=120)
+    assert ForkedScript(*run).wait() == 0
     assert np.array_equal(read_losses(tmp_path / "run"), uninterrupted_losses)
