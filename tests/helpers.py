@@ -28,6 +28,7 @@ TINY_METHODS = {
     "moco_v3": {"hidden": 16, "dim": 8},
     "dino": {"hidden": 16, "bottleneck": 8, "outputs": 32, "momentum": 0.9},
 }
+TINY_OPTIONS = {"hidden": 16, "dim": 8, "bottleneck": 8, "outputs": 32, "momentum": 0.9}
 
 
 def photographs(count, seed=0, low=90, high=260):
@@ -112,11 +113,18 @@ def tiny_config(beton, folder, schema=PRETRAIN, **values):
     return make_config(schema, tiny | {k.replace("__", "."): v for k, v in values.items()})
 
 
+def tiny_options(name):
+    """Small values for the options of the method `name`: those of TINY_METHODS, or of whichever TINY_OPTIONS it has."""
+    from idmm_fast.methods import options_of
+
+    return TINY_METHODS.get(name) or {k: v for k, v in TINY_OPTIONS.items() if k in options_of(name)}
+
+
 def method_values(name, **more):
     """The keys that make tiny_config one of the method `name`."""
     values = load_yaml(PRETRAIN, ROOT / "rn_configs" / "methods" / f"{name}.yaml")
     tiny = {
-        "method.options": TINY_METHODS.get(name, {}),
+        "method.options": tiny_options(name) if name != "instance" else {},
         "training.epochs": 3,
         "training.warmup_epochs": 1,
         "training.batch_size": 16,

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY_METHODS, TINY_VIT, method_values, read_losses, start_ranks, tiny_config
+from helpers import ROOT, TINY_METHODS, TINY_VIT, method_values, read_losses, start_ranks, tiny_config, tiny_options
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from idmm_fast.config import ConfigError, flatten, load_yaml, make_config
@@ -143,7 +143,7 @@ def tiny_method(name):
         create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT),
         torch.arange(64) // 16,
         [2],
-        TINY_METHODS[name],
+        tiny_options(name),
     ).train()
 
 
