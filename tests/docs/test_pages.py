@@ -31,8 +31,8 @@ COMMANDS = sorted({(page.name, *command) for page in PAGES for command in comman
 
 
 @functools.cache
-def help_of(script):
-    result = run_script(script, "--help")
+def help_of(script, *subcommand):
+    result = run_script(script, *subcommand, "--help")
     assert result.returncode == 0
     return result.stdout
 
@@ -40,8 +40,9 @@ def help_of(script):
 @pytest.mark.parametrize(("page", "script", "rest"), COMMANDS, ids=lambda value: value)
 def test_commands_are_understood(page, script, rest):
     """The script exists, its --help works and names every option, and every configuration exists."""
+    subcommand = re.findall(r"^[a-z_]+", rest)
     for option in re.findall(r"--[a-z][a-z_.-]*", rest):
-        assert option in help_of(script), option
+        assert option in help_of(script, *subcommand) + help_of(script), option
     for path in re.findall(r"rn_configs/\S+\.yaml", rest):
         assert PLACEHOLDER.search(path) or (ROOT / path).exists(), path
 
