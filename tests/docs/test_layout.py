@@ -1,4 +1,4 @@
-"""The table of rooms in docs/development.md: every room is in it, and imports what the table allows and nothing else."""
+"""The table of rooms in docs/development.md: every room is in it, and imports what the table allows."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs/: their commands run, their links lead somewhere, their generated tables are up to date."""
+"""README, CONTRIBUTING and docs/: commands run, links lead somewhere, generated tables are up to date."""
 
 import functools
 import importlib.util
