@@ -135,17 +135,18 @@ def embed(
         ConfigError: for another suffix of `out`, or a checkpoint that is in no run folder.
     """
     from .beton import open_beton
-    from .evaluate.features import extract
+    from .evaluate import EvaluationImages, extract
     from .models import load_backbone
-    from .runtime.device import choose
+    from .runtime.device import resolve_runtime
 
     if out and Path(out).suffix not in (".npz", ".csv"):
         raise ConfigError(f"out is a file that ends in .npz or .csv, not {out}")
     backbone, size = _network(checkpoint, image_size)
     load_backbone(backbone, checkpoint)
     beton = open_beton(convert(data)["train"])
-    runtime = choose(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
-    features = extract(runtime.place(backbone), beton.path, size, runtime, batch_size)[0].numpy()
+    runtime = resolve_runtime(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
+    images = EvaluationImages(beton.path, size, batch_size)
+    features = extract(runtime.to_device(backbone), images, runtime)[0].numpy()
     listed = Path(beton.path).with_suffix(".txt")
     converted = Path(data).suffix != ".beton" and listed.exists()
     files = os.fsdecode(listed.read_bytes()).split("\n")[:-1] if converted else []
@@ -254,7 +255,6 @@ def _exported_network(checkpoint: str | Path) -> tuple[torch.nn.Module, int, str
     import torch
 
     from .models import Classifier, Normalize, feature_dim, init_head, load_backbone
-    from .models.backbone import PRETRAIN_STD
 
     backbone, size = _network(checkpoint)
     run_config = find_run_config(checkpoint)
@@ -264,7 +264,7 @@ def _exported_network(checkpoint: str | Path) -> tuple[torch.nn.Module, int, str
         load_backbone(backbone, checkpoint, head)
         return Classifier(backbone, head), size, "logits"
     load_backbone(backbone, checkpoint)
-    return torch.nn.Sequential(Normalize(std=PRETRAIN_STD), backbone), size, "features"
+    return torch.nn.Sequential(Normalize(pretraining=True), backbone), size, "features"
 
 
 def _write_features(out: Path, features: np.ndarray, labels: np.ndarray, files: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ from idmm_fast.api import convert
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import DatasetError
 from idmm_fast.models import Classifier, Normalize, create_backbone, feature_dim, init_head, load_backbone
-from idmm_fast.models.backbone import PRETRAIN_STD
 from idmm_fast.train import checkpoint
 
 PAGE = ROOT / "docs" / "quickstart.md"
@@ -125,7 +124,7 @@ def test_exported_networks_give_the_same_elsewhere(folder, name):
     load_backbone(backbone, run)
     classifier = Classifier(backbone, init_head(feature_dim(backbone), 2))
     with torch.no_grad():
-        wanted = {"run": backbone.eval()(Normalize(std=PRETRAIN_STD)(images))}
+        wanted = {"run": backbone.eval()(Normalize(pretraining=True)(images))}
         classifier.load_state_dict(checkpoint.newest("tuned/checkpoints")[1]["model"])
         wanted["tuned"] = classifier.eval()(images)
     for which in ("run", "tuned"):

@@ -25,7 +25,7 @@ from ..loader import IDMM_VIEWS, MultiCropLoader
 from ..loader.gpu import DeviceLoader
 from ..methods import IDMM
 from ..models import create_backbone
-from ..runtime.device import choose, to_device
+from ..runtime.device import prefetch_to_device, resolve_runtime
 from .loader import betons
 from .loader import machine as describe
 from .step import stepper, wait_for
@@ -38,16 +38,16 @@ def measure(beton, name, size, batch, workers, repeats, steps, device="auto", op
     rows = np.resize(
         np.arange(len(open_beton(beton))), (steps + 2 * AHEAD) * batch
     )  # over and over, so that an epoch is long enough
-    machine = choose(SimpleNamespace(device=device, amp="auto", channels_last="auto", compile="auto"), 10**6)
+    machine = resolve_runtime(SimpleNamespace(device=device, amp="auto", channels_last="auto", compile="auto"), 10**6)
     where = {"device": machine.device, "compile": machine.compile} if views_on == "device" else {}
     views = [replace(view, size=size) for view in IDMM_VIEWS]
     loader = (DeviceLoader if where else MultiCropLoader)(beton, batch, workers, views=views, rows=rows, **where)
     torch.manual_seed(0)
-    model = machine.place(IDMM(create_backbone(name, size, 0.1, options), len(loader.beton), 0.1)).train()
+    model = machine.to_device(IDMM(create_backbone(name, size, 0.1, options), len(loader.beton), 0.1)).train()
     train = stepper(machine.prepare(model), model, machine)
 
     def batches():
-        return to_device(loader, machine.device)
+        return prefetch_to_device(loader, machine.device)
 
     def step(groups):
         train(list(map(list, zip(*groups))))

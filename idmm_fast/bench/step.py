@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..methods import IDMM
 from ..models import create_backbone
-from ..models.backbone import PRETRAIN_STD
+from ..models.normalize import PRETRAIN_STD
 from ..runtime.device import Runtime, choose_attention, cpu_has_bf16
 from .loader import machine as describe
 
@@ -74,7 +74,7 @@ def systems(name, size, instances, device, low, options=None):
 
     def add(what, machine, wrap=None, plain_attention=False):
         torch.manual_seed(0)
-        model = machine.place(IDMM(create_backbone(name, size, 0.1, options), instances, 0.1)).train()
+        model = machine.to_device(IDMM(create_backbone(name, size, 0.1, options), instances, 0.1)).train()
         if plain_attention:
             choose_attention(model, machine)
         found[what] = (machine.prepare(wrap(model).to(device) if wrap else model), model, machine)

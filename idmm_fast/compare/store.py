@@ -53,7 +53,7 @@ def counted_values(schema: Schema, cfg: Config) -> dict[str, Any]:
 
     A key that is off by default counts where it is on: so a new key of that kind leaves done what is done.
     """
-    from ..runtime.device import choose
+    from ..runtime.device import resolve_runtime
 
     counted = {}
     for section, keys in as_dict(cfg).items():
@@ -62,7 +62,7 @@ def counted_values(schema: Schema, cfg: Config) -> dict[str, Any]:
             is_off = not default and value == default
             if f"{section}.{key}" not in NOT_COUNTED and not is_off:
                 counted[f"{section}.{key}"] = value
-    return counted | {"training.amp": str(choose(cfg.training, 0).amp)}
+    return counted | {"training.amp": str(resolve_runtime(cfg.training, 0).amp)}
 
 
 def settings_digest(run: RunSpec, config: SweepConfig, files: DatasetFiles, recipe: int = RECIPE) -> str:

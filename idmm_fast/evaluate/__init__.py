@@ -1,8 +1,8 @@
-"""Judging frozen features: nearest neighbours, a linear probe, and a picture to look at."""
+"""Evaluation: nearest neighbours and a linear probe on frozen features, and the accuracy of classifiers."""
 
-from ..plots.neighbours import plot_neighbours
+from .batches import EvaluationImages
 from .features import extract
 from .knn import knn_accuracy
 from .linear import linear_accuracy
 
-__all__ = ["extract", "knn_accuracy", "linear_accuracy", "plot_neighbours"]
+__all__ = ["EvaluationImages", "extract", "knn_accuracy", "linear_accuracy"]

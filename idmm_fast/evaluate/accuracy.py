@@ -1,23 +1,33 @@
-"""Top-1 and top-5 accuracy of a classifier over a beton; which images and labels can be judged at all."""
+"""Top-1 and top-5 accuracy of a classifier; and whether two datasets have the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import nn
 
-from ..beton import BetonError
-from ..loader import LoaderError, evaluation_loader
+from ..beton import Beton, BetonError
 from ..runtime import distributed
-from ..runtime.device import to_device
+from ..runtime.device import Runtime
+from .batches import EvaluationImages, evaluation_batches, report_skipped
 
 
-def check_same_classes(train, test):
-    """Raise BetonError unless all images of the betons `train` and `test` (beton.Beton) have labels, and the same number
-    means the same class in both, where both have the names of their classes."""
+def check_same_classes(train: Beton, test: Beton) -> None:
+    """Check that all images have labels, and that a label means the same class in both files.
+
+    Classes are compared where both files have the names of theirs.
+
+    Raises:
+        BetonError: the message names the file, or the first class that differs.
+    """
     for beton in (train, test):
         missing = int((beton.label < 0).sum())
         if missing:
             raise BetonError(
-                f"{missing} of {len(beton)} images of {beton.path} have no label; judging and fine-tuning need them"
+                f"{missing} of {len(beton)} images of {beton.path} have no label; evaluation and fine-tuning need them"
             )
     first, second = (beton.sidecar.get("classes") for beton in (train, test))
     if first is None or second is None or first == second:
@@ -25,59 +35,50 @@ def check_same_classes(train, test):
     k = next((k for k, names in enumerate(zip(first, second)) if names[0] != names[1]), min(len(first), len(second)))
     named = [repr(names[k]) if k < len(names) else "none" for names in (first, second)]
     raise BetonError(
-        f"{train.path} has {len(first)} classes and {test.path} has {len(second)}, not the same ones: number {k} is {named[0]} "
-        f"in the first and {named[1]} in the second. Convert both at once: a folder with train/CLASS and test/CLASS."
+        f"{train.path} has {len(first)} classes and {test.path} has {len(second)}, not the same ones: number {k} is "
+        f"{named[0]} in the first and {named[1]} in the second. Convert both at once: a folder with train/CLASS and "
+        f"test/CLASS."
     )
 
 
-def judged(path, batch_size, size, machine, num_workers=0, rows=None, on_error="raise"):
-    """(loader, iterator of (uint8 images, their dataset rows) on the device) over the beton `path`, resized and
-    centre-cropped to `size`. on_error: data.on_error; with "replace" damaged rows are left out, since what stands in for
-    one in training has no place in a judgement."""
-    on_error = "skip" if on_error == "replace" else on_error
-    loader = evaluation_loader(path, batch_size, size, num_workers, rows, on_error=on_error)
-
-    def batches():
-        for ((images, idx, _, _),) in to_device(loader, machine.device):
-            if idx.numel():
-                yield images, idx
-
-    return loader, batches()
-
-
-def say_skipped(path, skipped, images):
-    """Say how many images were left out; raise LoaderError if that is all of them."""
-    if skipped == images:
-        raise LoaderError(
-            f"none of the {images} images of {path} can be decoded. Convert it again with write_datasets.py."
-        )
-    if skipped:
-        tqdm.write(f"{path}: {skipped} of {images} images can't be decoded and are left out of the judgement")
-
-
 @torch.no_grad()
-def top_k(model, path, labels, machine, batch_size, size, num_workers=0, ks=(1, 5), on_error="raise"):
-    """{"top1": ..., "top5": ...}, percent, of `model` (uint8 images -> logits) over the beton `path`, see `judged`; where
-    images were left out of it, their number too, "images_skipped".
+def top_k(
+    model: nn.Module,
+    images: EvaluationImages,
+    labels: torch.Tensor,
+    runtime: Runtime,
+    ks: Sequence[int] = (1, 5),
+) -> dict[str, float]:
+    """The accuracy of a classifier. Several processes take a part of the images each, and all get the result.
 
-    labels: int64 by dataset row. Several processes take their parts of the rows, and all get the result. Raises LoaderError.
+    Args:
+        model: from uint8 images (B, 3, S, S) to logits (B, classes); its mode (training or not) is kept.
+        images: all images of a file; `rows` is not looked at.
+        labels: int64 (n,), by dataset row.
+        runtime: what the model runs on.
+        ks: a prediction is right if the class is among the k largest logits.
+
+    Returns:
+        {"top1": ..., "top5": ...}, percent; and "images_skipped", their number, where images were left out.
+
+    Raises:
+        LoaderError: an image is damaged and images.on_error is "raise", or all are.
     """
     was_training = model.training
     model.eval()
-    right = torch.zeros(len(ks) + 1, dtype=torch.int64, device=machine.device)  # the last one: images seen
+    counts = torch.zeros(len(ks) + 1, dtype=torch.int64, device=runtime.device)  # right ones of each k; images seen
     rows = np.arange(distributed.rank(), labels.numel(), distributed.world())
     if rows.size:
-        for images, idx in judged(path, batch_size, size, machine, num_workers, rows, on_error)[1]:
-            with machine.autocast():
-                logits = model(images)
+        for pixels, idx in evaluation_batches(replace(images, rows=rows), runtime)[1]:
+            with runtime.autocast():
+                logits = model(pixels)
             wanted = labels.to(idx.device)[idx].unsqueeze(1)
             order = logits.float().topk(min(max(ks), logits.shape[1]), dim=1).indices
-            right += torch.stack(
-                [*((order[:, :k] == wanted).sum() for k in ks), torch.tensor(len(idx), device=right.device)]
-            )
+            right = [(order[:, :k] == wanted).sum() for k in ks]
+            counts += torch.stack([*right, torch.tensor(len(idx), device=counts.device)])
     model.train(was_training)
-    *right, seen = distributed.total(right).tolist()
+    *right, seen = distributed.all_reduce_sum(counts).tolist()
     skipped = labels.numel() - seen
     if distributed.rank() == 0 or not seen:
-        say_skipped(path, skipped, labels.numel())
+        report_skipped(images.path, skipped, labels.numel())
     return {f"top{k}": 100.0 * n / seen for k, n in zip(ks, right)} | ({"images_skipped": skipped} if skipped else {})

@@ -1,30 +1,43 @@
-"""Features of a whole beton under a frozen backbone."""
+"""Features of the images of a file under a frozen backbone."""
+
+from __future__ import annotations
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from ..models import Normalize
-from ..models.backbone import PRETRAIN_STD
-from .accuracy import judged, say_skipped
+from ..runtime.device import Runtime
+from .batches import EvaluationImages, evaluation_batches, report_skipped
 
 
 @torch.no_grad()
-def extract(backbone, path, size, machine, batch_size=256, num_workers=0, rows=None, on_error="raise"):
-    """(float32 (n, d) on the CPU, int64 (n,)): the features of the images of `path`, resized and centre-cropped to `size`,
-    and which rows these are: all or `rows`, in order, but for damaged ones with on_error="replace" (data.on_error).
+def extract(backbone: nn.Module, images: EvaluationImages, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
+    """Extract features. The backbone is left in evaluation mode.
 
-    Raises LoaderError where one is damaged and on_error is "raise", or where all are.
+    Args:
+        backbone: from normalised images (B, 3, S, S) to features (B, d), on the device of `runtime`.
+        images: which images.
+        runtime: what the backbone runs on.
+
+    Returns:
+        (float32 (n, d) on the CPU; int64 (n,), the dataset rows of these images: all that were asked for, in order,
+        but for damaged ones with images.on_error "replace").
+
+    Raises:
+        LoaderError: an image is damaged and images.on_error is "raise", or all are.
     """
     backbone.eval()
-    normalize = machine.place(Normalize(std=PRETRAIN_STD))
+    normalize = runtime.to_device(Normalize(pretraining=True))
     features, found = [], []
-    loader, batches = judged(path, batch_size, size, machine, num_workers, rows, on_error)
-    with tqdm(total=loader.indices.size, desc=f"features of {path}", unit="img", leave=False, disable=None) as bar:
-        for images, idx in batches:
-            with machine.autocast():
-                features.append(backbone(normalize(images)).float().cpu())
+    loader, batches = evaluation_batches(images, runtime)
+    count = loader.indices.size
+    with tqdm(total=count, desc=f"features of {images.path}", unit="img", leave=False, disable=None) as bar:
+        for pixels, idx in batches:
+            with runtime.autocast():
+                features.append(backbone(normalize(pixels)).float().cpu())
             found.append(idx.cpu())
-            bar.update(images.shape[0])
-    found = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
-    say_skipped(path, loader.indices.size - found.numel(), loader.indices.size)
-    return torch.cat(features), found
+            bar.update(pixels.shape[0])
+    rows = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+    report_skipped(images.path, count - rows.numel(), count)
+    return torch.cat(features), rows

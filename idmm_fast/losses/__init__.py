@@ -1,8 +1,9 @@
-"""Losses."""
+"""Losses: of instances and classes, contrastive, and DINO's."""
 
 from .contrastive import contrastive_loss
 from .dino import dino_loss
-from .fused import Shard, fused_instance_loss
+from .fused import fused_instance_loss
+from .fused_step import Shard
 from .instance import instance_loss
 from .sharded import ShardedHead
 

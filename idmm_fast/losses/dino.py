@@ -1,25 +1,55 @@
-"""DINO's loss: the student's guess at one view against the teacher's at another."""
+"""DINO's loss: the student's output for one crop against the teacher's for another (Caron et al., arXiv 2104.14294)."""
+
+from __future__ import annotations
 
 import torch
 
 
-def dino_loss(student, teacher, center, views, teacher_views, student_temperature=0.1, teacher_temperature=0.04):
-    """Mean over the images and over all pairs of a teacher's view t and another view s of  -sum_k p_t[k] log q_s[k],  with
-    p = softmax((teacher - center) / teacher_temperature), q = softmax(student / student_temperature) (Caron et al., arXiv 2104.14294, equations 1 to 4).
+def dino_loss(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    center: torch.Tensor,
+    crops: int,
+    teacher_crops: int,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+) -> torch.Tensor:
+    """The mean over the images and all pairs of a crop t of the teacher and another crop s of -sum_k p_t[k] log q_s[k].
 
-    student: float (views * B, K), rows view after view; teacher: float (teacher_views * B, K), for the first of these views, without
-    gradient; center: float (K,). Reduced in float32.
+    There p = softmax((teacher - center) / teacher_temperature) and q = softmax(student / student_temperature); the
+    paper's equations 1 to 4.
+
+    Args:
+        student: float (crops * B, K), rows crop after crop.
+        teacher: float (teacher_crops * B, K), of the first of these crops, without gradient.
+        center: float (K,).
+        crops: crops of an image that the student sees.
+        teacher_crops: how many of them the teacher sees.
+        student_temperature: above 0.
+        teacher_temperature: above 0.
+
+    Returns:
+        float32, scalar.
     """
-    p = ((teacher.float() - center) / teacher_temperature).softmax(1).view(teacher_views, -1, teacher.shape[1])
-    q = (student.float() / student_temperature).log_softmax(1).view(views, -1, student.shape[1])
+    p = ((teacher.float() - center) / teacher_temperature).softmax(1).view(teacher_crops, -1, teacher.shape[1])
+    q = (student.float() / student_temperature).log_softmax(1).view(crops, -1, student.shape[1])
     all_pairs = (p.sum(0) * q.sum(0)).sum(1)
-    same_view = (p * q[:teacher_views]).sum((0, 2))
-    return -(all_pairs - same_view).mean() / (teacher_views * (views - 1))
+    same_crop = (p * q[:teacher_crops]).sum((0, 2))
+    return -(all_pairs - same_crop).mean() / (teacher_crops * (crops - 1))
 
 
 @torch.no_grad()
-def moved(center, rows, total, momentum):
-    """The centre after a batch: momentum * center + (1 - momentum) * rows / total, unless something in it is not finite. rows: (K,), the sum of the
-    teacher's outputs; total: how many they were."""
-    batch = rows / total
-    return torch.where(torch.isfinite(batch).all(), momentum * center + (1 - momentum) * batch, center)
+def update_center(center: torch.Tensor, output_sum: torch.Tensor, count: torch.Tensor, momentum: float) -> torch.Tensor:
+    """The center after a batch: momentum * center + (1 - momentum) * output_sum / count (equation 4).
+
+    Args:
+        center: float (K,).
+        output_sum: float (K,), the sum of the teacher's outputs.
+        count: how many outputs that were.
+        momentum: 0..1.
+
+    Returns:
+        float (K,). The center as it was where the mean of the batch is not finite.
+    """
+    mean = output_sum / count
+    return torch.where(torch.isfinite(mean).all(), momentum * center + (1 - momentum) * mean, center)

@@ -16,7 +16,7 @@ METHODS: dict[str, type[Method]] = {
 }
 
 # Arguments of a method's class that are no options: what `create_method` gives.
-_GIVEN = ("self", "backbone", "labels", "images", "views")
+_GIVEN = ("self", "backbone", "labels", "images", "crops")
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def create_method(
-    name: str, backbone: torch.nn.Module, labels: torch.Tensor, views: Sequence[int], options: Mapping[str, Any]
+    name: str, backbone: torch.nn.Module, labels: torch.Tensor, crops: Sequence[int], options: Mapping[str, Any]
 ) -> Method:
     """A method other than IDMM on a backbone.
 
@@ -34,7 +34,7 @@ def create_method(
         name: a key of METHODS.
         backbone: a network that gives features (n, d).
         labels: int64 (images,), the classes of the training images, -1 where there are none.
-        views: how many crops each crop group has.
+        crops: how many crops each crop group has.
         options: further arguments of the method's class, see `options_of`.
 
     Raises:
@@ -44,15 +44,15 @@ def create_method(
     for key in options:
         if key not in known:
             raise ValueError(f"method.options: {name} has no '{key}'; it has {', '.join(known)}")
-    if method.required_crops and tuple(views) != method.required_crops:
+    if method.required_crops and tuple(crops) != method.required_crops:
         needed = " and ".join(f"one group of {count} crops" for count in method.required_crops)
         advice = f"--config rn_configs/methods/{name}.yaml sets what it needs"
         raise ValueError(f"crops.groups: {name} needs {needed}; {advice}")
-    if sum(views) < 2:
+    if sum(crops) < 2:
         raise ValueError(f"crops.groups: {name} needs at least 2 crops of an image")
     if method.needs_labels and int(labels.min()) < 0:
         raise ValueError(f"{name} needs labels, and data.train has none")
-    given = {"labels": labels, "images": labels.numel(), "views": views}
+    given = {"labels": labels, "images": labels.numel(), "crops": crops}
     needs = inspect.signature(method.__init__).parameters
     return method(backbone, **{k: v for k, v in given.items() if k in needs}, **options)
 

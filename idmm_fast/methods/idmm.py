@@ -1,44 +1,78 @@
-"""IDMM: every image its own class, multi-crop, CutMix, label smoothing (Cao, Yu and Wu, arXiv 2201.10728)."""
+"""IDMM: every image its own class, multi-crop, CutMix, label smoothing (Cao, Yu and Wu, arXiv 2201.10728).
+
+With one crop, and neither CutMix nor label smoothing, it is parametric instance discrimination: the classification of
+instances of Dosovitskiy et al. (arXiv 1406.6909) and Wu et al. (arXiv 1805.01978), by a linear layer instead of Wu's
+memory bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from ..losses import ShardedHead, instance_loss
-from ..losses.fused import MEMORY
+from ..losses.fused_step import WORKSPACE_BYTES
 from ..models import feature_dim, init_head
 from .base import Method, by_size
 
 
 class IDMM(Method):
-    """A backbone, and a linear layer that tells `instances` images apart. With `fused` their logits are never held as a whole,
-    `memory` bounds the scratch in bytes, and each of several processes holds a slice of the layer. sample_rate below 1: only this share of the
-    images that are not in the batch takes part in a step, see ShardedHead."""
+    """A backbone, and a linear layer that tells images apart; the loss is losses.instance_loss.
+
+    Args:
+        backbone: gives features (n, d).
+        instances: number of images.
+        label_smoothing: eps of the loss.
+        fused: whether head and loss are one: the logits are then never held as a whole, and each of several processes
+            holds a slice of the layer. See losses/fused.py.
+        workspace_bytes: memory of the fused loss, beyond weights and gradients.
+        sample_rate: below 1, a step works on this fraction of the images outside the batch; see losses.ShardedHead.
+            The loss is then fused.
+    """
 
     uses_mixed_images = True
 
-    def __init__(self, backbone, instances, smoothing=0.1, fused=False, memory=MEMORY, sample_rate=1.0):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        instances: int,
+        label_smoothing: float = 0.1,
+        fused: bool = False,
+        workspace_bytes: int = WORKSPACE_BYTES,
+        sample_rate: float = 1.0,
+    ):
         super().__init__(backbone)
-        self.smoothing, self.fused = smoothing, fused or sample_rate < 1
+        self.label_smoothing, self.fused = label_smoothing, fused or sample_rate < 1
         if self.fused:
-            self.head = ShardedHead(feature_dim(backbone), instances, None, sample_rate, memory)
+            self.head = ShardedHead(feature_dim(backbone), instances, None, sample_rate, workspace_bytes)
         else:
             self.head = init_head(feature_dim(backbone), instances)
         if self.fused and self.head.is_sharded:  # DistributedDataParallel must leave alone what is different everywhere
             self._ddp_params_and_buffers_to_ignore = ["head.weight", "head.bias"]
 
-    def forward(self, images, idx_a, idx_b, lam, share=1.0):
-        """The sum over the groups of views of the mean over a group's rows; see Method."""
+    def forward(
+        self,
+        images: Sequence[torch.Tensor],
+        idx_a: Sequence[torch.Tensor],
+        idx_b: Sequence[torch.Tensor],
+        lam: Sequence[torch.Tensor],
+        loss_weight: float = 1.0,
+    ) -> torch.Tensor:
+        """The sum over the crop groups of the mean over a group's rows; see Method."""
         loss = 0.0
         for members, x in by_size(images):
             features = self.backbone(self.normalize(x))
             if self.fused:
-                a, b, kept = (torch.cat([v[g] for g in members]) for v in (idx_a, idx_b, lam))
-                weights = torch.cat([torch.full_like(lam[g], share / images[g].shape[0]) for g in members])
-                loss = loss + self.head.loss(features, a, b, kept, self.smoothing, averaged=True, row_weight=weights)
+                a, b, lams = (torch.cat([v[g] for g in members]) for v in (idx_a, idx_b, lam))
+                row_weight = torch.cat([torch.full_like(lam[g], loss_weight / images[g].shape[0]) for g in members])
+                loss = loss + self.head.loss(features, a, b, lams, self.label_smoothing, True, row_weight)
                 continue
             logits = self.head(features)
             first = 0
             for g in members:
                 rows = logits[first : first + images[g].shape[0]]
-                loss = loss + share * instance_loss(rows, idx_a[g], idx_b[g], lam[g], self.smoothing)
+                loss = loss + loss_weight * instance_loss(rows, idx_a[g], idx_b[g], lam[g], self.label_smoothing)
                 first += images[g].shape[0]
         return loss

@@ -1,44 +1,65 @@
-"""MoCo v3: each view predicts the other's key, made by a slowly moving copy, among the keys of the batch (Chen, Xie and He, arXiv 2104.02057)."""
+"""MoCo v3: each crop predicts the key of the other among the keys of the batch, which a momentum encoder makes.
+
+Chen, Xie and He, arXiv 2104.02057 (equation 1 and algorithm 1).
+"""
+
+from __future__ import annotations
 
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
 from ..losses import contrastive_loss
-from ..losses.gather import gather_rows
 from ..models import feature_dim
 from ..models.projector import mlp
-from .base import Method, cosine_momentum, momentum_copy, move
+from ..runtime.gather import gather_rows
+from .base import Method, cosine_momentum, ema_update, momentum_copy
 
 
 class MoCoV3(Method):
-    """Projection of three layers and prediction of two, with batch normalisation. The patch embedding stays as it was drawn, which the paper found
-    to steady ViTs. The copy's momentum rises from `momentum` to 1 as a cosine."""
+    """Projection of three layers and prediction of two, with batch normalisation.
+
+    The patch embedding keeps its random weights, which the paper found to steady ViTs (section 4).
+
+    Args:
+        backbone: gives features (n, d).
+        temperature: of the softmax.
+        hidden: width of the inner layers.
+        dim: length of the projection.
+        momentum: of the momentum encoder; it rises from this to 1 along half a cosine.
+    """
 
     required_crops = (2,)
 
-    def __init__(self, backbone, temperature=0.2, hidden=4096, dim=256, momentum=0.99):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float = 0.2,
+        hidden: int = 4096,
+        dim: int = 256,
+        momentum: float = 0.99,
+    ):
         super().__init__(backbone)
         self.temperature, self.momentum = temperature, momentum
         projector = mlp([feature_dim(backbone), hidden, hidden, dim], batch_norm=True)
         self.head = nn.ModuleDict({"projector": projector, "predictor": mlp([dim, hidden, dim], batch_norm=True)})
         if hasattr(backbone, "patch_embed"):
             backbone.patch_embed.requires_grad_(False)
-        self.teacher = momentum_copy([self.backbone, projector])
+        self.momentum_encoder = momentum_copy([self.backbone, projector])
 
-    def forward(self, images, idx_a, idx_b, lam, share=1.0):
-        """See Method; one group of two views."""
-        q = normalize(
-            self.embed([self.backbone, self.head["projector"], self.head["predictor"]], images).float(), dim=1
-        )
+    def forward(self, images, idx_a, idx_b, lam, loss_weight=1.0):
+        """See Method; one group of two crops."""
+        networks = [self.backbone, self.head["projector"], self.head["predictor"]]
+        q = normalize(self.project(networks, images).float(), dim=1)
         with torch.no_grad():
-            k = normalize(self.embed(self.teacher, images).float(), dim=1)
+            k = normalize(self.project(self.momentum_encoder, images).float(), dim=1)
         ids = idx_a[0].chunk(2)[0]
         all_ids = gather_rows(ids)[0]
         loss = 0.0
-        for asking, answering in zip(q.chunk(2), reversed(k.chunk(2))):
-            loss = loss + contrastive_loss(asking, gather_rows(answering)[0], ids, all_ids, self.temperature)
-        return share * 2 * self.temperature * loss
+        for query, key in zip(q.chunk(2), reversed(k.chunk(2))):
+            loss = loss + contrastive_loss(query, gather_rows(key)[0], ids, all_ids, self.temperature)
+        return loss_weight * 2 * self.temperature * loss
 
-    def after_step(self, progress):
-        move(self.teacher, [self.backbone, self.head["projector"]], cosine_momentum(self.momentum, progress))
+    def after_step(self, progress: float) -> None:
+        networks = [self.backbone, self.head["projector"]]
+        ema_update(self.momentum_encoder, networks, cosine_momentum(self.momentum, progress))

@@ -1,15 +1,9 @@
-"""Backbones and what sits on them."""
+"""Backbones, the heads on them, and their weights."""
 
-from .backbone import (
-    Normalize,
-    create_backbone,
-    feature_dim,
-    load_backbone,
-    save_backbone,
-    save_classifier,
-    timm_config,
-)
+from .backbone import create_backbone, feature_dim
 from .head import Classifier, init_head
+from .normalize import Normalize
+from .weights import load_backbone, save_backbone, save_classifier, timm_config
 
 __all__ = [
     "Classifier",

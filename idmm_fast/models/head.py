@@ -1,12 +1,15 @@
 """The linear head, for instances and for classes."""
 
+from __future__ import annotations
+
+import torch
 from torch import nn
 
-from .backbone import Normalize
+from .normalize import Normalize
 
 
-def init_head(dim, classes):
-    """Linear (dim -> classes) with bias: weight truncated normal of std 0.02, bias 0, as IDMM's authors do."""
+def init_head(dim: int, classes: int) -> nn.Linear:
+    """A linear layer (dim -> classes): weight truncated normal of std 0.02, bias 0, as IDMM's authors have it."""
     head = nn.utils.skip_init(nn.Linear, dim, classes)
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
@@ -14,15 +17,26 @@ def init_head(dim, classes):
 
 
 class Classifier(nn.Module):
-    """Backbone and linear layer, from uint8 images (B, 3, H, W) to logits (B, classes)."""
+    """Backbone and linear layer, from uint8 images to logits."""
 
-    def __init__(self, backbone, head):
+    def __init__(self, backbone: nn.Module, head: nn.Linear):
         super().__init__()
         self.normalize, self.backbone, self.head = Normalize(), backbone, head
 
-    def forward(self, images, partner=None, share=None):
-        """With `partner` (int64 (B,)) and `share` (float): mixup, x = share * x + (1 - share) * x[partner]."""
+    def forward(
+        self, images: torch.Tensor, partner: torch.Tensor | None = None, lam: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The logits, with mixup x = lam * x + (1 - lam) * x[partner] where there is a partner.
+
+        Args:
+            images: uint8 (B, 3, H, W).
+            partner: int64 (B,), rows; None: no mixup.
+            lam: float, scalar.
+
+        Returns:
+            (B, classes).
+        """
         x = self.normalize(images)
         if partner is not None:
-            x = share * x + (1 - share) * x[partner]
+            x = lam * x + (1 - lam) * x[partner]
         return self.head(self.backbone(x))

@@ -1,34 +1,54 @@
-"""The small networks that other methods put on a backbone for the time of pretraining."""
+"""The small networks that other methods than IDMM put on a backbone while they pretrain it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from ..losses.gather import is_distributed, sum_over_processes
+from ..runtime.gather import is_distributed, sum_over_processes
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of (n, d) by the statistics of the batch, always, those of all processes together; on the CPU too, which
-    nn.SyncBatchNorm can't. There are no running statistics, since what it is part of is dropped after pretraining."""
+    """Batch normalisation of (n, d) by the statistics of the batch, always, those of all processes together.
 
-    def __init__(self, d, affine=True, eps=1e-5):
+    It works on the CPU too, which nn.SyncBatchNorm can't. There are no running statistics, since the network that it is
+    part of is dropped after pretraining.
+
+    Args:
+        d: number of features.
+        affine: whether there are a scale and a shift that are learnt.
+        eps: added to the variance.
+    """
+
+    def __init__(self, d: int, affine: bool = True, eps: float = 1e-5):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d)) if affine else None
         self.bias = nn.Parameter(torch.zeros(d)) if affine else None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float()
         if not is_distributed():
             return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        total = sum_over_processes(torch.tensor(float(x.shape[0]), device=x.device))
-        centred = x - sum_over_processes(x.sum(0)) / total
-        result = centred * (sum_over_processes(centred.square().sum(0)) / total + self.eps).rsqrt()
+        count = sum_over_processes(torch.tensor(float(x.shape[0]), device=x.device))
+        centred = x - sum_over_processes(x.sum(0)) / count
+        result = centred * (sum_over_processes(centred.square().sum(0)) / count + self.eps).rsqrt()
         return result if self.weight is None else result * self.weight + self.bias
 
 
-def mlp(widths, activation=nn.ReLU, batch_norm=False):
-    """Linear layers of these widths (input first) with an activation between them. batch_norm: after each layer, the last one without scale and shift, and
-    no biases, as MoCo v3 has it."""
+def mlp(
+    widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU, batch_norm: bool = False
+) -> nn.Sequential:
+    """Linear layers with an activation between them.
+
+    Args:
+        widths: of the input and of the output of every layer.
+        activation: called without arguments, makes an activation.
+        batch_norm: whether there is a BatchNorm after each layer, the last one without scale and shift, and no biases,
+            as in MoCo v3.
+    """
     layers = []
     for k, (d, width) in enumerate(zip(widths[:-1], widths[1:])):
         last = k == len(widths) - 2

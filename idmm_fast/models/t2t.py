@@ -1,11 +1,17 @@
-"""Tokens-to-Token ViT (Yuan et al., arXiv 2101.11986), which timm does not have, in timm's manner and registered with it.
+"""Tokens-to-Token ViT (Yuan et al., arXiv 2101.11986), which timm does not have, registered with timm.
 
-Soft splits (7 x 7 stride 4, 3 x 3 stride 2 twice) with a small attention layer between them make the tokens; a plain ViT with fixed
-sinusoid position embedding follows. The layer between is softmax attention (t2t_vit_t_*), or a performer, attention whose softmax
-kernel is approximated by random features (t2t_vit_*; Choromanski et al., arXiv 2009.14794).
+Soft splits (7 x 7 stride 4, 3 x 3 stride 2 twice) with a small attention layer between them make the tokens; a plain
+ViT with fixed sinusoid position embedding follows. The layer between is softmax attention (t2t_vit_t_*), or a
+performer, attention whose softmax kernel is approximated by random features (t2t_vit_*; Choromanski et al., arXiv
+2009.14794).
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers import Mlp, trunc_normal_
@@ -20,14 +26,14 @@ __all__ = ["T2TViT"]
 class TokenTransformer(nn.Module):
     """Attention of one head that also narrows the tokens: (B, T, dim) -> (B, T, inner)."""
 
-    def __init__(self, dim, inner):
+    def __init__(self, dim: int, inner: int):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(inner)
         self.qkv, self.proj = nn.Linear(dim, 3 * inner, bias=False), nn.Linear(inner, inner)
         self.mlp = Mlp(inner, inner)
         self.scale = dim**-0.5  # of the wide token, as released
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(self.norm1(x)).unsqueeze(1).chunk(3, -1)
         # The shortcut goes around the attention alone, and from v: x has another width.
         x = v.squeeze(1) + self.proj(scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1))
@@ -35,9 +41,16 @@ class TokenTransformer(nn.Module):
 
 
 class TokenPerformer(nn.Module):
-    """The same with cost linear in T: exp(q . k) is estimated by positive random features, half as many as the token is wide."""
+    """The same with cost linear in T: exp(q . k) is estimated by positive random features.
 
-    def __init__(self, dim, inner, features=0.5, drop=0.1):
+    Args:
+        dim: width of a token.
+        inner: its width afterwards.
+        features: number of random features, as a fraction of `inner`.
+        drop: the rate of dropout.
+    """
+
+    def __init__(self, dim: int, inner: int, features: float = 0.5, drop: float = 0.1):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(inner)
         self.kqv, self.proj = nn.Linear(dim, 3 * inner), nn.Linear(inner, inner)
@@ -45,12 +58,12 @@ class TokenPerformer(nn.Module):
         count = int(inner * features)
         self.register_buffer("w", nn.init.orthogonal_(torch.empty(count, inner)) * math.sqrt(count))
 
-    def features(self, x):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         """exp(w . x - |x|^2 / 2) / sqrt(m): (B, T, inner) -> (B, T, m), in float32."""
         x = x.float()
         return torch.exp(x @ self.w.float().T - (x * x).sum(-1, keepdim=True) / 2) / math.sqrt(self.w.shape[0])
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         k, q, v = self.kqv(self.norm1(x)).chunk(3, -1)
         with torch.autocast(x.device.type, enabled=False):
             k, q = self.features(k), self.features(q)
@@ -63,7 +76,7 @@ class TokenPerformer(nn.Module):
 class Tokens(nn.Module):
     """Images (B, 3, S, S) to tokens (B, (S / 16)^2, dim)."""
 
-    def __init__(self, in_chans, dim, module, token_dim=64):
+    def __init__(self, in_chans: int, dim: int, module: type[nn.Module], token_dim: int = 64):
         super().__init__()
         self.splits = nn.ModuleList(
             [nn.Unfold(7, stride=4, padding=2), *(nn.Unfold(3, stride=2, padding=1) for _ in range(2))]
@@ -71,7 +84,7 @@ class Tokens(nn.Module):
         self.attention = nn.ModuleList([module(in_chans * 49, token_dim), module(token_dim * 9, token_dim)])
         self.project = nn.Linear(token_dim * 9, dim)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for split, attention in zip(self.splits, self.attention):
             side = (x.shape[-1] + 2 * split.padding - split.kernel_size) // split.stride + 1
             x = attention(split(x).transpose(1, 2))
@@ -79,44 +92,71 @@ class Tokens(nn.Module):
         return self.project(self.splits[-1](x).transpose(1, 2))
 
 
-def sinusoids(count, dim):
+def sinusoids(count: int, dim: int) -> torch.Tensor:
     """The fixed position embedding (1, count, dim) of Vaswani et al.: sines at even places, cosines at odd ones."""
     angle = torch.arange(count)[:, None] / 10000 ** (2 * (torch.arange(dim) // 2) / dim)
     return torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos())[None].float()
 
 
+@dataclass(frozen=True)
+class T2TConfig:
+    """What differs between the T2T-ViTs.
+
+    Attributes:
+        tokens: the layer between the soft splits, "performer" or "transformer".
+        embed_dim: width of a token.
+        depth: number of blocks.
+        num_heads: of the attention in a block.
+        mlp_ratio: width of a block's MLP, in widths of a token.
+    """
+
+    tokens: str = "performer"
+    embed_dim: int = 256
+    depth: int = 7
+    num_heads: int = 4
+    mlp_ratio: float = 2.0
+
+
 class T2TViT(nn.Module):
-    """timm's interface: num_features, forward_features, forward_head, num_classes 0 for features. img_size: a multiple of 16."""
+    """A T2T-ViT with timm's interface: num_features, forward_features, forward_head.
+
+    Args:
+        img_size: side of the image in pixels, a multiple of 16.
+        in_chans: channels of the image.
+        num_classes: 0 for features.
+        drop_path_rate: of the last block; it rises from 0 in the first.
+        config: the fields of T2TConfig.
+
+    Raises:
+        ValueError: an img_size that is no multiple of 16.
+    """
 
     def __init__(
         self,
-        img_size=224,
-        in_chans=3,
-        num_classes=1000,
-        tokens="performer",
-        embed_dim=256,
-        depth=7,
-        num_heads=4,
-        mlp_ratio=2.0,
-        drop_path_rate=0.0,
+        img_size: int = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.0,
+        **config: Any,
     ):
         super().__init__()
         if img_size % 16:
             raise ValueError(f"T2T-ViT takes images whose side is a multiple of 16, not {img_size}")
-        self.num_classes, self.num_features, self.embed_dim = num_classes, embed_dim, embed_dim
-        module = {"performer": TokenPerformer, "transformer": TokenTransformer}[tokens]
-        self.tokens_to_token = Tokens(in_chans, embed_dim, module)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.register_buffer("pos_embed", sinusoids(1 + (img_size // 16) ** 2, embed_dim), persistent=False)
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        config = T2TConfig(**config)
+        dim = config.embed_dim
+        self.num_classes, self.num_features, self.embed_dim = num_classes, dim, dim
+        module = {"performer": TokenPerformer, "transformer": TokenTransformer}[config.tokens]
+        self.tokens_to_token = Tokens(in_chans, dim, module)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("pos_embed", sinusoids(1 + (img_size // 16) ** 2, dim), persistent=False)
         self.blocks = nn.Sequential(
             *(
-                Block(embed_dim, num_heads, mlp_ratio, qkv_bias=False, drop_path=rate, norm_layer=nn.LayerNorm)
-                for rate in rates
+                Block(dim, config.num_heads, config.mlp_ratio, qkv_bias=False, drop_path=rate, norm_layer=nn.LayerNorm)
+                for rate in torch.linspace(0, drop_path_rate, config.depth).tolist()
             )
         )
-        self.norm = nn.LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         trunc_normal_(self.cls_token, std=0.02)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
@@ -124,19 +164,21 @@ class T2TViT(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    def forward_features(self, x):
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         x = self.tokens_to_token(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
         return self.norm(self.blocks(x))
 
-    def forward_head(self, x, pre_logits=False):
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         return x[:, 0] if pre_logits else self.head(x[:, 0])
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
 
 
-def _entry(name, **defaults):
+def _entry(name: str, **defaults: Any) -> Callable[..., T2TViT]:
+    """Register a model with timm; its arguments are those that timm gives every model."""
+
     def create(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **options):
         if pretrained:
             raise ValueError(f"there are no pretrained weights of {name} here")

@@ -1,59 +1,71 @@
 """A picture of one augmented batch, with its CutMix boxes."""
 
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import torch
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from ..loader import MultiCropLoader
+from .figure import new_figure
 
-def plot_batch(loader, path, epoch=0, images=6):
-    """Write a PNG: a row for each of the first images of a batch, a column for each view, CutMix boxes outlined.
+_TITLE = "One batch: a row an image, a column a crop. Red: the CutMix box. Below: rows outside | inside the box"
+_LETTERS_PER_INCH = 13  # of the title's font
 
-    The views are those that training sees in `epoch`; the batch is the one of its first twenty that is mixed most. The
-    title of a column says which group it belongs to.
+
+def plot_batch(loader: MultiCropLoader, path: str | Path, epoch: int = 0, images: int = 6) -> None:
+    """Write a PNG: a row for each of the first images of a batch, a column for each crop, CutMix boxes outlined.
+
+    The crops are those that training sees in `epoch`; the batch is the one of its first twenty that is mixed most. The
+    title of a column says which crop group it belongs to.
+
+    Args:
+        loader: the loader of the training images; it is left at the start of `epoch`.
+        path: the file to write.
+        epoch: number of the epoch.
+        images: at most so many rows.
     """
     size = loader.local_rows(loader.indices, 0)[0].size
-    full = max(1, min(20, loader.indices.size // loader.global_batch_len(0)))
-    mixed = [min(1 - m.lam[0] for m in loader.decoder.sample_cutmix(epoch, step, size)) for step in range(full)]
-    step = int(np.argmax(mixed))
+    step = _most_mixed_step(loader, epoch, size)
     loader.load_state_dict({"epoch": epoch, "step": step})
     iterator = iter(loader)
     batch = next(iterator)
     iterator.close()
     loader.set_epoch(epoch)
-    shown = min(images, size)
-    mixes = loader.decoder.sample_cutmix(epoch, step, size)
-    columns = sum(v.count for v in loader.views)
-    figure = Figure(figsize=(1.5 * columns, 1.5 * shown + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(shown, columns, squeeze=False)
-    column = 0
-    for g, (spec, group, mix) in enumerate(zip(loader.views, batch, mixes)):
-        for view in range(spec.count):
-            for b in range(shown):
-                axis, row = axes[b, column], view * size + b
-                axis.imshow(
-                    np.ascontiguousarray(group.images[row].permute(1, 2, 0).cpu().numpy()), interpolation="nearest"
-                )
-                axis.set_xticks([])
-                axis.set_yticks([])
-                top, left, bottom, right = mix.box[row]
-                if bottom > top and right > left:
-                    axis.add_patch(
-                        Rectangle(
-                            (left - 0.5, top - 0.5),
-                            right - left,
-                            bottom - top,
-                            fill=False,
-                            edgecolor="red",
-                            linewidth=1.2,
-                        )
-                    )
+    rows, columns = min(images, size), sum(spec.count for spec in loader.views)
+    width = max(1.5 * columns, 4.0)  # for the title
+    title = textwrap.wrap(_TITLE, int(width * _LETTERS_PER_INCH))
+    figure = new_figure(width, 1.5 * rows + 0.35 + 0.15 * len(title))
+    axes = iter(figure.subplots(rows, columns, squeeze=False).T)
+    for g, (spec, group, mix) in enumerate(zip(loader.views, batch, loader.decoder.sample_cutmix(epoch, step, size))):
+        for crop in range(spec.count):
+            column, first = next(axes), crop * size
+            for row, axis in enumerate(column, first):
+                _draw_crop(axis, group.images[row], mix.box[row])
                 axis.set_xlabel(f"{group.idx_a[row]} | {group.idx_b[row]}", fontsize=7, labelpad=1)
-            axes[0, column].set_title(f"{'ABCDEFGH'[g % 8]}{view + 1}  λ={mix.lam[view * size]:.2f}", fontsize=9)
-            column += 1
-    figure.suptitle(
-        "One batch: a row an image, a column a view. Red: the CutMix box. Below: rows outside | inside the box",
-        fontsize=9,
-    )
+            column[0].set_title(f"{'ABCDEFGH'[g % 8]}{crop + 1}  λ={mix.lam[first]:.2f}", fontsize=9)
+    figure.suptitle("\n".join(title), fontsize=9)
     figure.savefig(path, dpi=110)
+
+
+def _most_mixed_step(loader: MultiCropLoader, epoch: int, size: int) -> int:
+    """The step, of the first twenty full ones, in which the crop group that is mixed least is mixed most."""
+    full = max(1, min(20, loader.indices.size // loader.global_batch_len(0)))
+    mixed = [min(1 - m.lam[0] for m in loader.decoder.sample_cutmix(epoch, step, size)) for step in range(full)]
+    return int(np.argmax(mixed))
+
+
+def _draw_crop(axis: Axes, pixels: torch.Tensor, box: np.ndarray) -> None:
+    """Draw uint8 (3, H, W) and its CutMix box (top, left, bottom, right)."""
+    axis.imshow(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()), interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    top, left, bottom, right = box
+    if bottom > top and right > left:
+        corner = left - 0.5, top - 0.5  # pixels are drawn around whole numbers
+        box = Rectangle(corner, right - left, bottom - top, fill=False, edgecolor="red", linewidth=1.2)
+        axis.add_patch(box)

@@ -1,23 +1,32 @@
-"""A contact sheet: the first images of a beton with their labels, as one picture."""
+"""An image grid: the first images of a dataset with their labels, as one picture."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from ..beton import open_beton
 from ..beton.decode import decode_rows
+from .figure import new_figure
 
 
-def plot_image_grid(path, out=None, columns=8, rows=6):
-    """Write a PNG of the first columns * rows images of the beton `path` (rows are shuffled, so they are a sample). Returns its path."""
+def plot_image_grid(path: str | Path, out: str | Path | None = None, columns: int = 8, rows: int = 6) -> Path:
+    """Write a PNG of the first images of a `.beton` file, whose rows are shuffled, so that they are a sample.
+
+    Args:
+        path: the `.beton` file.
+        out: the file to write; None: `path` with the suffix .png.
+        columns: images side by side.
+        rows: at most so many lines of images.
+
+    Returns:
+        The file that was written.
+    """
     beton = open_beton(path)
     out = Path(out) if out else Path(path).with_suffix(".png")
     count = min(columns * rows, len(beton))
     images = decode_rows(beton, range(count))
     lines = -(-count // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.65 * lines + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.5 * columns, 1.65 * lines + 0.4)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()

@@ -1,56 +1,83 @@
-"""A picture of nearest neighbours: what the features think is alike."""
+"""A picture of nearest neighbours: which images the features call alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 
 from ..loader import evaluation_loader
+from .figure import new_figure
 
 
-def images_of(path, rows, size):
-    """uint8 (n, size, size, 3): the images of these dataset rows, resized and centre-cropped."""
+@dataclass(frozen=True)
+class Side:
+    """Images, and what is known of them.
+
+    Attributes:
+        path: a `.beton` file.
+        features: float (n, d).
+        rows: int64 (n,), the dataset rows of these features.
+        labels: int, of every dataset row.
+    """
+
+    path: str
+    features: torch.Tensor
+    rows: torch.Tensor
+    labels: np.ndarray
+
+
+def load_images(path: str, rows: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+    """uint8 (n, size, size, 3): the images of these dataset rows, resized and cut out at the centre."""
     rows = np.asarray(rows)
     (group,) = next(iter(evaluation_loader(path, rows.size, size, rows=rows)))
     return group.images.permute(0, 2, 3, 1).numpy()
 
 
 def plot_neighbours(
-    train_path, train, test_path, test, path, *, labels=None, rows=None, queries=8, k=8, size=96, seed=0
-):
-    """Write a PNG: a row for each query from the test set, then its `k` nearest training images by cosine similarity.
+    train: Side, test: Side, path: str | Path, classes: Sequence[str], k: int = 8, size: int = 96, seed: int = 0
+) -> None:
+    """Write a PNG: a row for each of 8 test images, then its nearest training images by cosine similarity.
 
-    train, test: features, float (n, d) and (m, d). rows: which dataset rows these are, (int64 (n,), int64 (m,)); None: all,
-    in order. labels: (train labels, test labels, class names), by dataset row, for the titles, green where the class is the
-    query's and red where not.
+    Titles are green where the class is that of the test image, and red where not.
+
+    Args:
+        train: the training images.
+        test: the test images.
+        path: the file to write.
+        classes: names of the classes.
+        k: number of neighbours.
+        size: of the images, in pixels.
+        seed: of the choice of test images.
     """
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(test.shape[0], generator=generator)[:queries]
-    k = min(k, train.shape[0])
-    similarity, nearest = (normalize(test[chosen], dim=1) @ normalize(train, dim=1).T).topk(k, dim=1)
-    if rows is not None:
-        nearest, chosen = rows[0][nearest], rows[1][chosen]
-    asked, found = images_of(test_path, chosen.numpy(), size), images_of(train_path, nearest.reshape(-1).numpy(), size)
-    figure = Figure(figsize=(1.25 * (k + 1), 1.45 * len(chosen)), layout="constrained")
-    FigureCanvasAgg(figure)
+    chosen = torch.randperm(len(test.features), generator=generator)[:8]
+    k = min(k, len(train.features))
+    queries, keys = normalize(test.features[chosen], dim=1), normalize(train.features, dim=1)
+    similarity, nearest = (queries @ keys.T).topk(k, dim=1)
+    nearest, chosen = train.rows[nearest], test.rows[chosen]
+    query_images = load_images(test.path, chosen.numpy(), size)
+    key_images = load_images(train.path, nearest.reshape(-1).numpy(), size)
+    figure = new_figure(1.25 * (k + 1), 1.45 * len(chosen))
     axes = figure.subplots(len(chosen), k + 1, squeeze=False)
-    for r in range(len(chosen)):
-        for c in range(k + 1):
-            axis = axes[r, c]
-            axis.imshow(asked[r] if c == 0 else found[r * k + c - 1])
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if labels:
-                train_labels, test_labels, names = labels
-                mine = int(test_labels[chosen[r]])
-                its = mine if c == 0 else int(train_labels[nearest[r, c - 1]])
-                axis.set_title(
-                    names[its], fontsize=7, color="black" if c == 0 else "tab:green" if its == mine else "tab:red"
-                )
-            if c:
-                axis.set_xlabel(f"{similarity[r, c - 1]:.2f}", fontsize=6, labelpad=1)
+    for r, line in enumerate(axes):
+        own = int(test.labels[chosen[r]])
+        line[0].imshow(query_images[r])
+        line[0].set_title(classes[own], fontsize=7)
+        for c, axis in enumerate(line[1:]):
+            label = int(train.labels[nearest[r, c]])
+            axis.imshow(key_images[r * k + c])
+            axis.set_title(classes[label], fontsize=7, color="tab:green" if label == own else "tab:red")
+            axis.set_xlabel(f"{similarity[r, c]:.2f}", fontsize=6, labelpad=1)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
     figure.suptitle(
-        "Left: an image never seen. Right: its nearest training images (cosine similarity below)", fontsize=9
+        "Left: a test image. Right: its nearest training images (cosine similarity below)",
+        fontsize=9,
     )
     figure.savefig(path, dpi=110)

@@ -1,135 +1,175 @@
-"""What the machine can do: device, precision, memory format, compilation, and getting batches there."""
+"""What a computation runs on: device, precision, memory format, compilation; and how batches get there."""
+
+from __future__ import annotations
 
 import math
 import os
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError
 from ..limits import cache_folder
 from . import distributed
 
+# With up to so many tokens, attention on a CPU is faster multiplied out than by torch's fused kernel, whose backward
+# pass is slow there: measured on a Xeon with AMX (benchmark.py step; docs/performance.md).
+_MAX_PLAIN_TOKENS = {None: 64, torch.bfloat16: 256}
+
+_MIN_STEPS_TO_COMPILE = 200  # compiling takes about as long as it saves in so many steps
+
+_AMP = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Runtime:
-    """The choices made for a run. amp: None, torch.bfloat16 or torch.float16."""
+    """The choices made for a run.
+
+    Attributes:
+        device: torch's device.
+        amp: type of autocast, torch.bfloat16 or torch.float16; None: no autocast.
+        channels_last: whether images and weights are in this memory format.
+        compile: whether torch.compile is used.
+    """
 
     device: torch.device
     amp: torch.dtype | None
     channels_last: bool
     compile: bool
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager:
+        """The context for forward passes."""
         return nullcontext() if self.amp is None else torch.autocast(self.device.type, self.amp)
 
-    def scaler(self):
-        """A gradient scaler; it does nothing but for float16. Of several processes all skip a step, or none."""
+    def scaler(self) -> torch.amp.GradScaler:
+        """A gradient scaler, which does nothing but for float16. Of several processes all skip a step, or none."""
         kind = torch.amp.GradScaler
         if distributed.world() > 1:
             from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as kind
         return kind(self.device.type, enabled=self.amp == torch.float16)
 
-    def place(self, module):
+    def to_device(self, module: nn.Module) -> nn.Module:
         """`module` on the device, in the memory format chosen."""
         module = module.to(self.device)
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
-    def prepare(self, module):
-        """The module to call in training: gradients averaged over the processes, if there are several; compiled, if that was chosen.
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Make the module to call in training.
 
-        Each batch shape is compiled for itself, once; what was compiled is kept on disk for the next run.
+        Gradients are averaged over the processes, if there are several. Where compilation was chosen, each batch shape
+        is compiled once; the result is kept on disk for the next run.
         """
         if distributed.world() > 1:
-            constant = [name for name, _ in module.named_buffers()]  # normalisation, sinusoids: nothing to send about
-            module._ddp_params_and_buffers_to_ignore = [
+            # Buffers of normalisation and position embeddings are constant: nothing to send about.
+            ignored = [
                 *getattr(module, "_ddp_params_and_buffers_to_ignore", ()),
-                *constant,
+                *(n for n, _ in module.named_buffers()),
             ]
-            module = DistributedDataParallel(
-                module, [self.device] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
-            )
+            module._ddp_params_and_buffers_to_ignore = ignored
+            devices = [self.device] if self.device.type == "cuda" else None
+            module = DistributedDataParallel(module, devices, gradient_as_bucket_view=True)
         if not self.compile:
             return module
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         return torch.compile(module, dynamic=False)
 
-    def __str__(self):
-        name = (
-            torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
-            else f"CPU, {torch.get_num_threads()} threads"
-        )
+    def __str__(self) -> str:
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        else:
+            name = f"CPU, {torch.get_num_threads()} threads"
         name += f", {distributed.world()} processes" if distributed.world() > 1 else ""
-        precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.amp]
-        return f"{name}; {precision}{', channels-last' if self.channels_last else ''}{', compiled' if self.compile else ''}"
+        choices = [{None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.amp]]
+        choices += ["channels-last"] * self.channels_last + ["compiled"] * self.compile
+        return f"{name}; {', '.join(choices)}"
 
 
-# Tokens up to which, on a CPU, attention is faster multiplied out than by torch's fused kernel, whose backward pass is slow there: measured
-# on a Xeon with AMX (benchmark.py step; docs/performance.md).
-_PLAIN_TOKENS = {None: 64, torch.bfloat16: 256}
+def resolve_runtime(training: Any, steps: int) -> Runtime:
+    """Choose what `auto` leaves open.
 
+    Args:
+        training: the section `training` of a configuration, with device, amp, channels_last and compile.
+        steps: length of the run, since compiling pays over many steps only.
 
-def choose_attention(module, machine):
-    """On a CPU, switch the ViTs in `module` with few tokens from torch's fused attention to plain products; the same to rounding.
-
-    timm's attention layers look at their `fused_attn`. Networks with windows or stages (Swin, PVT) are left as they are.
+    Raises:
+        ConfigError: training.device or training.amp that this machine can't provide.
     """
-    if machine.device.type != "cpu":
-        return
-    for network in module.modules():
-        if not hasattr(network, "blocks") or not hasattr(network, "patch_embed"):
-            continue
-        tokens = getattr(network.patch_embed, "num_patches", math.inf) + getattr(network, "num_prefix_tokens", 0)
-        for layer in network.blocks.modules() if tokens <= _PLAIN_TOKENS[machine.amp] else ():
-            if hasattr(layer, "fused_attn"):
-                layer.fused_attn = False
-
-
-def cpu_has_bf16():
-    """Whether the CPU has instructions for it; without them bf16 is emulated, many times slower than float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def choose(training, steps):
-    """Machine from the `training` section; `steps` is the length of the run, since compiling pays only over many."""
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if training.device == "auto" else training.device
-    )
-    if device.type == "cuda" and not torch.cuda.is_available():
+    device = training.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    is_cuda = device.type == "cuda"
+    if is_cuda and not torch.cuda.is_available():
         raise ConfigError("training.device=cuda, but torch sees no CUDA device; use training.device=cpu or auto")
-    cuda = device.type == "cuda"
-    if cuda:
+    if is_cuda:
         torch.set_float32_matmul_precision("high")
         if device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
     elif torch.get_num_threads() > distributed.cores():  # torch does not know a container's quota
         torch.set_num_threads(distributed.cores())
-    amp = training.amp
-    if amp == "auto":
-        if cuda:
-            amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        else:
-            amp = "bf16" if cpu_has_bf16() else "fp32"
-    if amp == "fp16" and not cuda:
-        raise ConfigError("training.amp=fp16 needs a CUDA device; on the CPU use bf16 or fp32")
-    can_compile = cuda or shutil.which("g++") is not None
-    compiled = can_compile and steps >= 200 if training.compile == "auto" else training.compile
+    can_compile = is_cuda or shutil.which("g++") is not None
     return Runtime(
         device,
-        {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp],
+        _resolve_amp(training.amp, is_cuda),
         True if training.channels_last == "auto" else training.channels_last,
-        compiled,
+        can_compile and steps >= _MIN_STEPS_TO_COMPILE if training.compile == "auto" else training.compile,
     )
 
 
-def to_device(batches, device):
-    """The batches (lists of Group) as lists of (images, idx_a, idx_b, lam) on `device`, copied while the one before is used.
+def _resolve_amp(amp: str, is_cuda: bool) -> torch.dtype | None:
+    """The type of autocast that training.amp stands for."""
+    if amp == "fp16" and not is_cuda:
+        raise ConfigError("training.amp=fp16 needs a CUDA device; on the CPU use bf16 or fp32")
+    if amp != "auto":
+        return _AMP[amp]
+    if is_cuda:
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if cpu_has_bf16() else None
 
-    The loader reuses a pinned buffer once no tensor holds it, so each is held here until its copy is known to be over.
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16, which is else emulated, many times slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_attention(module: nn.Module, runtime: Runtime) -> None:
+    """On a CPU, switch ViTs with few tokens from torch's fused attention to plain products; the same to rounding.
+
+    timm's attention layers look at their `fused_attn`. Networks with windows or stages (Swin, PVT) stay as they are.
+
+    Args:
+        module: the ViTs in it are changed in place.
+        runtime: what it runs on.
+    """
+    if runtime.device.type != "cpu":
+        return
+    for network in module.modules():
+        if not hasattr(network, "blocks") or not hasattr(network, "patch_embed"):
+            continue
+        tokens = getattr(network.patch_embed, "num_patches", math.inf) + getattr(network, "num_prefix_tokens", 0)
+        for layer in network.blocks.modules() if tokens <= _MAX_PLAIN_TOKENS[runtime.amp] else ():
+            if hasattr(layer, "fused_attn"):
+                layer.fused_attn = False
+
+
+def prefetch_to_device(batches: Iterable[list], device: torch.device) -> Iterator[list[tuple[torch.Tensor, ...]]]:
+    """Copy each batch to the device while the one before is used.
+
+    The loader reuses a pinned buffer once no tensor holds it, so each batch is held here until its copy is known to be
+    over.
+
+    Args:
+        batches: lists of loader.Group.
+        device: where they are wanted.
+
+    Yields:
+        A list of (images, idx_a, idx_b, lam) on the device, one for each group.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -150,7 +190,8 @@ def to_device(batches, device):
         yield _arrived(*ready, device)
 
 
-def _arrived(copied, event, batch, device):
+def _arrived(copied: list, event: torch.cuda.Event, batch: list, device: torch.device) -> list:
+    """The copies, once they are complete; `batch` is what they are copied from."""
     current = torch.cuda.current_stream(device)
     current.wait_event(event)
     event.synchronize()  # the copy began a whole step ago; after this the pinned source may be reused

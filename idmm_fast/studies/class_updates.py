@@ -21,7 +21,6 @@ from tqdm import tqdm
 from ..loader import Augment, MultiCropLoader, Views
 from ..losses import instance_loss
 from ..models import Normalize, create_backbone, feature_dim, init_head
-from ..models.backbone import PRETRAIN_STD
 
 WAYS = {
     "plain": (0.0, 0.0),
@@ -49,7 +48,7 @@ def train(cfg, smoothing, alpha, images, epochs, batch_size, head_lr, progress):
         drop_last=True,
     )
     backbone = create_backbone(cfg.model.name, size, 0.0, cfg.model.options)
-    normalize, head = Normalize(std=PRETRAIN_STD), init_head(feature_dim(backbone), images)
+    normalize, head = Normalize(pretraining=True), init_head(feature_dim(backbone), images)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=cfg.training.lr, weight_decay=cfg.training.weight_decay)
     result = {key: np.zeros(epochs) for key in ("away", "visit", "often", "floor", "loss", "p")}
     for epoch in range(epochs):

@@ -6,13 +6,14 @@ import torch
 from ..beton import open_beton
 from ..config import ConfigError
 from ..config.finetune import SCHEMA
+from ..evaluate import EvaluationImages
 from ..evaluate.accuracy import check_same_classes, top_k
 from ..files import write_json
 from ..loader import MultiCropLoader, Views
 from ..loader.cutmix import sample_mixup
 from ..losses import instance_loss
 from ..models import Classifier, create_backbone, feature_dim, init_head, load_backbone, save_classifier, timm_config
-from ..runtime.device import choose
+from ..runtime.device import resolve_runtime
 from .batch_size import fix_batch_size
 from .task import Task, check_warmup, loader_args, make_augment, train
 
@@ -56,8 +57,8 @@ class Finetuning(Task):
         head = init_head(feature_dim(backbone), self.classes)
 
         def dry_run():
-            runtime = choose(cfg.training, 0)
-            model = runtime.place(Classifier(backbone, head)).train()
+            runtime = resolve_runtime(cfg.training, 0)
+            model = runtime.to_device(Classifier(backbone, head)).train()
             return model, runtime, *_step_cost(model, size, runtime)
 
         self.cfg = cfg = fix_batch_size(SCHEMA, cfg, dry_run)
@@ -66,8 +67,8 @@ class Finetuning(Task):
             load_backbone(backbone, init, head if cfg.model.init_head else None)
         elif cfg.model.init_head:
             raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
-        self.runtime = choose(cfg.training, cfg.training.epochs * len(self.loader))
-        self.model = self.runtime.place(Classifier(backbone, head)).train()
+        self.runtime = resolve_runtime(cfg.training, cfg.training.epochs * len(self.loader))
+        self.model = self.runtime.to_device(Classifier(backbone, head)).train()
         self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
         self.description = (
             f"{cfg.model.name} at {size} from {init or 'random weights'}, {self.rows.size} images, "
@@ -97,16 +98,15 @@ class Finetuning(Task):
         every = self.cfg.training.evaluate_every
         if not last and not (every and (epoch + 1) % every == 0):
             return None
-        return top_k(
-            self.model,
-            self.cfg.data.test,
-            torch.from_numpy(self.betons["test"].label),
-            self.runtime,
+        cfg, beton = self.cfg, self.betons["test"]
+        images = EvaluationImages(
+            cfg.data.test,
+            cfg.model.image_size,
             self.loader.batch_size,
-            self.cfg.model.image_size,
             self.loader.num_workers,
-            on_error=self.cfg.data.on_error,
+            on_error=cfg.data.on_error,
         )
+        return top_k(self.model, images, torch.from_numpy(beton.label), self.runtime)
 
     def finish(self, run):
         if self.cfg.training.max_steps:  # a dry run

@@ -62,5 +62,5 @@ def loss_and_bad(loss, parameters):
     grads = [p.grad for p in parameters if p.grad is not None]
     largest = torch.nn.utils.get_total_norm(grads, float("inf"), foreach=None) if grads else loss.new_zeros(())
     both = torch.stack([loss.detach().float(), (~torch.isfinite(largest)).float()])
-    both = distributed.total(both)
+    both = distributed.all_reduce_sum(both)
     return torch.stack([both[0] / distributed.world(), ((both[1] > 0) | ~torch.isfinite(both[0])).float()])

@@ -12,7 +12,7 @@ from ..loader import MultiCropLoader, Views
 from ..methods import IDMM, METHODS, create_method
 from ..models import create_backbone, save_backbone
 from ..runtime import distributed
-from ..runtime.device import choose
+from ..runtime.device import resolve_runtime
 from .batch_size import DEFAULT_BATCH_SIZE, fix_batch_size
 from .task import Task, check_warmup, loader_args, make_augment, train
 
@@ -49,7 +49,7 @@ class Pretraining(Task):
         self.cfg = cfg = fix_batch_size(SCHEMA, cfg, lambda: _dry_run(cfg, labels), cfg.cutmix.chunk_size or 1)
         check_warmup(cfg)
         torch.manual_seed(cfg.training.seed)
-        self.runtime = choose(cfg.training, cfg.training.epochs * -(-len(beton) // cfg.training.batch_size))
+        self.runtime = resolve_runtime(cfg.training, cfg.training.epochs * -(-len(beton) // cfg.training.batch_size))
         self.model = _make_model(cfg, labels, self.runtime)
         self.loader = make_loader(cfg, self.runtime)
         if online_evaluation is not None and cfg.online_eval.every:
@@ -139,7 +139,7 @@ def _make_model(cfg, labels, runtime):
                 f"--config rn_configs/methods/{cfg.method.name}.yaml sets it"
             )
         model = create_method(cfg.method.name, backbone, labels, counts, cfg.method.options)
-    return runtime.place(model).train()
+    return runtime.to_device(model).train()
 
 
 def _make_idmm(cfg, backbone, instances):
@@ -188,6 +188,6 @@ def _step_cost(model, cfg, runtime):
 def _dry_run(cfg, labels):
     """(model, runtime, loss, bytes an image) to find out what a step takes; see batch_size.max_batch_size."""
     cfg = replace(SCHEMA, cfg, {"training.batch_size": DEFAULT_BATCH_SIZE})
-    runtime = choose(cfg.training, cfg.training.epochs * -(-labels.numel() // DEFAULT_BATCH_SIZE))
+    runtime = resolve_runtime(cfg.training, cfg.training.epochs * -(-labels.numel() // DEFAULT_BATCH_SIZE))
     model = _make_model(cfg, labels, runtime)
     return model, runtime, *_step_cost(model, cfg, runtime)

@@ -36,7 +36,7 @@ def run_stages(cfg):
     folder = Path(cfg.logging.run_dir)
     stages = [_stage(cfg, folder, k, changes) for k, changes in enumerate(cfg.progressive.stages, 1)]
     results = []
-    with distributed.processes(cfg.training.device):
+    with distributed.process_group(cfg.training.device):
         for stage in stages:
             results.append(finetune(stage))
         if distributed.rank() == 0:

@@ -85,14 +85,14 @@ def train(make_task, cfg):
         Interrupted: after a signal; a checkpoint is written.
         FloatingPointError: the loss or weights are not finite.
     """
-    with distributed.processes(cfg.training.device), contextlib.ExitStack() as stack:
+    with distributed.process_group(cfg.training.device), contextlib.ExitStack() as stack:
         task = make_task(cfg)
         cfg = task.cfg
         run = stack.enter_context(contextlib.closing(RunDir(cfg.logging.run_dir, cfg, task.betons)))
         if run.state is None and run.is_main:
             plot_batch(task.loader, run.folder / "crops.png")
         run.announce(f"{task.description}, {cfg.training.epochs} epochs of {len(task.loader)} steps; {task.runtime}")
-        distributed.seed_apart(cfg.training.seed)
+        distributed.seed_by_rank(cfg.training.seed)
         choose_attention(task.model, task.runtime)
         task.prepared = task.runtime.prepare(task.model)
         with oom_hint(cfg.training.batch_size, lambda: max_batch_size(task.model, task.runtime, *task.step_cost())):

@@ -4,7 +4,7 @@ import time
 
 from ..config import ConfigError, as_dict
 from ..runtime import distributed
-from ..runtime.device import to_device
+from ..runtime.device import prefetch_to_device
 from .nonfinite import NonFiniteGuard, loss_and_bad
 from .optim import clip_each_grad, make_optimizer, set_schedule
 from .signals import Interrupted, SignalFlag
@@ -70,7 +70,7 @@ class Trainer:
         """
         with SignalFlag() as signals:
             try:
-                consensus = distributed.Agreement()
+                consensus = distributed.Consensus()
                 epoch, step = divmod(self.step, self.steps_per_epoch)
                 if epoch and not step and not self.run.is_evaluated():  # stopped before the evaluation of that epoch
                     self._evaluate(epoch - 1)
@@ -89,11 +89,11 @@ class Trainer:
     def _train_epoch(self, epoch, signals, consensus):
         """Train the rest of an epoch; return False where a dry run (training.max_steps) ends in it."""
         self.task.on_epoch_start(epoch)
-        for groups in to_device(self.loader, self.runtime.device):
+        for groups in prefetch_to_device(self.loader, self.runtime.device):
             self._train_step(groups, epoch)
             # The clocks of other processes don't count: all must write the same checkpoint.
             due = self.clock.is_due() and distributed.rank() == 0
-            stop, due = consensus.ask(signals.signal, due)
+            stop, due = consensus.all_reduce_max(signals.signal, due)
             due = due and self.step - self.clock.step > consensus.delay  # else it was asked before the last was written
             if stop:
                 self._stop(stop, epoch)

@@ -1,4 +1,4 @@
-"""Judging features: against scikit-learn, and against what is plain to see."""
+"""Evaluation of features: against scikit-learn, and against what is plain to see."""
 
 from types import SimpleNamespace
 
@@ -19,12 +19,12 @@ from idmm_fast.beton.subset import write_subset
 from idmm_fast.config import ConfigError, make_config
 from idmm_fast.config.evaluate import SCHEMA
 from idmm_fast.datasets import Split
-from idmm_fast.evaluate import knn_accuracy, linear, linear_accuracy
+from idmm_fast.evaluate import EvaluationImages, knn_accuracy, linear, linear_accuracy
 from idmm_fast.evaluate.accuracy import top_k
 from idmm_fast.evaluate.frozen import OnlineEvaluation, evaluate_frozen
 from idmm_fast.loader import LoaderError
-from idmm_fast.plots.neighbours import images_of
-from idmm_fast.runtime.device import choose
+from idmm_fast.plots.neighbours import load_images
+from idmm_fast.runtime.device import resolve_runtime
 from idmm_fast.train import finetuning as finetune
 from idmm_fast.train import pretraining as pretrain
 
@@ -47,9 +47,7 @@ def blobs():
 def test_knn_is_scikit_learns_with_the_same_weights(blobs, temperature, train_chunk):
     """DINO's vote exp(similarity / temperature) over cosine neighbours, in float64 and divided by the largest."""
     train, train_labels, test, test_labels = blobs
-    ours = knn_accuracy(
-        train, train_labels, test, test_labels, temperature=temperature, chunk=64, train_chunk=train_chunk
-    )
+    ours = knn_accuracy(train, train_labels, test, test_labels, temperature=temperature, chunks=(64, train_chunk))
     for k in (10, 20):
         reference = KNeighborsClassifier(
             k, metric="cosine", weights=lambda d: np.exp((d.min(1, keepdims=True) - d) / temperature)
@@ -88,7 +86,7 @@ def test_knn_holds_nothing_large():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(4000, 8, generator=generator), torch.randint(0, 900, (4000,), generator=generator)
     with Sizes():
-        knn_accuracy(x, y, x[:300], y[:300], chunk=50, train_chunk=500)
+        knn_accuracy(x, y, x[:300], y[:300], chunks=(50, 500))
     assert largest[0] <= 50 * 900
 
 
@@ -114,7 +112,7 @@ def test_linear_probe_is_scikit_learns_or_none_in_time(blobs, monkeypatch):
     assert linear_accuracy(train, train_labels, test, test_labels, minutes=(iterations + 2) / 60) == wanted
 
 
-def test_judge_a_backbone_that_has_learnt_nothing(tiny_beton, tmp_path):
+def test_evaluation_of_a_backbone_that_has_learnt_nothing(tiny_beton, tmp_path):
     values = {**TINY, "data.train": str(tiny_beton), "data.test": str(tiny_beton), "logging.run_dir": str(tmp_path)}
     result = evaluate_frozen(make_config(SCHEMA, values))
     assert set(result) == {"knn10", "knn20", "linear"}
@@ -128,7 +126,7 @@ def arguments(values):
     return [f"--{k}={v}" for k, v in values.items()]
 
 
-def test_a_probe_that_takes_too_long_is_said(tiny_beton):
+def test_a_linear_probe_that_takes_too_long_is_said(tiny_beton):
     shown = run_script(
         "evaluate.py", *arguments(TINY), "--data", tiny_beton, "--test", tiny_beton, "--linear.max_minutes=0"
     )
@@ -157,7 +155,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_labels_that_can_not_be_compared_are_refused(tmp_path, kind):
-    """By evaluation, by fine-tuning, and by a probe before training begins."""
+    """By evaluation, by fine-tuning, and by online evaluation before training begins."""
     labels, names, says = OTHERS[kind]
     train = labelled(tmp_path / "train.beton", [0, 1, 2] * 3, ["a", "b", "c"])
     test = labelled(tmp_path / "test.beton", labels, names)
@@ -173,7 +171,7 @@ def test_labels_that_can_not_be_compared_are_refused(tmp_path, kind):
         OnlineEvaluation(make_config(pretrain.SCHEMA, {**values, "online_eval.every": 1})).check()
 
 
-def test_a_probe_is_tried_before_training(tmp_path, tiny_beton):
+def test_online_evaluation_is_tried_before_training(tmp_path, tiny_beton):
     values = {
         **TINY,
         "data.train": str(tiny_beton),
@@ -202,7 +200,7 @@ def test_a_probe_is_tried_before_training(tmp_path, tiny_beton):
         check(data__test=str(corrupt_row(tiny_beton, tmp_path / "bad.beton", 0, "half")))
 
 
-def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys):
+def test_damaged_images_are_left_out_of_an_evaluation(tiny_beton, tmp_path, capsys):
     """The accuracies are those of a file without them; nothing stands in. The picture shows images that can be read."""
     damaged, path = [0, 7, 63], tiny_beton
     for row in damaged:
@@ -210,17 +208,17 @@ def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys
     left = np.setdiff1d(np.arange(64), damaged)
     write_subset(tiny_beton, left, tmp_path / "whole.beton")
 
-    def judged(test, on_error):
+    def evaluated(test, on_error):
         values = {"data.train": str(tiny_beton), "data.test": str(test), "data.on_error": on_error}
         return evaluate_frozen(make_config(SCHEMA, {**TINY, **values, "logging.run_dir": str(tmp_path)}))
 
     with pytest.raises(LoaderError, match="row 0 of"):
-        judged(path, "raise")
+        evaluated(path, "raise")
     with pytest.warns(UserWarning, match="left out"):
-        found = judged(path, "replace")
+        found = evaluated(path, "replace")
     assert found.pop("images_skipped") == 3
-    assert found == pytest.approx(judged(tmp_path / "whole.beton", "raise"))
-    machine = choose(SimpleNamespace(device="cpu", amp="fp32", channels_last=False, compile=False), 0)
+    assert found == pytest.approx(evaluated(tmp_path / "whole.beton", "raise"))
+    runtime = resolve_runtime(SimpleNamespace(device="cpu", amp="fp32", channels_last=False, compile=False), 0)
     weights = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 
     class Colours(torch.nn.Module):
@@ -228,7 +226,8 @@ def test_damaged_images_are_left_out_of_a_judgement(tiny_beton, tmp_path, capsys
             return images.float().mean((2, 3)) @ weights
 
     def top(test, labels, on_error="raise"):
-        return top_k(Colours(), test, torch.from_numpy(labels), machine, 4, 32, on_error=on_error)
+        images = EvaluationImages(test, 32, 4, on_error=on_error)
+        return top_k(Colours(), images, torch.from_numpy(labels), runtime)
 
     with pytest.warns(UserWarning, match="left out"):
         found = top(path, open_beton(tiny_beton).label, "replace")
@@ -250,5 +249,5 @@ def test_a_checkpoint_that_is_missing_is_named():
 def test_pictures_show_the_rows_asked_for(tiny_beton):
     rows = [5, 3, 60]
     whole = decode_rows(open_beton(tiny_beton), rows)
-    for image, wanted in zip(images_of(tiny_beton, rows, 32), whole):
+    for image, wanted in zip(load_images(tiny_beton, rows, 32), whole):
         assert np.corrcoef(image.ravel(), wanted.ravel())[0, 1] > 0.5

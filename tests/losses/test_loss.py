@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax, normalize, one_hot
 
 from idmm_fast.losses import ShardedHead, fused_instance_loss, instance_loss
-from idmm_fast.losses.fused import _rows_that_fit
+from idmm_fast.losses.fused_step import rows_that_fit
 
 
 def dense(logits, a, b, lam, eps):
@@ -46,8 +46,10 @@ def test_is_pytorchs_label_smoothing_without_mixing():
 
 
 def infinite(eps):
-    """Logits of -inf in each place that a loss looks at, idx_a, idx_b, lam; then, by torch's cross entropy of class
-    indices, the rows' losses and the gradient of the mean of the finite ones."""
+    """(logits of -inf in each place that a loss looks at, idx_a, idx_b, lam, the rows' losses, their sum's gradient).
+
+    Losses and gradient are those of PyTorch's cross entropy of class indices.
+    """
     logits = torch.randn(6, 700, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     logits[:, :300] = -torch.inf  # of the fused form, whole tiles
     a = torch.tensor([500, 500, 500, 7, 500, 7])
@@ -65,7 +67,7 @@ def infinite(eps):
 @pytest.mark.parametrize("form", ["eager", "compiled", "fused", "fused, little memory", "sharded"])
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 def test_logits_of_minus_infinity(form, eps, monkeypatch):
-    """A class that is ruled out (bias -inf) makes the loss infinite if a target weighs it, else leaves it finite."""
+    """A class that is ruled out (its bias is -inf) makes the loss infinite if it is a target with weight, else not."""
     logits, a, b, lam, wanted, d_wanted = infinite(eps)
     assert wanted.isfinite().tolist() == ([True, True, True, True, False, False] if eps == 0 else [False] * 6)
     rows = []
@@ -146,9 +148,9 @@ GOOD = {
         ({"idx_b": torch.tensor([0, -1, 2, 3])}, "idx_b must be within .* holds -1"),
         ({"idx_a": torch.arange(4.0)}, "idx_a must be int64"),
         ({"idx_b": torch.arange(3)}, "idx_b must have an entry for each of the 4 rows"),
-        ({"lam": torch.tensor([0.5, 1.5, 0, 0])}, r"lam, the share of idx_a, must be within 0\.\.1, and holds 1.5"),
-        ({"lam": torch.tensor([0.5, math.nan, 0, 0])}, "lam, the share"),
-        ({"lam": 2}, "lam, the share"),
+        ({"lam": torch.tensor([0.5, 1.5, 0, 0])}, r"lam, the weight of idx_a, must be within 0\.\.1, and holds 1.5"),
+        ({"lam": torch.tensor([0.5, math.nan, 0, 0])}, "lam, the weight"),
+        ({"lam": 2}, "lam, the weight"),
         ({"lam": torch.ones(4, dtype=torch.int64)}, "lam must be floating point"),
         ({"eps": -0.1}, "eps, the label smoothing"),
         ({"idx_a": torch.arange(4, device="meta")}, "idx_a is on meta"),
@@ -173,7 +175,7 @@ def test_features_that_do_not_fit_the_head_are_named():
 # --- the fused form
 
 
-def case(batch, classes, d, dtype, seed=0):
+def random_case(batch, classes, d, dtype, seed=0):
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(batch, d, generator=g, dtype=dtype).requires_grad_()
     weight = (0.3 * torch.randn(classes, d, generator=g, dtype=dtype)).requires_grad_()
@@ -183,7 +185,7 @@ def case(batch, classes, d, dtype, seed=0):
     return z, weight, bias, a, b, torch.rand(batch, generator=g, dtype=dtype)
 
 
-def off(ours, theirs):
+def relative_error(ours, theirs):
     """The largest difference, relative to the largest entry."""
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
@@ -202,27 +204,27 @@ def off(ours, theirs):
 )
 def test_fused_equals_dense_in_value_and_all_gradients(batch, classes, memory, dtype, tolerance):
     """With all of exp(o) kept, with some rows at a time, and with none; eps 0.1 and 0."""
-    z, weight, bias, a, b, lam = case(batch, classes, 24, dtype)
+    z, weight, bias, a, b, lam = random_case(batch, classes, 24, dtype)
     for eps in (0.1, 0.0):
         exact = [
             v.detach().double().requires_grad_() for v in (z, weight, bias)
         ]  # float32's own dense form is off by as much as ours
         theirs = dense(exact[0] @ exact[1].T + exact[2], a, b, lam.double(), eps)
         ours = fused_instance_loss(z, weight, bias, a, b, lam, eps, memory=memory)
-        assert off(ours.detach(), theirs.detach()) < tolerance
+        assert relative_error(ours.detach(), theirs.detach()) < tolerance
         wanted = torch.autograd.grad(3 * theirs, exact)
         for mine, w in zip(torch.autograd.grad(3 * ours, (z, weight, bias)), wanted):
-            assert off(mine, w) < tolerance
+            assert relative_error(mine, w) < tolerance
 
 
 def test_the_three_ways_are_all_taken():
-    assert _rows_that_fit(70, 3000, 1 << 30) == 70
-    assert _rows_that_fit(70, 3000, 4 * 3000 * 40) == 35
-    assert _rows_that_fit(70, 3000, 1) == 0
+    assert rows_that_fit(70, 3000, 1 << 30) == 70
+    assert rows_that_fit(70, 3000, 4 * 3000 * 40) == 35
+    assert rows_that_fit(70, 3000, 1) == 0
 
 
 def test_fused_with_weighted_rows_and_huge_logits():
-    z, weight, bias, a, b, lam = case(40, 300, 24, torch.float64)
+    z, weight, bias, a, b, lam = random_case(40, 300, 24, torch.float64)
     counts = torch.rand(40, dtype=torch.float64)
     rows = instance_loss(200 * z @ weight.T + bias, a, b, lam, 0.1, reduction="none")
     assert rows.max() > 500
@@ -231,21 +233,21 @@ def test_fused_with_weighted_rows_and_huge_logits():
     for mine, w in zip(
         torch.autograd.grad(ours, (z, weight, bias)), torch.autograd.grad(counts @ rows, (z, weight, bias))
     ):
-        assert off(mine, w) < 1e-9
+        assert relative_error(mine, w) < 1e-9
     alone = fused_instance_loss(200 * z, weight, bias, a, b, lam, 0.1, reduction="none")
     assert torch.allclose(alone, rows)
 
 
 def test_fused_under_bf16_autocast_is_within_two_percent():
     """bf16 keeps 8 bits: the loss to 2e-3, gradients to 2e-2 of their largest entry."""
-    z, weight, bias, a, b, lam = case(64, 2040, 64, torch.float32)
+    z, weight, bias, a, b, lam = random_case(64, 2040, 64, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         ours = fused_instance_loss(z, weight, bias, a, b, lam, 0.1)
     assert ours.dtype == torch.float32
     theirs = dense(z @ weight.T + bias, a, b, lam, 0.1)
-    assert off(ours.detach(), theirs.detach()) < 2e-3
+    assert relative_error(ours.detach(), theirs.detach()) < 2e-3
     for mine, w in zip(torch.autograd.grad(ours, (z, weight, bias)), torch.autograd.grad(theirs, (z, weight, bias))):
-        assert off(mine, w) < 2e-2
+        assert relative_error(mine, w) < 2e-2
 
 
 def test_the_gradients_memory_is_used_again_once_nobody_holds_it():
@@ -295,10 +297,10 @@ print(status("VmHWM") - before - 33 * 400_000 * 4 / 2**20)
     assert used < 64 + 80, used
 
 
-# --- spread over processes
+# --- sharded over processes
 
 
-def spread(world, folder):
+def run_sharded(world, folder):
     rendezvous = folder / f"rendezvous_{world}"
     script = Path(sharded_cases.__file__)
     processes = [
@@ -315,16 +317,19 @@ def spread(world, folder):
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory):
-    """2 processes, then 4, which also load what the 2 saved."""
-    folder = tmp_path_factory.mktemp("spread")
-    return {world: spread(world, folder) for world in (2, 4)}
+    """2 processes, then 4, which also load what the 2 wrote."""
+    folder = tmp_path_factory.mktemp("sharded")
+    return {world: run_sharded(world, folder) for world in (2, 4)}
 
 
 @pytest.mark.parametrize("total", [103, 5])
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("memory", ["1073741824", "1000"])
 def test_sharded_head_equals_one_process(worlds, world, memory, total):
-    """Loss and gradients to 1e-5; 103 classes, unequal batches: nothing divides; of 5 classes one process has none."""
+    """Loss and all gradients to 1e-5, with unequal batches.
+
+    103 classes are divided by nothing; of 5 classes one of 4 processes holds none.
+    """
     z, weight, bias, a, b, lam = (
         v.requires_grad_() if v.is_floating_point() and k < 3 else v
         for k, v in enumerate(sharded_cases.data(total=total))
@@ -334,12 +339,12 @@ def test_sharded_head_equals_one_process(worlds, world, memory, total):
     key = memory if total == 103 else f"few {memory}"
     for (low, high), result in zip(sharded_cases.parts_of(world), worlds[world]):
         mine = result[key]
-        assert off(mine["loss"], loss.detach()) < 1e-5
-        assert off(mine["z"], d_z[low:high]) < 1e-5
+        assert relative_error(mine["loss"], loss.detach()) < 1e-5
+        assert relative_error(mine["z"], d_z[low:high]) < 1e-5
         rows = slice(mine["first"], mine["first"] + mine["weight"].shape[0])
         if mine["weight"].numel():
-            assert off(mine["weight"], d_w[rows]) < 1e-5
-            assert off(mine["bias"], d_b[rows]) < 1e-5
+            assert relative_error(mine["weight"], d_w[rows]) < 1e-5
+            assert relative_error(mine["bias"], d_b[rows]) < 1e-5
     assert sum(r[key]["weight"].shape[0] for r in worlds[world]) == total
 
 
@@ -351,8 +356,11 @@ def test_sampled_losses_agree_between_processes(worlds):
 
 
 def test_sampling_classes_is_unbiased_in_the_sum_and_its_logarithm_is_off_as_stated():
-    """Over 3,000 draws at rate 0.05: the mean of exp(logsumexp) within 4 standard errors of the full sum; the mean loss
-    below the full one by Var / (2 sum^2), within 4 standard errors and a third, for the terms beyond."""
+    """Over 3,000 samples at rate 0.05, by the sum and by its logarithm.
+
+    The mean of exp(logsumexp) is within 4 standard errors of the full sum. The mean loss is below the full one by
+    Var / (2 sum^2), within 4 standard errors and a third, for the terms beyond.
+    """
     torch.manual_seed(0)
     head, full = ShardedHead(16, 400, sample_rate=0.05).double(), ShardedHead(16, 400).double()
     with torch.no_grad():
@@ -383,10 +391,10 @@ def test_sampled_gradients_reach_the_classes_of_the_batch():
         ShardedHead(16, 400, sample_rate=0)
 
 
-# --- the theory (docs/theory.md)
+# --- the theory (docs/internals/loss.md)
 
 
-def test_with_the_other_views_features_as_weights_it_is_the_contrastive_loss():
+def test_with_the_other_crops_features_as_weights_it_is_the_contrastive_loss():
     """w_j = z_j', no bias: NT-Xent in its one-sided form at temperature 1, alignment plus uniformity."""
     g = torch.Generator().manual_seed(0)
     z, other = (normalize(torch.randn(32, 16, generator=g, dtype=torch.float64), dim=1) for _ in range(2))
@@ -402,7 +410,7 @@ def test_with_the_other_views_features_as_weights_it_is_the_contrastive_loss():
 
 @pytest.mark.parametrize("sizes", [[6] * 5, [1, 4, 9, 2, 14]])
 def test_with_weights_tied_inside_clusters_it_is_deep_clustering(sizes):
-    """Equal clusters of n: L = L_cluster + N log n. Unequal: the cluster logits shift by log n_k, L gains sum log n."""
+    """Equal clusters of n: L = L_cluster + N log n. Unequal ones: cluster logits shift by log n_k, L by sum log n."""
     g = torch.Generator().manual_seed(0)
     sizes = torch.tensor(sizes)
     cluster = torch.repeat_interleave(torch.arange(5), sizes)
@@ -423,8 +431,11 @@ def test_with_weights_tied_inside_clusters_it_is_deep_clustering(sizes):
 
 
 def test_gradients_to_the_weights_are_the_closed_forms():
-    """dL_i/dw_k = (p_k - target_k) z_i: nearly nothing for unrelated classes without label smoothing, -(eps / C) z_i
-    with it, a full update for CutMix's partner."""
+    """dL_i/dw_k = (p_k - target_k) z_i.
+
+    Nearly nothing for unrelated classes without label smoothing, -(eps / C) z_i with it, a full update for CutMix's
+    partner.
+    """
     classes, eps, lam = 5000, 0.1, 0.6
     g = torch.Generator().manual_seed(0)
     z = torch.randn(1, 16, generator=g, dtype=torch.float64)

@@ -11,7 +11,7 @@ from idmm_fast.models import Normalize, create_backbone
 def test_idmm_loss_is_the_sum_of_the_group_means():
     """One forward over all views, against the definition: group by group."""
     torch.manual_seed(0)
-    model = IDMM(create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), 50, smoothing=0.1).eval()
+    model = IDMM(create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), 50, label_smoothing=0.1).eval()
     images = [torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8) for n in (4, 8)]
     a, b = ([torch.randint(0, 50, (n,)) for n in (4, 8)] for _ in range(2))
     lam = [torch.rand(n) for n in (4, 8)]

@@ -1,4 +1,7 @@
-"""The other methods: losses against loops and closed forms; trained, resumed, compiled, in bf16, in two processes."""
+"""The other methods: their losses against loops and closed forms; each of them trained in every way.
+
+Stopped, resumed, compiled, in low precision, on two processes.
+"""
 
 import json
 
@@ -11,9 +14,9 @@ from torch.nn.functional import cross_entropy, kl_div, normalize
 from idmm_fast.config import ConfigError, flatten, load_yaml, make_config
 from idmm_fast.loader import Augment, MultiCropLoader, Views
 from idmm_fast.losses import contrastive_loss, dino_loss
-from idmm_fast.losses.dino import moved
+from idmm_fast.losses.dino import update_center
 from idmm_fast.methods import METHODS, create_method, options_of
-from idmm_fast.methods.base import cosine_momentum, momentum_copy, move
+from idmm_fast.methods.base import cosine_momentum, ema_update, momentum_copy
 from idmm_fast.methods.dino import DINO
 from idmm_fast.methods.moco_v2 import MoCoV2
 from idmm_fast.methods.moco_v3 import MoCoV3
@@ -45,7 +48,7 @@ def direct(z, ids, temperature):
 @pytest.mark.parametrize(
     "ids",
     [[0, 1, 2, 3, 4, 5] * 2, [0, 0, 1, 1, 1, 2] * 2, [0, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0]],
-    ids=["views", "classes", "alone"],
+    ids=["crops", "classes", "alone"],
 )
 def test_contrastive_loss_is_the_double_sum(ids):
     z, ids = unit(12, 5), torch.tensor(ids)
@@ -53,7 +56,7 @@ def test_contrastive_loss_is_the_double_sum(ids):
     assert found.item() == pytest.approx(direct(z, ids.tolist(), 0.3), rel=1e-5)
 
 
-def test_two_views_of_each_image_are_nt_xent():
+def test_two_crops_of_each_image_are_nt_xent():
     """SimCLR's loss as cross entropy over all other rows."""
     z = unit(16, 4)
     logits = (z @ z.T / 0.5).fill_diagonal_(-torch.inf)
@@ -79,7 +82,7 @@ def test_gradient_of_the_contrastive_loss():
     assert torch.allclose(found, wanted, atol=1e-6)
 
 
-def test_dino_loss_is_the_sum_over_pairs_of_views():
+def test_dino_loss_is_the_sum_over_pairs_of_crops():
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(4 * 3, 7, generator=generator), torch.randn(2 * 3, 7, generator=generator)
     center = torch.randn(7, generator=generator)
@@ -100,9 +103,9 @@ def test_dino_loss_is_the_sum_over_pairs_of_views():
 
 def test_center_moves_by_the_mean_and_never_to_nan():
     rows = torch.randn(6, 5)
-    assert torch.allclose(moved(torch.ones(5), rows.sum(0), 6, 0.9), 0.9 + 0.1 * rows.mean(0))
+    assert torch.allclose(update_center(torch.ones(5), rows.sum(0), 6, 0.9), 0.9 + 0.1 * rows.mean(0))
     rows[2, 1] = torch.nan
-    assert torch.equal(moved(torch.ones(5), rows.sum(0), 6, 0.9), torch.ones(5))
+    assert torch.equal(update_center(torch.ones(5), rows.sum(0), 6, 0.9), torch.ones(5))
 
 
 def test_batch_norm_is_torchs():
@@ -125,7 +128,7 @@ def test_moving_average():
     before = copies[0].weight.clone()
     with torch.no_grad():
         networks[0].weight.add_(1.0)
-    move(copies, networks, 0.75)
+    ema_update(copies, networks, 0.75)
     assert torch.allclose(copies[0].weight, before + 0.25)
     assert not any(p.requires_grad for p in copies.parameters())
     assert [cosine_momentum(0.9, p) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.95, 1.0])
@@ -147,15 +150,15 @@ def tiny_method(name):
     ).train()
 
 
-def batch(images=4, views=2):
+def batch(images=4, crops=2):
     pixels = torch.randint(
-        0, 256, (images * views, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+        0, 256, (images * crops, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    idx = torch.arange(images).repeat(views)
-    return [pixels], [idx], [idx], [torch.ones(images * views)]
+    idx = torch.arange(images).repeat(crops)
+    return [pixels], [idx], [idx], [torch.ones(images * crops)]
 
 
-def test_simclr_of_six_views_counts_them_all_as_positives():
+def test_simclr_of_six_crops_counts_them_all_as_positives():
     model = tiny(SimCLR, **TINY_METHODS["simclr"]).eval()
     images, a, b, lam = batch(4, 6)
     z = normalize(model.head(model.backbone(model.normalize(images[0]))), dim=1).detach().double()
@@ -166,7 +169,7 @@ def test_simclr_of_six_views_counts_them_all_as_positives():
     )
 
 
-def test_moco_v2_asks_the_queue_and_leaves_its_own_older_keys_out():
+def test_moco_v2_takes_negatives_from_the_queue_but_not_its_own_older_keys():
     model = tiny(MoCoV2, 12, **TINY_METHODS["moco_v2"])
     first = model.queue.clone()
     images, a, b, lam = batch(4)
@@ -190,7 +193,7 @@ def test_moco_v2_asks_the_queue_and_leaves_its_own_older_keys_out():
     for _ in range(3):
         model(images, a, b, lam)
         model.after_step(0.0)
-    assert model.oldest.item() == 4  # 16 keys in a ring of 12
+    assert model.queue_ptr.item() == 4  # 16 keys in a ring of 12
 
 
 def test_moco_queue_keeps_out_what_is_not_finite():
@@ -201,7 +204,7 @@ def test_moco_queue_keeps_out_what_is_not_finite():
     assert (model.queue_ids == -1).all()
 
 
-def test_moco_v3_is_symmetric_and_its_patch_embedding_rests():
+def test_moco_v3_is_symmetric_and_does_not_train_its_patch_embedding():
     model = tiny(MoCoV3, **TINY_METHODS["moco_v3"])
     images, a, b, lam = batch(6)
     with torch.no_grad():
@@ -214,19 +217,19 @@ def test_moco_v3_is_symmetric_and_its_patch_embedding_rests():
     assert not any(p.requires_grad for p in model.backbone.patch_embed.parameters())
 
 
-def test_dino_shows_the_teacher_the_large_views_only():
+def test_dino_shows_the_teacher_the_global_crops_only():
     model = tiny(DINO, [2, 2], **TINY_METHODS["dino"])
     images, a, _, _ = batch(4, 4)
-    large, small = images[0][:8], images[0][8:]
+    global_crops, local_crops = images[0][:8], images[0][8:]
     with torch.no_grad():
         student = model.head(model.backbone(model.normalize(images[0])))
     wanted = dino_loss(student, student[:8], torch.zeros(32), 4, 2)
-    assert torch.isclose(model([large, small], [a[0][:8], a[0][8:]], None, None), wanted, atol=1e-5)
+    assert torch.isclose(model([global_crops, local_crops], [a[0][:8], a[0][8:]], None, None), wanted, atol=1e-5)
     model.after_step(0.0)
     assert torch.allclose(model.center, 0.1 * student[:8].mean(0), atol=1e-6)
     assert model.encoder is model.teacher[0]
     assert not model.teacher.training
-    model([large, small], [a[0][:8], a[0][8:]], None, None).backward()
+    model([global_crops, local_crops], [a[0][:8], a[0][8:]], None, None).backward()
     model.after_backward(0)
     assert model.head.last.weight.grad is None
 
@@ -250,7 +253,10 @@ def test_every_method_trains_and_resumes_to_the_last_bit(tiny_beton, tmp_path, n
 
 
 def trained(name, beton, labels, lr=2e-3, **options):
-    """The method after 200 steps on two fixed crops of 32 images; the crops, numbers, embeddings before and after."""
+    """A method trained for 200 steps on the same two crops of 32 images.
+
+    Returns (the method, these crops, the images' numbers, the projections of the crops before and after).
+    """
     torch.manual_seed(0)
     loader = MultiCropLoader(
         beton, 32, 1, 0, 0.0, [Views(2, 32, (0.3, 1.0))], Augment(jitter_prob=0, grayscale_prob=0, blur_prob=0)
@@ -261,7 +267,7 @@ def trained(name, beton, labels, lr=2e-3, **options):
     ).train()
     networks = [model.backbone, model.head["projector"] if name == "moco_v3" else model.head]
     with torch.no_grad():
-        before = model.embed(networks, [group.images])
+        before = model.project(networks, [group.images])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     for step in range(200):
         loss = model([group.images], [group.idx_a], None, None)
@@ -271,12 +277,15 @@ def trained(name, beton, labels, lr=2e-3, **options):
         optimizer.step()
         model.after_step(step / 200)
     with torch.no_grad():
-        return model, group.images, group.idx_a[:32], before, model.embed(networks, [group.images])
+        return model, group.images, group.idx_a[:32], before, model.project(networks, [group.images])
 
 
 @pytest.mark.parametrize("name", ["simclr", "supcon", "moco_v2", "moco_v3"])
-def test_contrastive_methods_learn_to_find_an_image_by_another_view_of_it(raw_beton, name):
-    """The nearest second crop of each first one; for SupCon of the same class, a class being two unrelated images."""
+def test_contrastive_methods_learn_to_find_an_image_by_another_crop_of_it(raw_beton, name):
+    """The second crop nearest to each first one is of the same image; for SupCon of the same class.
+
+    Its classes are pairs of images that have nothing in common.
+    """
     labels = torch.arange(64) // 2 if name == "supcon" else torch.zeros(64, dtype=torch.int64)
     more = {"supcon": {"temperature": 0.1}, "moco_v3": {"lr": 1e-3, "momentum": 0.9, "hidden": 64, "dim": 16}}
     _, _, idx, before, after = trained(name, raw_beton, labels, **more.get(name, {}))
@@ -290,10 +299,10 @@ def test_contrastive_methods_learn_to_find_an_image_by_another_view_of_it(raw_be
 
 
 def test_dino_learns_without_collapsing(raw_beton):
-    """Both views of an image come to the same output, sharply; and not all images to the same one."""
+    """Both crops of an image come to the same output, sharply; and not all images to the same one."""
     model, images, _, _, _ = trained("dino", raw_beton, torch.zeros(64, dtype=torch.int64))
     with torch.no_grad():
-        p = ((model.embed(model.teacher, [images]) - model.center) / 0.04).softmax(1)
+        p = ((model.project(model.teacher, [images]) - model.center) / 0.04).softmax(1)
     entropy = torch.special.entr(p).sum(1).mean()
     assert (p[:32].argmax(1) == p[32:].argmax(1)).float().mean() > 0.7
     assert entropy < 0.5 * np.log(32)
@@ -337,7 +346,7 @@ def test_compiled_follows_eager(tiny_beton, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_compiled_gradients_are_those_of_eager_mode(name):
-    """Whatever the method remembers from step to step (queue, centre, teacher)."""
+    """Whatever the method remembers from step to step (queue, center, teacher)."""
     torch._dynamo.reset()
     gradients = []
     for compiled in (False, True):
@@ -354,7 +363,10 @@ def test_compiled_gradients_are_those_of_eager_mode(name):
 
 
 def test_two_processes_see_what_one_sees(tiny_beton, tmp_path):
-    """All methods: gathered negatives, queue, centre, batch statistics, uneven last batches; one process's curve."""
+    """The curve is that of one process, for all methods.
+
+    So negatives, queue, center and batch statistics are gathered, uneven last batches too.
+    """
     cases = {name: method_values(name, **{"training.batch_size": 36, "training.epochs": 3}) for name in OTHERS}
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     (tmp_path / "both.py").write_text(f"""
@@ -363,7 +375,7 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 from helpers import tiny_config
 from idmm_fast.runtime import distributed
 from idmm_fast.train.pretraining import pretrain
-with distributed.processes("cpu"):
+with distributed.process_group("cpu"):
     for name, options in json.load(open({str(tmp_path / "cases.json")!r})).items():
         pretrain(tiny_config({str(tiny_beton)!r}, {str(tmp_path)!r} + "/both_" + name, **options))
 """)

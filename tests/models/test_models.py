@@ -25,7 +25,7 @@ from idmm_fast.runtime.device import Runtime, choose_attention
 
 
 def reference(state, images, kind, heads, depth):
-    """T2T-ViT's class token after the last norm, from the weights: unfolding, softmax, random features written out."""
+    """T2T-ViT's class token after the last norm, from the weights alone: unfolding, softmax, random features."""
 
     def linear(name, x):
         return x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0)
@@ -119,7 +119,7 @@ def test_t2t_vit_has_the_papers_number_of_parameters(name, millions):
 
 
 def test_performers_random_features_estimate_the_softmax_kernel():
-    """The mean product of 400 draws is the closed form, a little below exp(q . k), within three standard errors."""
+    """Over many samples of the features their mean product is the closed form, within three standard errors."""
     from idmm_fast.models.t2t import TokenPerformer
 
     torch.manual_seed(0)
@@ -130,9 +130,9 @@ def test_performers_random_features_estimate_the_softmax_kernel():
         seen.append((layer.features(q) * layer.features(k)).sum().item())
     seen = torch.tensor(seen)
     wanted = torch.exp((q * k).sum()).item()
-    # Rows of an orthogonal matrix times sqrt(m) are sqrt(m) long where normal ones are sqrt(64). This is the released
-    # scale, so the estimate is of a slightly narrower kernel: the expectation of exp(w . x) over a sphere of radius
-    # sqrt(32), a Bessel function, here as its series.
+    # A little below exp(q . k). Rows of an orthogonal matrix times sqrt(m), the released scale, are sqrt(m) long where
+    # normal ones are sqrt(64). So the estimate is of a slightly narrower kernel: the expectation of exp(w . x) over a
+    # sphere of radius sqrt(32), a Bessel function, here as its series.
     s2 = (q + k).square().sum().item()
     radius2 = 32
     expectation = sum(
@@ -163,7 +163,7 @@ def test_backbones_give_features_at_any_resolution(name, dim):
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "pvt_v2_b0", "swin_tiny_patch4_window7_224"])
 def test_weights_move_to_another_resolution(name, tmp_path):
-    """Without learnt position embedding tensors are taken as they are; Swin's tables are resampled for a new window."""
+    """Without a learnt position embedding every tensor is taken as it is; Swin's tables are resampled."""
     small, large = create_backbone(name, 112), create_backbone(name, 224)
     tables = [m.relative_position_bias_table for m in small.modules() if hasattr(m, "relative_position_bias_table")]
     for table in tables:
@@ -179,8 +179,8 @@ def test_weights_move_to_another_resolution(name, tmp_path):
 
 VIT = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
-# What stands in front of the patches' positions: nothing, a class token, registers, two class tokens; or another kind
-# of positions.
+# In front of the patches' positions stand: nothing, a class token, registers, two class tokens; or positions are of
+# another kind.
 FAMILIES = {
     "vit_tiny_patch16_224": VIT,
     "vit_base_patch16_siglip_gap_224": VIT,
@@ -273,7 +273,7 @@ def test_classifiers_of_every_kind_load_in_timm(name, tmp_path):
 
 
 def test_timm_resizes_an_image_as_our_evaluation_does(monkeypatch):
-    """timm's own transform, made from the written configuration, gives our loader's number at every size."""
+    """timm's transform, made from the config.json that is written, resizes as our loader does, at every size."""
     monkeypatch.setattr(loader, "MultiCropLoader", lambda path, batch, workers, seed, alpha, views, *_, **__: views[0])
     backbone = create_backbone("vit_tiny_patch16_224", 32, options=VIT)
     for size in range(8, 1025):

@@ -10,7 +10,7 @@ from idmm_fast.train.finetuning import finetune
 
 
 def test_timm_state_dicts_load_as_initial_weights(tiny_beton, tmp_path):
-    """Plain or wrapped, at another resolution, with another head; a file that is neither is an error message."""
+    """timm's state dicts, wrapped or not, at another resolution and with another head; other files are named."""
     import timm
 
     own = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, **TINY_VIT)
@@ -72,7 +72,7 @@ def test_finetuned_model_loads_in_timm(name, options, size, tiny_beton, tmp_path
 
 
 def test_position_embedding_is_resampled_for_another_resolution(tmp_path):
-    """The class token's place is kept, the grid resampled (a constant stays constant), all else taken as it is."""
+    """The class token's place is kept, the grid resampled (a constant one stays constant), all else taken as it is."""
     from idmm_fast.models import save_backbone
 
     small, large = (create_backbone("deit_tiny_patch16_224", s) for s in (112, 224))

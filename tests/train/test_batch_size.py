@@ -45,9 +45,9 @@ def limited(beton, folder, gigabytes, *args):
 def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
     """The process's peak grows by that much from 10 to 40 images, within a third: backward needs some for a moment."""
     cfg = tiny_config(tiny_beton, tmp_path, model__options=OPTIONS, model__image_size=112)
-    machine = Runtime(torch.device("cpu"), None, True, False)
-    model = machine.place(IDMM(create_backbone("vit_tiny_patch16_224", 112, options=OPTIONS), 64)).train()
-    forward, _ = _step_cost(model, cfg, machine)
+    runtime = Runtime(torch.device("cpu"), None, True, False)
+    model = runtime.to_device(IDMM(create_backbone("vit_tiny_patch16_224", 112, options=OPTIONS), 64)).train()
+    forward, _ = _step_cost(model, cfg, runtime)
     said = memory.bytes_of_a_step(forward, 10) - memory.bytes_of_a_step(forward, 2)
 
     def peak(images):

@@ -16,10 +16,11 @@ from helpers import FINETUNE, ROOT, TINY_VIT, read_losses, start_ranks, tiny_con
 
 from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError
+from idmm_fast.evaluate import EvaluationImages
 from idmm_fast.evaluate.accuracy import top_k
 from idmm_fast.models import Classifier, create_backbone, init_head
 from idmm_fast.runtime import distributed
-from idmm_fast.runtime.device import choose
+from idmm_fast.runtime.device import resolve_runtime
 from idmm_fast.train import checkpoint
 from idmm_fast.train.pretraining import pretrain
 from idmm_fast.train.state import TrainState
@@ -98,7 +99,8 @@ def test_fine_tuning_on_two_processes_judges_every_image_once(tiny_beton, tmp_pa
     cfg = tiny_config(tiny_beton, tmp_path / "f", FINETUNE)
     model = Classifier(create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), init_head(32, 4))
     model.load_state_dict(checkpoint.newest(tmp_path / "f" / "checkpoints")[1]["model"])
-    again = top_k(model, tiny_beton, torch.from_numpy(open_beton(tiny_beton).label), choose(cfg.training, 0), 64, 32)
+    labels = torch.from_numpy(open_beton(tiny_beton).label)
+    again = top_k(model, EvaluationImages(tiny_beton, 32, 64), labels, resolve_runtime(cfg.training, 0))
     result = json.loads((tmp_path / "f" / "result.json").read_text())
     assert {k: result[k] for k in again} == again
 
@@ -170,12 +172,12 @@ import torch
 from idmm_fast.runtime import distributed
 rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 time.sleep(3 if attempt == 1 and rank == {late} else 0)
-with distributed.processes("cpu"):
+with distributed.process_group("cpu"):
     if attempt == 0 and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if attempt == 0:
         time.sleep(60)
-    os.write(1, f"met {{distributed.total(torch.ones(1)).item()}}\\n".encode())
+    os.write(1, f"met {{distributed.all_reduce_sum(torch.ones(1)).item()}}\\n".encode())
 """)
     shown = subprocess.run(
         [
@@ -198,7 +200,7 @@ with distributed.processes("cpu"):
 
 
 def meeting(tmp_path, body):
-    """Two processes, without torchrun, which would end the other one, run `body` inside distributed.processes.
+    """Two processes, without torchrun, which would end the other one, run `body` inside distributed.process_group.
 
     Of each: (exit code, what it printed, seconds it lived). The backend's timeout is 2 seconds instead of half an hour.
     """
@@ -209,9 +211,9 @@ import torch.distributed as dist
 from idmm_fast.runtime import distributed
 rank, start = int(os.environ["RANK"]), dist.init_process_group
 dist.init_process_group = lambda *args, **named: start(*args, timeout=datetime.timedelta(seconds=2), **named)
-distributed.BEAT, distributed.SILENCE, distributed.GRACE = 0.2, 4.0, 1.0
+distributed.HEARTBEAT_SECONDS, distributed.HEARTBEAT_TIMEOUT, distributed.EXIT_GRACE_SECONDS = 0.2, 4.0, 1.0
 try:
-    with distributed.processes("cpu"):
+    with distributed.process_group("cpu"):
 {textwrap.indent(textwrap.dedent(body), " " * 8)}
 except OSError as error:
     sys.exit(f"error: {{error}}")
@@ -238,7 +240,7 @@ def test_an_evaluation_may_take_longer_than_the_backend_waits(tmp_path):
         """
         found = distributed.broadcast_from_main(lambda: (time.sleep(3), {"top1": 50.0})[1])
         every = distributed.all_gather_objects((time.sleep(2.5 * rank), rank)[1])
-        print(found, every, distributed.total(torch.ones(1)).item(), distributed.restarted())
+        print(found, every, distributed.all_reduce_sum(torch.ones(1)).item(), distributed.restarted())
         time.sleep(2.5 * rank)  # the end is waited for too
     """,
     ):
@@ -310,7 +312,7 @@ def test_more_processes_than_gpus_is_said(monkeypatch, there, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    with pytest.raises(ConfigError, match=f"^{said} --training.device=cpu$"), distributed.processes("auto"):
+    with pytest.raises(ConfigError, match=f"^{said} --training.device=cpu$"), distributed.process_group("auto"):
         pass
 
 
@@ -326,7 +328,7 @@ def test_restarts_on_several_machines_need_a_store_of_their_own(monkeypatch):
     for name, value in job.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
-    with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"), distributed.processes("cpu"):
+    with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"), distributed.process_group("cpu"):
         pass
 
 

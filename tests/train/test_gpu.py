@@ -7,7 +7,7 @@ from helpers import FINETUNE, method_values, read_losses, tiny_config
 
 from idmm_fast.loader import MultiCropLoader, Views
 from idmm_fast.methods import METHODS
-from idmm_fast.runtime.device import to_device
+from idmm_fast.runtime.device import prefetch_to_device
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
 
@@ -19,7 +19,7 @@ def test_batches_arrive_whole_though_buffers_are_reused(raw_beton):
     make = lambda: MultiCropLoader(raw_beton, 8, seed=3, views=[Views(2, 64)], batches_ahead=1)  # noqa: E731
     wanted = [b[0].images.clone() for b in make()]
     busy = torch.randn(4096, 4096, device="cuda")
-    for reference, ((images, _, _, _),) in zip(wanted, to_device(make(), torch.device("cuda"))):
+    for reference, ((images, _, _, _),) in zip(wanted, prefetch_to_device(make(), torch.device("cuda"))):
         for _ in range(20):
             busy = busy @ busy * 1e-4
         assert torch.equal(images.cpu(), reference)

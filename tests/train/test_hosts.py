@@ -60,10 +60,10 @@ class Hosts:
                 ip("-n", name, "link", "set", link, "up")
 
     def start(self, k, beton, folder, *args, endpoint=1, silence=15):
-        """torchrun on host k, one process; they meet on host `endpoint`. silence: distributed.SILENCE, in seconds."""
+        """torchrun on host k, one process; they meet on host `endpoint`. silence: seconds until a process counts as lost."""
         script = folder.parent / "train.py"
         script.write_text(
-            f"import runpy\nfrom idmm_fast.runtime import distributed\ndistributed.SILENCE = {silence}\n"
+            f"import runpy\nfrom idmm_fast.runtime import distributed\ndistributed.HEARTBEAT_TIMEOUT = {silence}\n"
             f"runpy.run_path({str(ROOT / 'train_idmm.py')!r}, run_name='__main__')\n"
         )
         command = torchrun_command(

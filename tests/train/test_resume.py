@@ -97,7 +97,7 @@ class _Probe:
     def check(self):
         pass
 
-    def __call__(self, backbone, machine):
+    def __call__(self, backbone, runtime):
         return {"knn20": sum(p.detach().double().square().sum().item() for p in backbone.parameters())}
 
 
@@ -347,9 +347,9 @@ def test_a_signal_in_the_last_evaluation_is_obeyed(few, tmp_path, monkeypatch):
     stops = Stops(monkeypatch)
 
     class Stopping(_Probe):
-        def __call__(self, backbone, machine):
+        def __call__(self, backbone, runtime):
             stops.interrupt.signal = 15
-            return super().__call__(backbone, machine)
+            return super().__call__(backbone, runtime)
 
     options = {**SMALL, "training__batch_size": 6, "training__epochs": 2, "online_eval__every": 2}
     with pytest.raises(Interrupted):

@@ -1,0 +1,183 @@
+"""Weights of backbones and classifiers: written for timm, read from files of ours and of others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from torch import nn
+
+from ..files import replacing
+from .backbone import size_options
+from .normalize import MEAN, STD
+
+
+def save_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Write the weights, with timm's own keys, as safetensors, whole or not at all.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    _save(backbone.state_dict(), path)
+
+
+def save_classifier(backbone: nn.Module, head: nn.Linear, path: str | Path) -> None:
+    """Write backbone and classifier, with the keys of timm's model, as safetensors, whole or not at all.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    heads = {f"{name}.{k}": v for name in classifier_names(backbone) for k, v in head.state_dict().items()}
+    _save(backbone.state_dict() | heads, path)
+
+
+def _save(weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    # Copies, since some models share tensors, which safetensors refuses.
+    weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
+    with replacing(path) as temporary:  # not by save_file, whose files nobody else may read
+        temporary.write_bytes(save(weights))
+
+
+def classifier_names(backbone: nn.Module) -> list[str]:
+    """timm's names of the last layer: mostly "head"; a distilled DeiT has two, whose outputs are averaged."""
+    names = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier", "head")
+    return [names] if isinstance(names, str) else list(names)
+
+
+def timm_config(
+    backbone: nn.Module, name: str, image_size: int, classes: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of timm's config.json: the architecture, its arguments, and how images must be prepared.
+
+    With it and model.safetensors in one folder, timm.create_model("local-dir:FOLDER", pretrained=True) makes the
+    classifier.
+
+    Args:
+        backbone: made by `create_backbone`.
+        name: timm's name of it.
+        image_size: in pixels.
+        classes: number of classes.
+        options: model.options.
+    """
+    names = classifier_names(backbone)
+    # What evaluation_loader resizes to before it cuts the centre out. timm takes floor(image_size / crop_pct), which
+    # rounding must not make one less.
+    resized = round(image_size * 256 / 224)
+    crop_pct = image_size / resized
+    crop_pct = crop_pct if math.floor(image_size / crop_pct) == resized else math.nextafter(crop_pct, 0)
+    return {
+        "architecture": name,
+        "num_classes": classes,
+        "model_args": options | size_options(name, image_size),
+        "pretrained_cfg": {
+            "input_size": [3, image_size, image_size],
+            "interpolation": "bicubic",
+            "crop_pct": crop_pct,
+            "crop_mode": "center",
+            "mean": list(MEAN),
+            "std": list(STD),
+            "num_classes": classes,
+            "classifier": names if len(names) > 1 else names[0],
+        },
+    }
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read weights. Nothing is unpickled but plain tensors.
+
+    Args:
+        path: a run folder, a checkpoint of this project or of others, or a `.safetensors` file.
+
+    Returns:
+        {key: tensor}, of the backbone with its own keys, and of a classifier with `head.` before them.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        known = [path / "backbone.safetensors", path / "model.safetensors"]
+        path = next((file for file in known if file.exists()), known[0])
+    if not path.exists():
+        raise ValueError(
+            f"{path} does not exist; name a run folder of a finished training, a checkpoint or a .safetensors file"
+        )
+    if path.suffix == ".safetensors":
+        return load_file(str(path))
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise ValueError(
+            f"{path} is damaged or holds more than tensors ({type(error).__name__}); a .safetensors file is safer"
+        ) from error
+    weights = state.get("model", state.get("state_dict", state))
+    ours = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    return ours | {k: v for k, v in weights.items() if k.startswith("head.")} if ours else weights
+
+
+def load_backbone(backbone: nn.Module, path: str | Path, head: nn.Linear | None = None) -> int:
+    """Load weights into `backbone`.
+
+    Position embeddings, and the tables of relative ones of Swin and BEiT, are resampled (bicubic, as timm does) where
+    the resolution differs. Everything else must agree by name and shape. timm's own files of pretrained weights fit
+    too.
+
+    Args:
+        backbone: made by `create_backbone`.
+        path: see `read_weights`.
+        head: the linear layer that gets the classifier of the file, which must have as many classes; None: the
+            classifier is left out.
+
+    Returns:
+        The number of tensors that were loaded into the backbone.
+
+    Raises:
+        ValueError: the weights do not fit; the message names the first tensor.
+    """
+    weights = read_weights(path)
+    own = backbone.state_dict()
+    for key, value in own.items():
+        if key in weights and weights[key].shape != value.shape:
+            weights[key] = _resampled(backbone, key, weights[key], value.shape)
+    wrong = sorted(k for k in own if k not in weights or own[k].shape != weights[k].shape)
+    if wrong:
+        key = wrong[0]
+        found = f"of shape {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here" if key in weights else ""
+        raise ValueError(
+            f"{path} does not fit this model: {len(wrong)} of {len(own)} tensors are missing or of another shape, "
+            f"first '{key}', {found or 'not there'}. Use the model.name and model.options that it was trained with, "
+            f"and its model.image_size too where a model can't change that."
+        )
+    backbone.load_state_dict({k: weights[k] for k in own})
+    if head is not None:
+        _load_head(head, weights, classifier_names(backbone)[0], path)
+    return len(own)
+
+
+def _resampled(backbone: nn.Module, key: str, value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The position embedding `value` at the backbone's resolution; what is no position embedding as it is."""
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    if key == "pos_embed" and grid and value.ndim == len(shape) == 3:
+        prefix = shape[1] - math.prod(grid)  # places for class token and registers; not all models have them
+        if prefix >= 0 and math.isqrt(max(0, value.shape[1] - prefix)) ** 2 == value.shape[1] - prefix > 0:
+            return resample_abs_pos_embed(value, new_size=list(grid), num_prefix_tokens=prefix)
+    elif key.endswith("relative_position_bias_table") and value.ndim == len(shape) == 2 and value.shape[1] == shape[1]:
+        # In Swin: over a smaller map the window is smaller too.
+        attention = backbone.get_submodule(key.removesuffix(".relative_position_bias_table"))
+        return resize_rel_pos_bias_table(value, attention.window_size, shape)
+    return value
+
+
+def _load_head(head: nn.Linear, weights: Mapping[str, torch.Tensor], name: str, path: str | Path) -> None:
+    """Load the classifier, called `name` in timm's files."""
+    for key, own in head.state_dict().items():
+        found = weights.get(f"{name}.{key}", weights.get(f"head.{key}"))
+        if found is None or found.shape != own.shape:
+            has = "no classifier" if found is None else f"a classifier for {found.shape[0]} classes"
+            raise ValueError(f"{path} has {has}, and {own.shape[0]} classes are wanted; leave out model.init_head")
+        own.copy_(found)
