@@ -1049,7 +1049,7 @@ def main():
     def show(digests):
         for key in digests if args.what == "compare" else ():
             same = "same   " if digests[key] == wanted.get(key) else "differs"
-            print(same, key, "" if key in wanted else "(not recorded)", flush=True)
+            print(same, key, *([] if key in wanted else ["(not recorded)"]), flush=True)
 
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="digests_"))
     try:
