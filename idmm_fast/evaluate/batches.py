@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class EvaluationImages:
             no place in an evaluation.
     """
 
-    path: str
+    path: str | Path
     size: int
     batch_size: int = 256
     num_workers: int = 0
