@@ -69,7 +69,8 @@ def _write(beton: Path, split: Split, name: str, data: Path) -> None:
 
     written = write_beton(beton, split, dataset="folder", name=name)
     draft = beton.with_suffix(".txt.tmp")
-    draft.write_bytes(_bytes("".join(f"{split.images[place]}\n" for place in written.places)))
+    images = cast(Sequence[Path], split.images)
+    draft.write_bytes(_bytes("".join(f"{images[place]}\n" for place in written.places)))
     draft.replace(beton.with_suffix(".txt"))
     skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
     print(_printable(f"{beton}: {written.count} images of {data}{skipped}"))
