@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from .files import replacing
 from .limits import cache_folder
 from .lock import Lock
 
@@ -68,10 +69,9 @@ def _write(beton: Path, split: Split, name: str, data: Path) -> None:
     from .beton import write_beton
 
     written = write_beton(beton, split, dataset="folder", name=name)
-    draft = beton.with_suffix(".txt.tmp")
     images = cast(Sequence[Path], split.images)
-    draft.write_bytes(_bytes("".join(f"{images[place]}\n" for place in written.places)))
-    draft.replace(beton.with_suffix(".txt"))
+    with replacing(beton.with_suffix(".txt")) as draft:
+        draft.write_bytes(_bytes("".join(f"{images[place]}\n" for place in written.places)))
     skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
     print(_printable(f"{beton}: {written.count} images of {data}{skipped}"))
 
