@@ -1,24 +1,30 @@
-"""The systems that the loader is measured against, each making the six views of IDMM at 112 pixels, uint8.
+"""The baselines of the loader's benchmark, each making IDMM's six crops at 112 pixels, uint8.
 
-Every maker takes (beton, data, workers): an opened beton of JPEGs, the same images as bytes, the threads to use; it
-returns a function that makes all views of all images once. One that is not installed raises ImportError. None of them
-does CutMix. What a system lacks it does not do, and that is said beside it.
+A maker takes an opened beton of JPEGs, the same images as bytes, and the number of threads; it returns a System whose
+work is all crops of all images, once. One that is not installed raises ImportError. None of them does CutMix. What
+else a baseline lacks is said beside it.
 """
 
 import io
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..beton.read import Beton
 from ..loader import IDMM_VIEWS
+from .rounds import System
 
-SIZE = 112
+SIZE = 112  # pixels
 
 
-def _over(data, workers, one):
-    def everything():
+def _over(data: list[bytes], workers: int, one: Callable[[bytes], Any]) -> System:
+    """`one` of every image, over a pool of threads."""
+
+    def everything() -> None:
         if workers == 1:
             for source in data:
                 one(source)
@@ -26,21 +32,23 @@ def _over(data, workers, one):
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(one, data))
 
-    return everything
+    return System(everything, len(data))
 
 
 class _Blur:
-    def __call__(self, image):
+    """PIL's Gaussian blur with a random sigma."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
         from PIL import ImageFilter
 
         return image.filter(ImageFilter.GaussianBlur(radius=float(torch.empty(1).uniform_(0.1, 2.0))))
 
 
-def official(beton, data, workers):
-    """The published recipe: PIL and torchvision, decoded once an image."""
+def official(beton: Beton, data: list[bytes], workers: int) -> System:
+    """The reference implementation: PIL and torchvision, each image decoded once."""
     from torchvision import transforms
 
-    def view(scale):
+    def crop(scale: tuple[float, float]) -> Any:
         return transforms.Compose(
             [
                 transforms.RandomResizedCrop(SIZE, scale=scale),
@@ -52,23 +60,23 @@ def official(beton, data, workers):
             ]
         )
 
-    views = [view(v.scale) for v in IDMM_VIEWS for _ in range(v.count)]
+    crops = [crop(group.scale) for group in IDMM_VIEWS for _ in range(group.count)]
 
-    def one(source):
+    def one(source: bytes) -> list:
         image = Image.open(io.BytesIO(source)).convert("RGB")
-        return [v(image) for v in views]
+        return [transform(image) for transform in crops]
 
     return _over(data, workers, one)
 
 
-def albumentations(beton, data, workers):
-    """Albumentations 2 on OpenCV, decoded once an image; its bilinear resize is not antialiased."""
+def albumentations(beton: Beton, data: list[bytes], workers: int) -> System:
+    """Albumentations 2 on OpenCV, each image decoded once; its bilinear resize is not antialiased."""
     import albumentations as A
     import cv2
 
     cv2.setNumThreads(0)
 
-    def view(scale):
+    def crop(scale: tuple[float, float]) -> Any:
         return A.Compose(
             [
                 A.RandomResizedCrop((SIZE, SIZE), scale=scale, ratio=(3 / 4, 4 / 3)),
@@ -79,26 +87,33 @@ def albumentations(beton, data, workers):
             ]
         )
 
-    views = [view(v.scale) for v in IDMM_VIEWS for _ in range(v.count)]
+    crops = [crop(group.scale) for group in IDMM_VIEWS for _ in range(group.count)]
 
-    def one(source):
+    def one(source: bytes) -> list:
         image = cv2.cvtColor(cv2.imdecode(np.frombuffer(source, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        return [v(image=image)["image"] for v in views]
+        return [transform(image=image)["image"] for transform in crops]
 
     return _over(data, workers, one)
 
 
-def dali(beton, data, workers):
-    """NVIDIA DALI's CPU pipeline, decoded once an image; a colour operation or blur that is not drawn is not run.
+def dali(beton: Beton, data: list[bytes], workers: int) -> System:
+    """NVIDIA DALI's CPU pipeline, each image decoded once; a colour operation or blur that is not sampled is not run.
 
-    It does not work ahead: what it prepared after its turn would be taken from the time of the next system.
+    It does not work ahead: what it prepared after its turn would slow the next system.
     """
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import pipeline_def
 
     batch = min(64, len(data))
     images = [np.frombuffer(d, np.uint8) for d in data]
 
-    @pipeline_def(
+    def endless() -> Iterator[list[np.ndarray]]:
+        k = 0
+        while True:
+            yield [images[(k + i) % len(images)] for i in range(batch)]
+            k += batch
+
+    batches = endless()
+    built = pipeline_def(
         batch_size=batch,
         num_threads=workers,
         device_id=None,
@@ -106,64 +121,59 @@ def dali(beton, data, workers):
         exec_async=False,
         exec_pipelined=False,
         prefetch_queue_depth=1,
-    )
-    def pipeline():
-        decoded = fn.decoders.image(fn.external_source(source=batches, batch=True), device="cpu")
-        views = []
-        for spec in IDMM_VIEWS:
-            for _ in range(spec.count):
-                x = fn.random_resized_crop(decoded, size=(SIZE, SIZE), random_area=spec.scale, antialias=True)
-                x = fn.flip(x, horizontal=fn.random.coin_flip(probability=0.5))
-                if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
-                    x = fn.color_twist(
-                        x,
-                        brightness=fn.random.uniform(range=(0.2, 1.8)),
-                        contrast=fn.random.uniform(range=(0.2, 1.8)),
-                        saturation=fn.random.uniform(range=(0.2, 1.8)),
-                        hue=fn.random.uniform(range=(-72.0, 72.0)),
-                    )
-                else:
-                    x = x  # DALI wants both branches
-                if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
-                    x = fn.saturation(x, saturation=0.0)
-                else:
-                    x = x
-                if fn.random.coin_flip(probability=0.5, dtype=types.BOOL):
-                    x = fn.gaussian_blur(x, sigma=fn.random.uniform(range=(0.1, 2.0)))
-                else:
-                    x = x
-                views.append(x)
-        return tuple(views)
-
-    def endless():
-        k = 0
-        while True:
-            yield [images[(k + i) % len(images)] for i in range(batch)]
-            k += batch
-
-    batches = endless()
-    built = pipeline()
+    )(_dali_crops)(batches)
     built.build()
 
-    def everything():
+    def everything() -> None:
         for _ in range(len(images) // batch):
             built.run()
 
-    everything.images = len(images) // batch * batch
-    return everything
+    return System(everything, len(images) // batch * batch)
 
 
-def ffcv(beton, data, workers):
-    """Stock FFCV, a decoder for each view; it has neither hue nor grayscale nor blur, and resizes by area."""
+def _dali_crops(batches: Iterator[list[np.ndarray]]) -> tuple:
+    """The graph of DALI's pipeline."""
+    from nvidia.dali import fn, types
+
+    decoded = fn.decoders.image(fn.external_source(source=batches, batch=True), device="cpu")
+    crops = []
+    for group in IDMM_VIEWS:
+        for _ in range(group.count):
+            x = fn.random_resized_crop(decoded, size=(SIZE, SIZE), random_area=group.scale, antialias=True)
+            x = fn.flip(x, horizontal=fn.random.coin_flip(probability=0.5))
+            if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
+                x = fn.color_twist(
+                    x,
+                    brightness=fn.random.uniform(range=(0.2, 1.8)),
+                    contrast=fn.random.uniform(range=(0.2, 1.8)),
+                    saturation=fn.random.uniform(range=(0.2, 1.8)),
+                    hue=fn.random.uniform(range=(-72.0, 72.0)),
+                )
+            else:
+                x = x  # DALI needs both branches
+            if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
+                x = fn.saturation(x, saturation=0.0)
+            else:
+                x = x
+            if fn.random.coin_flip(probability=0.5, dtype=types.BOOL):
+                x = fn.gaussian_blur(x, sigma=fn.random.uniform(range=(0.1, 2.0)))
+            else:
+                x = x
+            crops.append(x)
+    return tuple(crops)
+
+
+def ffcv(beton: Beton, data: list[bytes], workers: int) -> System:
+    """Stock FFCV, one decoder per crop; it has neither hue nor grayscale nor blur, and resizes by area."""
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.pipeline import PipelineSpec
     from ffcv.transforms import RandomBrightness, RandomContrast, RandomHorizontalFlip, RandomSaturation, ToTensor
 
     pipelines = {"image": None, "label": None}
-    for v in IDMM_VIEWS:
-        for _ in range(v.count):
-            decoder = RandomResizedCropRGBImageDecoder((SIZE, SIZE), scale=v.scale)
+    for group in IDMM_VIEWS:
+        for _ in range(group.count):
+            decoder = RandomResizedCropRGBImageDecoder((SIZE, SIZE), scale=group.scale)
             steps = [
                 RandomHorizontalFlip(),
                 RandomBrightness(0.8, 0.8),
@@ -171,7 +181,7 @@ def ffcv(beton, data, workers):
                 RandomSaturation(0.8, 0.8),
                 ToTensor(),
             ]
-            pipelines[f"view{len(pipelines)}"] = PipelineSpec("image", decoder=decoder, transforms=steps)
+            pipelines[f"crop{len(pipelines)}"] = PipelineSpec("image", decoder=decoder, transforms=steps)
     loader = Loader(
         str(beton.path),
         batch_size=64,
@@ -183,11 +193,11 @@ def ffcv(beton, data, workers):
         pipelines=pipelines,
     )
 
-    def everything():
+    def everything() -> None:
         for _ in loader:
             pass
 
-    return everything
+    return System(everything, len(data))
 
 
-PEERS = {"official": official, "ffcv": ffcv, "albumentations": albumentations, "dali": dali}
+BASELINES = {"official": official, "ffcv": ffcv, "albumentations": albumentations, "dali": dali}

@@ -1,9 +1,11 @@
-"""Training with as many instances as ImageNet has: a beton of tiny raw images is made, and train_idmm.py does a few steps on it.
+"""Training with as many instances as ImageNet has: its losses, time and peak memory.
 
-Shown are the steps' losses, their time, and the peak memory of the process, which holds the head's 1,281,167 x 192 weights, their
-gradient, AdamW's two moments, and the fused loss's scratch, but never the logits.
+A beton of 1,281,167 raw images of 16 x 16 pixels is made, and train_idmm.py takes a few steps on it, once, in a
+process of its own on the CPU. Its peak memory holds the head's 1,281,167 x 192 weights, their gradient, AdamW's two
+moments and the workspace of the fused loss, but never the logits.
 """
 
+import argparse
 import json
 import os
 import resource
@@ -12,18 +14,27 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..beton.checksum import checksums, table_checksum
 from ..beton.format import ALLOCATION, DEFAULT_PAGE, HEADER, RAW, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
-from .loader import machine
+from ..files import write_json
+from .machine import describe_machine
 
 SIDE = 16  # pixels
 
 
-def make_beton(path, rows, side=SIDE, seed=0):
-    """A beton of `rows` raw images of random blocks, written all at once."""
+def make_beton(path: Path, rows: int, side: int = SIDE, seed: int = 0) -> None:
+    """Write a beton of raw images of random blocks, all at once.
+
+    Args:
+        path: The file.
+        rows: How many images.
+        side: Their height and width, in pixels.
+        seed: Of the blocks.
+    """
     size = side * side * 3
     a_page = DEFAULT_PAGE // size
     samples, allocations = np.zeros(rows, SAMPLE), np.zeros(rows, ALLOCATION)
@@ -54,51 +65,61 @@ def make_beton(path, rows, side=SIDE, seed=0):
         )
 
 
-def run(args):
-    """Measure and print; see `benchmark.py head --help`."""
+def _train(beton: Path, out: Path, batch: int, steps: int) -> tuple[float, str]:
+    """A few steps of a small ViT. Returns its seconds, with start and data, and what it says of the head's loss."""
+    script = Path(__file__).parents[2] / "train_idmm.py"
+    command = [
+        sys.executable,
+        str(script),
+        f"--data.train={beton}",
+        "--model.name=vit_tiny_patch16_224",
+        "--model.image_size=16",
+        "--model.options={patch_size: 8, depth: 2}",
+        f"--training.batch_size={batch}",
+        f"--training.max_steps={steps}",
+        "--training.epochs=1",
+        "--training.warmup_epochs=0",
+        "--training.compile=false",
+        "--training.device=cpu",
+        f"--logging.run_dir={out}",
+    ]
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise ValueError(f"training failed: {done.stderr.strip().splitlines()[-1]}")
+    parts = (done.stdout + done.stderr).replace("\n", "; ").split("; ")
+    return seconds, next((part for part in parts if "loss (dense logits" in part), "")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print; see `benchmark.py head --help`.
+
+    Raises:
+        ValueError: The training fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         beton, out = Path(folder) / "many.beton", Path(folder) / "run"
         make_beton(beton, args.classes)
-        script = Path(__file__).parents[2] / "train_idmm.py"
-        command = [
-            sys.executable,
-            str(script),
-            f"--data.train={beton}",
-            "--model.name=vit_tiny_patch16_224",
-            "--model.image_size=16",
-            "--model.options={patch_size: 8, depth: 2}",
-            f"--training.batch_size={args.batch}",
-            f"--training.max_steps={args.steps}",
-            "--training.epochs=1",
-            "--training.warmup_epochs=0",
-            "--training.compile=false",
-            "--training.device=cpu",
-            f"--logging.run_dir={out}",
-        ]
-        began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - began
-        if done.returncode:
-            raise ValueError(f"training failed: {done.stderr.strip().splitlines()[-1]}")
+        seconds, said = _train(beton, out, args.batch, args.steps)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        parts = (done.stdout + done.stderr).replace("\n", "; ").split("; ")
-        said = next((part for part in parts if "loss (dense logits" in part), "")
+        losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     result = {
         "classes": args.classes,
         "batch": args.batch,
-        "steps": len(metrics),
+        "steps": len(losses),
         "seconds": seconds,
         "peak_mb": peak,
         "cores": os.cpu_count(),
-        "losses": [m["loss"] for m in metrics],
+        "losses": losses,
         "said": said,
-        "machine": machine(),
+        "machine": describe_machine(),
     }
     print(
-        f"N = {args.classes:,}, {args.batch} images a step (six views each), {len(metrics)} steps in {seconds:.0f} s with start and data: {result['said']}"
+        f"N = {args.classes:,}, {args.batch} images a step (six crops each), {len(losses)} steps in {seconds:.0f} s "
+        f"with start and data: {said}"
     )
-    print(f"loss {result['losses'][0]:.3f} .. {result['losses'][-1]:.3f}; peak memory {peak:.0f} MB")
+    print(f"loss {losses[0]:.3f} .. {losses[-1]:.3f}; peak memory {peak:.0f} MB")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
     return result

@@ -1,250 +1,204 @@
-"""Images per second of the six-view pipeline of IDMM at 112 pixels, uint8 out, on the same JPEGs and the same cores.
+"""images/s of the loader that makes IDMM's six crops at 112 pixels, uint8, against baselines.
 
-Measured in one process, the systems in turn, there and back; ratios are medians of the rounds' ratios, rates medians too. What runs:
-  ours         MultiCropLoader, CutMix included
-  ours, raw    the same images stored as pixels
-  ours, twice  with twice the workers, on twice the cores, where there are so many; and decode, twice: what the machine gives at best
-  decode       libjpeg-turbo alone on the same bytes, into one buffer: the floor of any loader that decodes all of a JPEG
-  and the peers (see peers.py).
+All systems read the same JPEGs, on the same cores, in one process. They take turns, in every other round backwards. A
+rate is the median over the rounds, a ratio the median of the rounds' ratios, which cancels the machine's drift.
+
+  ours           MultiCropLoader, CutMix included
+  ours, raw      the same images stored as pixels
+  ours, twice    with twice the workers on twice the cores, where there are that many
+  decode         libjpeg-turbo alone on the same bytes, into one buffer: the floor of a loader that decodes in full
+  decode, twice  the same with twice the workers: what the machine gives at best
+  baselines      see baselines.py
 """
 
-import io
-import json
+import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image
 from tqdm import tqdm
 
-from ..beton import open_beton, write_beton
-from ..datasets import Split, folder
+from ..beton.read import Beton
+from ..files import write_json
 from ..loader import MultiCropLoader
-from .baselines import PEERS
-from .stages import STAGES, Stages, kernels
+from ..plots.figure import new_figure
+from .baselines import BASELINES
+from .machine import describe_machine
+from .photographs import open_betons
+from .rounds import System, median_min_max
+from .stages import STAGES, Stages, kernel_microseconds
 
-_PASSES = 4  # of the fast systems over the images in a turn, so that a turn of theirs is not over in a moment
+_PASSES = 4  # of the fast systems over the images in a turn, so that their turns are long enough to time
 
-
-def made_photographs(count=256):
-    """JPEGs of 500 x 375, q90, from the two photographs that come with scikit-learn."""
-    from sklearn.datasets import load_sample_images
-
-    rng, sources = np.random.default_rng(0), load_sample_images().images
-    result = []
-    for k in range(count):
-        source = sources[k % 2]
-        top, left = rng.integers(0, source.shape[0] - 375), rng.integers(0, source.shape[1] - 500)
-        buffer = io.BytesIO()
-        Image.fromarray(source[top : top + 375, left : left + 500]).save(buffer, "JPEG", quality=90)
-        result.append(buffer.getvalue())
-    return result
-
-
-def betons(args, scratch):
-    """(beton of JPEGs, beton of the same images as pixels), opened."""
-    if args.beton:
-        jpg = open_beton(args.beton)
-        if (jpg.mode != 0).any():
-            raise ValueError(f"{jpg.path} holds raw pixels; the comparison is on JPEGs (write_datasets.py --mode jpg)")
-        images = [bytes(jpg.bytes[p : p + n]) for p, n in zip(jpg.ptr[: args.limit], jpg.length)]
-    else:
-        images = folder.load(args.images)["train"].images[: args.limit] if args.images else made_photographs(args.limit)
-        jpg = open_beton(_write(images, scratch, "jpg"))
-    return jpg, open_beton(_write(images, scratch, "raw"))
+BASELINE_NAMES = {
+    "ours / official": "reference implementation (PIL, torchvision)",
+    "ours / dali": "NVIDIA DALI, CPU pipeline",
+    "ours / ffcv": "stock FFCV, one decoder per crop",
+    "ours / albumentations": "Albumentations 2 on OpenCV",
+    "ours / decode": "libjpeg-turbo, decoding alone",
+    "ours, raw / official": "reference implementation on JPEGs, ours on raw pixels",
+    "ours, twice / ours": "one worker, ours with two",
+    "decode, twice / decode": "one decoding thread, two of them",
+}
 
 
-def _write(images, scratch, mode):
-    split = Split(images, [0] * len(images), ["all"])
-    return write_beton(Path(scratch) / f"{mode}.beton", split, dataset="bench", name="train", mode=mode).path
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print; see `benchmark.py loader --help`.
 
-
-def machine():
-    """What a figure was measured on: processor, cores, versions."""
-    packages = ("torch", "torchvision", "pillow", "numba", "ffcv", "albumentations", "nvidia-dali-cuda120")
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        name = next(
-            (l.split(":", 1)[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")), name
-        )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": name,
-        "cores": os.cpu_count(),
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "versions": found,
-        "threading": "threads of Python's own pool, numba's layer is not used",
-    }
-
-
-def _decoder(beton, rows, workers):
-    """Decode alone: every image into the buffer of its thread."""
-    parts = [(Stages(beton, part), part) for part in np.array_split(rows, workers)]
-
-    def everything():
-        with ThreadPoolExecutor(workers) as pool:
-            for _ in range(_PASSES):
-                list(pool.map(lambda p: p[0].upto("decode"), parts))
-
-    everything.images = _PASSES * rows.size
-    return everything
-
-
-def run(args):
-    """Measure and print; see `benchmark.py loader --help`."""
-    peers = [p for p in args.peers.split(",") if p]
-    unknown = set(peers) - set(PEERS)
+    Raises:
+        ValueError: A baseline is unknown, or there are fewer cores than workers.
+    """
+    baselines = [name for name in args.peers.split(",") if name]
+    unknown = set(baselines) - set(BASELINES)
     if unknown:
-        raise ValueError(f"unknown peers {sorted(unknown)}; there are: {', '.join(PEERS)}")
-    all_cores = sorted(os.sched_getaffinity(0))
-    if args.workers > len(all_cores):
-        raise ValueError(f"--workers {args.workers} is more than the {len(all_cores)} cores of this machine")
-    few = set(all_cores[: args.workers])
+        raise ValueError(f"unknown peers {sorted(unknown)}; there are: {', '.join(BASELINES)}")
+    cores = sorted(os.sched_getaffinity(0))
+    if args.workers > len(cores):
+        raise ValueError(f"--workers {args.workers} is more than the {len(cores)} cores of this machine")
     torch.set_num_threads(args.workers)
     with tempfile.TemporaryDirectory() as scratch:
-        jpg, raw = betons(args, scratch)
-        os.sched_setaffinity(0, few)
+        jpg, raw = open_betons(args, scratch)
         rows = np.arange(min(args.limit, len(jpg)))
-        data = [bytes(jpg.bytes[p : p + n]) for p, n in zip(jpg.ptr[rows], jpg.length[rows])]
-
-        def ours(beton, workers):
-            loader = MultiCropLoader(beton.path, 64, workers, rows=rows)
-
-            def everything():
-                for _ in range(_PASSES):
-                    for _ in loader:
-                        pass
-
-            everything.images = _PASSES * rows.size
-            return everything
-
-        systems = {}
-        if 2 * args.workers <= len(all_cores):
-            os.sched_setaffinity(0, set(all_cores[: 2 * args.workers]))
-            systems["ours, twice"] = ours(jpg, 2 * args.workers)
-            systems["decode, twice"] = _decoder(jpg, rows, 2 * args.workers)
-            for function in systems.values():
-                function()  # threads may use the cores that they were made with
-            os.sched_setaffinity(0, few)
-        systems |= {
-            "ours": ours(jpg, args.workers),
-            "decode": _decoder(jpg, rows, args.workers),
-            "ours, raw": ours(raw, args.workers),
-        }
-        absent = []
-        for name in peers:
-            try:
-                systems[name] = PEERS[name](jpg, data, args.workers)
-            except ImportError as error:
-                absent.append(name)
-                print(f"{name} is not installed ({error.name}); `make bench` installs the peers")
-        for name in tqdm(systems, desc="warming up"):
-            systems[name]()
-        rates = {name: [] for name in systems}
-        for turn in tqdm(range(args.repeats), desc="rounds"):
-            for name, function in list(systems.items())[:: -1 if turn % 2 else 1]:
-                os.sched_setaffinity(0, set(all_cores[: 2 * args.workers]) if name.endswith("twice") else few)
-                time.sleep(0.5)  # what a system still prepares for its next turn is not to slow another one
-                began = time.perf_counter()
-                function()
-                rates[name].append(getattr(function, "images", rows.size) / (time.perf_counter() - began))
-        os.sched_setaffinity(0, few)
+        systems = _our_systems(jpg, raw, rows, args.workers, cores)
+        os.sched_setaffinity(0, set(cores[: args.workers]))
+        found, absent = _baseline_systems(baselines, jpg, rows, args.workers)
+        rates = _measure(systems | found, args.repeats, cores, args.workers)
         stages = {"jpg": Stages(jpg, rows).microseconds(), "raw": Stages(raw, rows).microseconds()}
-    medians = {name: statistics.median(r) for name, r in rates.items()}
     for mode, name in (("jpg", "ours"), ("raw", "ours, raw")):
-        stages[mode]["wait"] = 1e6 * args.workers / medians[name] - sum(stages[mode].values())
-
-    def ratio(a, b):  # of each round, which the machine's moods change less than the rates
-        return statistics.median(x / y for x, y in zip(rates[a], rates[b]))
-
-    ratios = {f"ours / {n}": ratio("ours", n) for n in rates if not n.startswith("ours") and n != "decode, twice"}
-    if "official" in rates:
-        ratios["ours, raw / official"] = ratio("ours, raw", "official")
-    if "ours, twice" in rates:
-        ratios["ours, twice / ours"] = ratio("ours, twice", "ours")
-        ratios["decode, twice / decode"] = ratio("decode, twice", "decode")
+        stages[mode]["wait"] = 1e6 * args.workers / statistics.median(rates[name]) - sum(stages[mode].values())
     result = {
         "images": int(rows.size),
         "median_pixels": [int(np.median(jpg.height)), int(np.median(jpg.width))],
         "workers": args.workers,
         "repeats": args.repeats,
-        "ratios": ratios,
+        "ratios": _ratios(rates),
         "absent": absent,
         "microseconds_per_image": stages,
-        "microseconds_per_view": kernels(),
-        "images_per_s": {n: {"median": medians[n], "min": min(r), "max": max(r)} for n, r in rates.items()},
-        "machine": machine(),
+        "microseconds_per_view": kernel_microseconds(),
+        "images_per_s": {name: median_min_max(r) for name, r in rates.items()},
+        "machine": describe_machine(),
     }
     _print(result)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
     if args.plot:
         _plot(result, args.plot)
     return result
 
 
-TARGETS = {
-    "ours / official": (6, 10),
-    "ours / dali": (5, 8),
-    "ours / ffcv": (8, 12),
-    "ours / albumentations": (2.2, 3.3),
-    "ours / decode": (0.4, 0.6),
-    "ours, raw / official": (12, 20),
-    "ours, twice / ours": (1.8, 1.95),
-    "decode, twice / decode": ("-", "-"),
-}
-NAMES = {
-    "ours / official": "the published recipe in PIL and torchvision",
-    "ours / dali": "NVIDIA DALI, CPU pipeline",
-    "ours / ffcv": "stock FFCV, a decoder for each view",
-    "ours / albumentations": "Albumentations 2 on OpenCV",
-    "ours / decode": "libjpeg-turbo decoding alone",
-    "ours, raw / official": "the published recipe on JPEGs, ours on a raw beton",
-    "ours, twice / ours": "two workers against one",
-    "decode, twice / decode": "for comparison: two threads that only decode, against one",
-}
+def _our_systems(jpg: Beton, raw: Beton, rows: np.ndarray, workers: int, cores: list[int]) -> dict[str, System]:
+    """Ours and decoding alone, once and, where there are cores enough, with twice the workers."""
+    systems = {}
+    if 2 * workers <= len(cores):
+        os.sched_setaffinity(0, set(cores[: 2 * workers]))
+        systems["ours, twice"] = _ours(jpg, rows, 2 * workers)
+        systems["decode, twice"] = _decoder(jpg, rows, 2 * workers)
+        for system in systems.values():
+            system.run()  # its threads are made now, and may use the cores of now
+    os.sched_setaffinity(0, set(cores[:workers]))
+    systems["ours"] = _ours(jpg, rows, workers)
+    systems["decode"] = _decoder(jpg, rows, workers)
+    systems["ours, raw"] = _ours(raw, rows, workers)
+    return systems
 
 
-def table(result):
-    """The ratios of a run as a Markdown table, with what was aimed at."""
-    lines = ["| ours against | ratio | must | aim | images/s, ours and theirs |", "|---|---|---|---|---|"]
-    rates = {name: r["median"] for name, r in result["images_per_s"].items()}
+def _ours(beton: Beton, rows: np.ndarray, workers: int) -> System:
+    """The loader, over all images."""
+    loader = MultiCropLoader(beton.path, 64, workers, rows=rows)
+
+    def everything() -> None:
+        for _ in range(_PASSES):
+            for _ in loader:
+                pass
+
+    return System(everything, _PASSES * rows.size)
+
+
+def _decoder(beton: Beton, rows: np.ndarray, workers: int) -> System:
+    """Decoding alone, every image into the buffer of its thread."""
+    parts = [Stages(beton, part) for part in np.array_split(rows, workers)]
+
+    def everything() -> None:
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in range(_PASSES):
+                list(pool.map(lambda stages: stages.run_through("decode"), parts))
+
+    return System(everything, _PASSES * rows.size)
+
+
+def _baseline_systems(
+    names: list[str], jpg: Beton, rows: np.ndarray, workers: int
+) -> tuple[dict[str, System], list[str]]:
+    """The baselines that are installed, and the names of the others."""
+    data = [bytes(jpg.bytes[p : p + n]) for p, n in zip(jpg.ptr[rows], jpg.length[rows])]
+    systems, absent = {}, []
+    for name in names:
+        try:
+            systems[name] = BASELINES[name](jpg, data, workers)
+        except ImportError as error:
+            absent.append(name)
+            print(f"{name} is not installed ({error.name}); `make bench` installs the baselines")
+    return systems, absent
+
+
+def _measure(systems: dict[str, System], repeats: int, cores: list[int], workers: int) -> dict[str, list[float]]:
+    """images/s of each system in each round."""
+    few, twice = set(cores[:workers]), set(cores[: 2 * workers])
+    for name in tqdm(systems, desc="warming up"):
+        systems[name].run()
+    rates: dict[str, list[float]] = {name: [] for name in systems}
+    for turn in tqdm(range(repeats), desc="rounds"):
+        for name, system in list(systems.items())[:: -1 if turn % 2 else 1]:
+            os.sched_setaffinity(0, twice if name.endswith("twice") else few)
+            time.sleep(0.5)  # what a system still prepares for its next turn must not slow another one
+            began = time.perf_counter()
+            system.run()
+            rates[name].append(system.images / (time.perf_counter() - began))
+    os.sched_setaffinity(0, few)
+    return rates
+
+
+def _ratios(rates: dict[str, list[float]]) -> dict[str, float]:
+    """{"a / b": the median of the rounds' ratios}."""
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(rates[a], rates[b]))
+
+    others = [name for name in rates if not name.startswith("ours") and name != "decode, twice"]
+    ratios = {f"ours / {name}": ratio("ours", name) for name in others}
+    if "official" in rates:
+        ratios["ours, raw / official"] = ratio("ours, raw", "official")
+    if "ours, twice" in rates:
+        ratios["ours, twice / ours"] = ratio("ours, twice", "ours")
+        ratios["decode, twice / decode"] = ratio("decode, twice", "decode")
+    return ratios
+
+
+def table(result: dict[str, Any]) -> str:
+    """The ratios as a Markdown table."""
+    lines = ["| baseline | speed-up | images/s (ours / baseline) |", "|---|---|---|"]
     for name, ratio in result["ratios"].items():
-        must, aim = TARGETS[name]
-        ours, theirs = (rates[n] for n in name.split(" / "))
-        lines.append(f"| {NAMES[name]} | **{ratio:.2f}** | {must} | {aim} | {ours:.0f}, {theirs:.0f} |")
+        ours, theirs = (result["images_per_s"][system]["median"] for system in name.split(" / "))
+        lines.append(f"| {BASELINE_NAMES[name]} | **{ratio:.2f}** | {ours:.0f} / {theirs:.0f} |")
     return "\n".join(lines) + "\n"
 
 
-def _plot(result, path):
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+def _plot(result: dict[str, Any], path: Path) -> None:
+    """Rates as bars, and the stages of an image as parts of a bar."""
+    figure = new_figure(11, 3.2)
     rates, stages = figure.subplots(1, 2)
-    names = sorted(result["images_per_s"], key=lambda n: result["images_per_s"][n]["median"])
-    bars = rates.barh(
-        names,
-        [result["images_per_s"][n]["median"] for n in names],
-        color=["tab:blue" if n.startswith("ours") else "silver" for n in names],
-    )
+    medians = {name: r["median"] for name, r in result["images_per_s"].items()}
+    names = sorted(medians, key=lambda name: medians[name])
+    colours = ["tab:blue" if name.startswith("ours") else "silver" for name in names]
+    bars = rates.barh(names, [medians[name] for name in names], color=colours)
     rates.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
-    rates.set(title=f"six views an image, {result['workers']} core(s)", xlabel="images/s")
+    rates.set(title=f"six crops an image, {result['workers']} core(s)", xlabel="images/s")
     left = dict.fromkeys(result["microseconds_per_image"], 0.0)
     for k, stage in enumerate((*STAGES, "wait")):
         widths = [max(result["microseconds_per_image"][mode][stage], 0.0) for mode in left]
@@ -256,10 +210,12 @@ def _plot(result, path):
     figure.savefig(path, dpi=110)
 
 
-def _print(result):
+def _print(result: dict[str, Any]) -> None:
+    """All figures, a line each."""
     height, width = result["median_pixels"]
     print(
-        f"{result['images']} images of about {width} x {height}, six views each, {result['workers']} worker(s), medians of {result['repeats']}"
+        f"{result['images']} images of about {width} x {height}, six crops each, {result['workers']} worker(s), "
+        f"medians of {result['repeats']}"
     )
     for name, ratio in result["ratios"].items():
         print(f"{name:<24} {ratio:6.2f}")
@@ -267,4 +223,4 @@ def _print(result):
         print(f"{name:<24} {r['median']:6.0f} images/s   ({r['min']:.0f} .. {r['max']:.0f})")
     for mode, stages in result["microseconds_per_image"].items():
         print(f"microseconds an image, {mode}: " + ", ".join(f"{stage} {t:.0f}" for stage, t in stages.items()))
-    print("microseconds a view: " + ", ".join(f"{name} {t:.1f}" for name, t in result["microseconds_per_view"].items()))
+    print("microseconds a crop: " + ", ".join(f"{name} {t:.1f}" for name, t in result["microseconds_per_view"].items()))

@@ -1,154 +1,223 @@
-"""The demo: convert, pretrain, fine-tune and judge over several seeds, and a report of what it bought."""
+"""The demo: what pretraining without labels is worth on Fashion-MNIST, over several seeds.
 
-import json
+The images are converted once. Each seed pretrains a small ViT on 2,040 of them, and fine-tunes with 200 labels with and
+without that pretraining; kNN evaluates the frozen features. report.md, report.png and report.json have the figures.
+"""
+
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
-from .. import config, datasets
+from .. import datasets
 from ..beton import open_beton, write_beton
-from ..config import evaluate as evaluate_config
-from ..config import keys, load_yaml, make_config
-from ..evaluate import frozen as judging
-from ..files import load_or_compute
+from ..config import keys, overrides
+from ..config.evaluate import SCHEMA as EVALUATE
+from ..config.finetune import SCHEMA as FINETUNE
+from ..config.load import load_config
+from ..config.pretrain import SCHEMA as PRETRAIN
+from ..evaluate.frozen import evaluate_frozen
+from ..files import load_or_compute, write_json
 from ..plots.curves import read_metrics
+from ..plots.figure import new_figure
 from ..train import finetuning, pretraining
 
-ARMS = {"random": "random initialisation", "idmm": "IDMM, no labels"}
+ARMS = {"random": "no pretraining", "idmm": "IDMM pretraining"}
 MEASURES = {
     "knn20": "kNN on frozen features, k = 20, {train:,} labels",
     "top1": "fine-tuned on {labelled} labels, top-1",
 }
+Report = dict[str, Any]
 
 
-def run_demo(pretrain_config, finetune_config, folder, seeds, overrides=()):
-    """Do everything that is not done yet under `folder`, then write report.md, report.png and report.json there.
+def run_demo(
+    pretrain_config: Path | str,
+    finetune_config: Path | str,
+    folder: Path | str,
+    seeds: int,
+    arguments: Sequence[str] = (),
+) -> Report:
+    """Do everything that is not done yet, then write report.md, report.png and report.json.
 
-    The configs are YAML files; `overrides` are further --section.key=value arguments, each for whichever of the two has that key. Returns the report's
-    content: {"results": {arm: {measure: [a number a seed]}}, ...}. Raises ConfigError, and what the parts raise.
+    Args:
+        pretrain_config: A YAML file for pretraining.
+        finetune_config: A YAML file for fine-tuning and evaluation.
+        folder: Where runs and report go.
+        seeds: How many seeds, at least 2.
+        arguments: Further --section.key=value, each for whichever part has that key.
+
+    Returns:
+        What report.json holds: {"results": {arm: {measure: [a number a seed]}}, ...}.
+
+    Raises:
+        ConfigError: No part has a key, or a value is wrong.
+        BetonError, DatasetError, LoaderError, WriteError, OSError, FloatingPointError: As the parts raise.
     """
-    folder = Path(folder)
-    began = time.time()
-
-    everything = [key for module in (pretraining, finetuning, evaluate_config) for key in keys(module.SCHEMA)]
-    given = config.overrides(everything, overrides)
-
-    def settings(module, file, changes=None):
-        fitting = {key: value for key, value in given.items() if key in keys(module.SCHEMA)}
-        return make_config(module.SCHEMA, load_yaml(module.SCHEMA, file, everything) | fitting | (changes or {}))
-
-    shared = settings(finetuning, finetune_config)
-    data = Path(shared.data.train).parent
-    if not (Path(shared.data.train).exists() and Path(shared.data.test).exists()):
-        for split, content in datasets.load("demo", Path("data/raw/demo")).items():
-            written = write_beton(data / f"demo_{split}.beton", content, dataset="demo", name=split)
-            print(f"converted: {written.path}, {written.count} photographs")
-    results = {arm: {m: [] for m in MEASURES} for arm in ARMS}
+    folder, began = Path(folder), time.time()
+    configs = _DemoConfigs(pretrain_config, finetune_config, arguments)
+    shared = configs.make(FINETUNE)
+    _convert(shared)
+    results: dict[str, dict[str, list[float]]] = {arm: {measure: [] for measure in MEASURES} for arm in ARMS}
     for seed in range(seeds):
-        pretrained = folder / f"pretrain_{seed}"
-        own = {"training.seed": seed, "training.resume": "auto"}
-        cfg = settings(pretraining, pretrain_config, {**own, "logging.run_dir": str(pretrained)})
-        if not (pretrained / "backbone.safetensors").exists():
-            pretraining.pretrain(cfg)
-        for arm in ARMS:
-            place = folder / f"{arm}_{seed}"
-            own |= {"logging.run_dir": str(place), "model.init": str(pretrained) if arm == "idmm" else None}
-            cfg = settings(finetuning, finetune_config, own)
-            tuned = load_or_compute(place / "result.json", lambda cfg=cfg: finetuning.finetune(cfg))
-            fitting = {key: value for key, value in own.items() if key in keys(evaluate_config.SCHEMA)}
-            cfg = settings(evaluate_config, finetune_config, fitting | {"linear.enabled": False})
-            judged = load_or_compute(place / "judged.json", lambda cfg=cfg: judging.evaluate_frozen(cfg))
+        for arm, found in _run_seed(configs, folder, seed).items():
             for measure in MEASURES:
-                results[arm][measure].append({**tuned, **judged}[measure])
-            print(f"seed {seed}, {ARMS[arm]}: " + ", ".join(f"{m} {results[arm][m][-1]:.2f} %" for m in MEASURES))
-    cfg = settings(pretraining, pretrain_config)
-    report = {
+                results[arm][measure].append(found[measure])
+    report = _describe(configs.make(PRETRAIN), shared) | {
         "results": results,
-        "train": len(open_beton(shared.data.train)),
-        "test": len(open_beton(shared.data.test)),
-        "labelled": shared.data.per_class * len(open_beton(shared.data.train).classes),
         "seeds": seeds,
-        "model": f"{cfg.model.name} {cfg.model.options}",
-        "pretrain": f"{cfg.training.epochs} epochs at {cfg.model.image_size} pixels, batch {cfg.training.batch_size}, lr {cfg.training.lr:g}",
-        "finetune": f"{shared.training.epochs} epochs at {shared.model.image_size} pixels, batch {shared.training.batch_size}, "
-        f"lr {shared.training.lr:g}",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         "minutes": round((time.time() - began) / 60, 1),
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(folder / "report.json", report)
     (folder / "report.md").write_text(_page(report), encoding="utf-8")
-    _picture(report, folder)
+    _plot(report, folder)
     return report
 
 
-def table(report):
+class _DemoConfigs:
+    """The configurations of the demo's parts, with the user's arguments."""
+
+    def __init__(self, pretrain: Path | str, finetune: Path | str, arguments: Sequence[str]) -> None:
+        self._files = {id(PRETRAIN): pretrain, id(FINETUNE): finetune, id(EVALUATE): finetune}
+        self._known = [key for schema in (PRETRAIN, FINETUNE, EVALUATE) for key in keys(schema)]
+        self._given = overrides(self._known, arguments)
+
+    def make(self, schema: dict, changes: dict[str, Any] | None = None) -> SimpleNamespace:
+        """The configuration of a part: its file, under the user's arguments, under `changes` to keys that it has."""
+        return load_config(schema, self._files[id(schema)], self._given | (changes or {}), self._known)
+
+
+def _convert(cfg: SimpleNamespace) -> None:
+    """Make the betons that are not there."""
+    if Path(cfg.data.train).exists() and Path(cfg.data.test).exists():
+        return
+    for split, content in datasets.load("demo", Path("data/raw/demo")).items():
+        path = Path(cfg.data.train).parent / f"demo_{split}.beton"
+        written = write_beton(path, content, dataset="demo", name=split)
+        print(f"converted: {written.path}, {written.count} photographs")
+
+
+def _run_seed(configs: _DemoConfigs, folder: Path, seed: int) -> dict[str, dict[str, float]]:
+    """{arm: figures} of one seed: one pretraining, one choice of labels, a fine-tuning of each arm."""
+    pretrained = folder / f"pretrain_{seed}"
+    own: dict[str, Any] = {"training.seed": seed, "training.resume": "auto"}
+    if not (pretrained / "backbone.safetensors").exists():
+        pretraining.pretrain(configs.make(PRETRAIN, own | {"logging.run_dir": str(pretrained)}))
+    found = {}
+    for arm, title in ARMS.items():
+        run_dir = folder / f"{arm}_{seed}"
+        own |= {"logging.run_dir": str(run_dir), "model.init": str(pretrained) if arm == "idmm" else None}
+        finetune = configs.make(FINETUNE, own)
+        evaluate = configs.make(EVALUATE, own | {"linear.enabled": False})
+        tuned = load_or_compute(run_dir / "result.json", lambda cfg=finetune: finetuning.finetune(cfg))
+        frozen = load_or_compute(run_dir / "frozen.json", lambda cfg=evaluate: evaluate_frozen(cfg))
+        found[arm] = {**tuned, **frozen}
+        print(f"seed {seed}, {title}: " + ", ".join(f"{m} {found[arm][m]:.2f} %" for m in MEASURES))
+    return found
+
+
+def _describe(pretrain: SimpleNamespace, finetune: SimpleNamespace) -> Report:
+    """Data, model, trainings and machine, for the report."""
+    train = open_beton(finetune.data.train)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {
+        "train": len(train),
+        "test": len(open_beton(finetune.data.test)),
+        "labelled": finetune.data.per_class * len(train.classes),
+        "model": f"{pretrain.model.name} {pretrain.model.options}",
+        "pretrain": _training(pretrain),
+        "finetune": _training(finetune),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}",
+    }
+
+
+def _training(cfg: SimpleNamespace) -> str:
+    """A training in a few words."""
+    training = cfg.training
+    return f"{training.epochs} epochs at {cfg.model.image_size} pixels, batch {training.batch_size}, lr {training.lr:g}"
+
+
+def table(report: Report) -> str:
     """The Markdown table of a report: a row a measure, mean and sample standard deviation over the seeds."""
     lines = [
         "| accuracy on {test:,} test images, % | {0} | {1} | gain |".format(*ARMS.values(), test=report["test"]),
         "|---|---|---|---|",
     ]
     for measure, title in MEASURES.items():
-        values = [np.array(report["results"][arm][measure]) for arm in ARMS]
-        gains = values[1] - values[0]
-        cells = [f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for v in (*values, gains)]
-        lines.append(
-            f"| {title.format(**report)} | {cells[0]} | {cells[1]} | {'+' if gains.mean() > 0 else ''}{cells[2]} |"
-        )
+        scratch, idmm = (np.array(report["results"][arm][measure]) for arm in ARMS)
+        gains = idmm - scratch
+        cells = [f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for v in (scratch, idmm, gains)]
+        sign = "+" if gains.mean() > 0 else ""
+        lines.append(f"| {title.format(**report)} | {cells[0]} | {cells[1]} | {sign}{cells[2]} |")
     return "\n".join(lines) + "\n"
 
 
-def _page(report):
+def _page(report: Report) -> str:
+    """report.md."""
     return (
-        "# What pretraining without labels bought\n\n"
+        "# What pretraining without labels is worth\n\n"
         + table(report)
-        + f"\nMean and standard deviation over {report['seeds']} seeds; a seed is one pretraining, one choice of labels, and one fine-tuning of each arm.\n\n"
+        + f"\nMean and standard deviation over {report['seeds']} seeds. A seed is one pretraining, one choice of\n"
+        "labels, and one fine-tuning with and without pretraining.\n\n"
         "![report](report.png)\n\n"
-        f"- Data: {report['train']:,} photographs of clothes (Fashion-MNIST, 10 classes) without labels for pretraining; {report['labelled']} of them\n"
-        f"  with labels for fine-tuning; all {report['test']:,} test photographs for judging, which nothing was chosen by during a run.\n"
+        f"- Data: {report['train']:,} photographs of clothes (Fashion-MNIST, 10 classes) without labels for\n"
+        f"  pretraining; {report['labelled']} of them with labels for fine-tuning; all {report['test']:,} test\n"
+        "  photographs for evaluation. No choice was made on them during a run.\n"
         f"- Model: {report['model']}.\n"
-        f"- Pretraining: {report['pretrain']}; crops and blur milder than the paper's, in proportion (rn_configs/demo.yaml); all else as in the paper.\n"
-        f"- Fine-tuning, the same for both arms and tuned for neither: {report['finetune']}. The arm that was pretrained has had\n"
-        "  more computing; what is compared is what the same labels and the same fine-tuning give.\n"
+        f"- Pretraining: {report['pretrain']}. Crops and blur are milder than the\n"
+        "  paper's, in proportion to the images (rn_configs/demo.yaml); the rest is as in the paper.\n"
+        f"- Fine-tuning, the same for both and tuned for neither: {report['finetune']}.\n"
+        "  With pretraining more is computed; what is compared is what the same labels and fine-tuning give.\n"
         f"- Machine: {report['machine']}; {report['minutes']} minutes.\n"
     )
 
 
-def _picture(report, folder):
-    figure = Figure(figsize=(16, 11), layout="constrained")
-    FigureCanvasAgg(figure)
+def _plot(report: Report, folder: Path) -> None:
+    """report.png: crops, nearest neighbours, loss curves and accuracies."""
+    figure = new_figure(16, 11)
     axes = figure.subplot_mosaic([["crops", "neighbours"], ["loss", "bars"]], height_ratios=[1.7, 1])
-    for name, title, path in (
-        ("crops", "What the network sees", folder / "pretrain_0" / "crops.png"),
-        ("neighbours", "What it finds alike, having seen no label", folder / "idmm_0" / "neighbours.png"),
-    ):
+    pictures = {
+        "crops": ("What the network sees", folder / "pretrain_0" / "crops.png"),
+        "neighbours": ("Nearest neighbours, found without labels", folder / "idmm_0" / "neighbours.png"),
+    }
+    for name, (title, path) in pictures.items():
         axes[name].imshow(imread(path))
         axes[name].set_axis_off()
         axes[name].set_title(title)
+    _plot_losses(axes["loss"], report, folder)
+    _plot_accuracies(axes["bars"], report)
+    figure.savefig(folder / "report.png", dpi=75)
+
+
+def _plot_losses(axis: Axes, report: Report, folder: Path) -> None:
+    """The loss of pretraining, a curve per seed, and that of guessing."""
     for seed in range(report["seeds"]):
         metrics = read_metrics(folder / f"pretrain_{seed}")
         means = np.bincount(metrics["epoch"], metrics["loss"]) / np.bincount(metrics["epoch"])
-        axes["loss"].plot(np.arange(1, means.size + 1), means, label=f"seed {seed}")
-    axes["loss"].axhline(2 * np.log(report["train"]), color="gray", linewidth=0.8, linestyle=":")
-    axes["loss"].annotate("guessing", (1, 2 * np.log(report["train"])), fontsize=8, color="gray", va="bottom")
-    axes["loss"].set(title="Pretraining", xlabel="epoch", ylabel="instance loss, both groups")
-    axes["loss"].legend()
-    for k, arm in enumerate(ARMS):
-        values = [np.array(report["results"][arm][m]) for m in MEASURES]
+        axis.plot(np.arange(1, means.size + 1), means, label=f"seed {seed}")
+    guessing = 2 * np.log(report["train"])  # two multi-crop groups
+    axis.axhline(guessing, color="gray", linewidth=0.8, linestyle=":")
+    axis.annotate("guessing", (1, guessing), fontsize=8, color="gray", va="bottom")
+    axis.set(title="Pretraining", xlabel="epoch", ylabel="instance loss, both groups")
+    axis.legend()
+
+
+def _plot_accuracies(axis: Axes, report: Report) -> None:
+    """Bars of mean accuracies with error bars, a point per seed."""
+    for k, (arm, title) in enumerate(ARMS.items()):
+        values = [np.array(report["results"][arm][measure]) for measure in MEASURES]
         at = np.arange(len(MEASURES)) + 0.36 * (k - 0.5)
-        bars = axes["bars"].bar(
-            at, [v.mean() for v in values], 0.34, yerr=[v.std(ddof=1) for v in values], capsize=4, label=ARMS[arm]
-        )
-        axes["bars"].bar_label(bars, fmt="%.1f", padding=2)
+        means, deviations = [v.mean() for v in values], [v.std(ddof=1) for v in values]
+        bars = axis.bar(at, means, 0.34, yerr=deviations, capsize=4, label=title)
+        axis.bar_label(bars, fmt="%.1f", padding=2)
         for x, v in zip(at, values):
-            axes["bars"].plot(np.full(v.size, x), v, "k.", markersize=4)
-    axes["bars"].set_xticks(np.arange(len(MEASURES)), [t.format(**report) for t in MEASURES.values()], fontsize=9)
-    axes["bars"].set(title="What that is worth", ylabel="accuracy, %", ylim=(0, 100))
-    axes["bars"].legend(loc="upper left")
-    figure.savefig(folder / "report.png", dpi=75)
+            axis.plot(np.full(v.size, x), v, "k.", markersize=4)
+    axis.set_xticks(np.arange(len(MEASURES)), [title.format(**report) for title in MEASURES.values()], fontsize=9)
+    axis.set(title="What that is worth", ylabel="accuracy, %", ylim=(0, 100))
+    axis.legend(loc="upper left")

@@ -151,14 +151,15 @@ def test_every_system_of_the_step_benchmark_computes_the_same_loss():
     """What is timed against each other is the same work: one step from the same weights, dropping paths alike."""
     import torch
 
-    from idmm_fast.bench.step import batch_of, systems
+    from idmm_fast.bench.step_systems import StepSetting, make_batch, make_systems
 
     device = torch.device("cpu")
-    groups = batch_of(3, 40, 32, device)
+    batch = make_batch(3, 40, 32, device)
     found = {}
-    for what, (module, _, _) in systems("vit_tiny_patch16_224", 32, 40, device, None).items():
+    setting = StepSetting("vit_tiny_patch16_224", 32, 3, 40)
+    for what, system in make_systems(setting, device, None).items():
         if what != "+ compile":
-            found[what] = module.eval()(*groups).item()
+            found[what] = system.module.eval()(*batch).item()
     assert len(found) == 5
     assert max(found.values()) - min(found.values()) < 1e-4 * found["published"]
 
