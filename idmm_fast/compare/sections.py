@@ -100,12 +100,12 @@ def _add_sizes(page: Page, dataset: str, records: list[Record], budget: Budget, 
 
 def add_transfer(page: Page, records: list[Record]) -> None:
     """Pretrained on one dataset, fine-tuned on another, a section for every budget of fine-tuning."""
-    whole = [record for record in records if not record["images"]]
-    away = [record for record in whole if record["target"] not in (SAME, record["dataset"])]
+    full = [record for record in records if not record["images"]]
+    away = [record for record in full if record["target"] not in (SAME, record["dataset"])]
     pretrained = {(record["dataset"], record["method"], record["budget"]) for record in away}
     home = [
         record
-        for record in whole
+        for record in full
         if record["target"] == SAME
         and (not record["budget"] or (record["dataset"], record["method"], record["budget"]) in pretrained)
     ]
@@ -172,10 +172,10 @@ def add_sampling(page: Page, records: list[Record]) -> None:
 def add_variants(page: Page, records: list[Record]) -> None:
     """Methods with one thing changed, beside the methods themselves, a section for every pair of budgets."""
     keys = ("dataset", "budget", "finetune_budget")
-    whole = [record for record in records if not record["images"] and record["target"] == SAME]
-    variants = [record for record in whole if record["method"] != record["base"]]
+    full = [record for record in records if not record["images"] and record["target"] == SAME]
+    variants = [record for record in full if record["method"] != record["base"]]
     for place in dict.fromkeys(tuple(record[key] for key in keys) for record in variants):
-        mine = [record for record in whole if tuple(record[key] for key in keys) == place]
+        mine = [record for record in full if tuple(record[key] for key in keys) == place]
         rows: dict[str, str] = {}
         for base in sort_methods(record["base"] for record in mine if record["method"] != record["base"]):
             changed = sort_methods(r["method"] for r in mine if r["base"] == base != r["method"])

@@ -21,6 +21,7 @@ def bench(*args):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "peers",
     [
@@ -81,6 +82,7 @@ def test_bad_arguments_are_a_sentence(args, says):
     assert "Traceback" not in shown.stderr
 
 
+@pytest.mark.slow
 def test_writer_benchmark_reports_everything(tree, tmp_path):
     out = tmp_path / "out.json"
     shown = run_script("benchmark.py", "writer", "--images", tree, "--count", 60, "--repeats", 1, "--json", out)
@@ -102,6 +104,7 @@ def test_loss_benchmark_reports_everything(tmp_path):
     assert result["index"]["targets / index"] > 0
 
 
+@pytest.mark.slow
 def test_training_with_many_instances_shows_its_memory(tmp_path):
     """Small here; `python benchmark.py head` is the real one."""
     out = tmp_path / "out.json"
@@ -141,7 +144,8 @@ def test_step_benchmark_reports_everything(tmp_path):
     assert rows == ["published", "+ index loss", "+ one pass", "+ channels-last", "+ plain attention", "+ compile"]
     assert result["ratios"]["published"] == 1
     assert all(0 < found["share"] < 1.5 for found in result["crops_per_s"].values())
-    # 2 blocks of d = 192 on 5 tokens, forward and backward: 3 x 2 FLOP for each of 12 d^2 weights and token, and the patches, the head, attention
+    # 2 blocks of d = 192 on 5 tokens, forward and backward: 3 x 2 FLOP for each of 12 d^2 weights and token; and the
+    # patches, the head, attention
     tokens, d = 5, 192
     products = 2 * 12 * d * d * tokens + 4 * 768 * d + d * 50 + 2 * 2 * tokens * tokens * d
     assert abs(result["gflop_per_crop"] / (6 * products / 1e9) - 1) < 0.05
