@@ -60,7 +60,7 @@ class Hosts:
                 ip("-n", name, "link", "set", link, "up")
 
     def start(self, k, beton, folder, *args, endpoint=1, silence=15):
-        """torchrun on host k, one process; they meet on host `endpoint`. silence: seconds until a process counts as lost."""
+        """torchrun on host k, one process; they meet on host `endpoint`. silence: seconds until one counts as lost."""
         script = folder.parent / "train.py"
         script.write_text(
             f"import runpy\nfrom idmm_fast.runtime import distributed\ndistributed.HEARTBEAT_TIMEOUT = {silence}\n"
