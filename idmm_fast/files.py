@@ -66,7 +66,6 @@ def replacing(path: str | Path, *, unique: bool = True) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
-        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -304,6 +304,7 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
                 "sha256": _digest(temporary),
             }
             draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        sync(path.parent)  # the renaming is on the disk too
     except OSError as error:
         free = shutil.disk_usage(path.parent).free >> 20
         raise WriteError(
