@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a worker on each core; torch reads it when imported
 
@@ -19,16 +18,20 @@ WITHOUT_KERNELS = ("config", "docs", "losses", "models")  # folders whose tests 
 
 
 def pytest_collection_modifyitems(items):
-    """With several workers: one compiles the kernels, the others test what needs none; then the long tests first."""
+    """The order of files for several workers, each of which takes the next file when it is done with one.
+
+    The first compiles the kernels, while other workers run files that need none; then long files, so that none is last.
+    """
     if WORKER is None:
         return
+    long = {item.path for item in items if item.get_closest_marker("integration")}
 
     def turn(item):
         if "compiled_kernels" in item.originalname:
             return 0
-        if Path(item.path).parent.name in WITHOUT_KERNELS:
+        if item.path.parent.name in WITHOUT_KERNELS:
             return 1
-        return 2 if item.get_closest_marker("integration") else 3
+        return 2 if item.path in long else 3
 
     items.sort(key=turn)
 
@@ -89,3 +92,12 @@ def tiny_beton(tmp_path_factory, compiled_kernels):
     return write_beton(
         tmp_path_factory.mktemp("tiny") / "tiny.beton", split, dataset="test", name="train", mode="raw", quiet=True
     ).path
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Runs make no pictures: they take most of the time of so small a run, and have tests of their own."""
+    from idmm_fast.train import task
+
+    monkeypatch.setattr(task, "plot_batch", lambda *args: None)
+    monkeypatch.setattr(task, "plot_curves", lambda *args: None)

@@ -180,7 +180,8 @@ class ForkedScript:
     def __init__(self, script, *args, env=()):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["idmm_fast.train.pretraining", "idmm_fast.train.finetuning"])
-        self._output = Path(tempfile.mkstemp(suffix=".txt")[1])
+        with tempfile.NamedTemporaryFile(delete=False) as file:
+            self._output = Path(file.name)
         given = os.environ | {"PYTHONPATH": str(ROOT)} | dict(env)
         self._process = context.Process(target=_run_forked, args=([str(script), *map(str, args)], given, self._output))
         self._process.start()
@@ -207,10 +208,9 @@ class ForkedScript:
     def communicate(self, timeout=120):
         """Wait, then what it printed and wrote to stderr, together."""
         self.wait(timeout)
-        if self._output.exists():
-            self._said = self._output.read_text()
-            self._output.unlink()
-        return self._said
+        said = self._output.read_text()
+        self._output.unlink()
+        return said
 
 
 def _run_forked(argv, environment, output):

@@ -37,6 +37,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.integration
 def test_the_page_is_run(folder):
     """All Python of docs/quickstart.md, with an epoch where it says hundreds; the exports have a test of their own."""
     space = {}
@@ -52,6 +53,7 @@ def test_the_page_is_run(folder):
         assert Path(file).parent.name == "ab"[label]
 
 
+@pytest.mark.integration
 def test_features_are_those_of_the_files_they_are_listed_with(folder):
     crops = {"groups": [{"count": 2, "scale": [0.5, 1.0]}]}
     run = idmm_fast.pretrain(
@@ -81,6 +83,7 @@ def test_a_folder_is_converted_once_and_again_when_it_changes(folder, capsys):
     assert "13 images" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_images_without_classes_will_do(folder):
     for k, photo in enumerate(photographs(6)):
         Path("flat").mkdir(exist_ok=True)
@@ -104,6 +107,7 @@ def test_mistakes_are_sentences(folder):
         idmm_fast.pretrain("nowhere", "run")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name",
     [

@@ -192,6 +192,7 @@ def run(code, *args, env, **options):
     return done.stdout
 
 
+@pytest.mark.integration
 def test_without_locale_and_home(tmp_path, monkeypatch, capsys):
     """Conversion and features of images whose names are not ASCII, with Python's own ASCII locale.
 
@@ -242,6 +243,7 @@ def test_without_locale_and_home(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
 def test_as_a_user_whom_the_machine_does_not_know(tmp_path, request):
     folder, temporary = images(tmp_path), tempfile.mkdtemp()  # pytest's folders are for one user

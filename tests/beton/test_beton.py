@@ -64,39 +64,50 @@ def mixed(tmp_path_factory, photos):
     return root
 
 
-def stock_ffcv(path):
-    """What the unmodified ffcv.loader.Loader reads from `path`: [(image, label)], in a process of its own."""
+@pytest.fixture(scope="module")
+def mixed_betons(mixed, tmp_path_factory):
+    """Of each mode: what converting `mixed` said, the file, and the images and labels that stock FFCV reads from it."""
+    folder, found = tmp_path_factory.mktemp("mixed_betons"), {}
+    for mode in ("jpg", "raw"):
+        found[mode] = convert("--ds", "folder", "--root", mixed, "--out", folder, "--name", mode, "--mode", mode)
+    paths = {mode: folder / f"{mode}_train.beton" for mode in found}
+    return {m: (found[m], paths[m], *read) for m, read in zip(found, read_with_ffcv(*paths.values()))}
+
+
+def read_with_ffcv(*paths):
+    """The images and labels that the unmodified ffcv.loader.Loader reads from each file, in a process of its own."""
     code = """
-import sys, numpy as np
-from ffcv.loader import Loader, OrderOption
+import sys
+import numpy as np
 from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder
-loader = Loader(sys.argv[1], batch_size=1, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
-                pipelines={"image": [CenterCropRGBImageDecoder((64, 64), ratio=1)], "label": [IntDecoder()]})
-images, labels = [], []
-for image, label in loader:
-    images.append(np.array(image)); labels.append(np.array(label))
-np.savez(sys.argv[2], images=np.concatenate(images), labels=np.concatenate(labels))
+from ffcv.loader import Loader, OrderOption
+
+for path in sys.argv[1:]:
+    pipelines = {"image": [CenterCropRGBImageDecoder((64, 64), ratio=1)], "label": [IntDecoder()]}
+    order = OrderOption.SEQUENTIAL
+    loader = Loader(path, batch_size=1, num_workers=1, order=order, drop_last=False, pipelines=pipelines)
+    images, labels = zip(*((np.array(image), np.array(label)) for image, label in loader))
+    np.savez(f"{path}.npz", images=np.concatenate(images), labels=np.concatenate(labels))
 """
-    out = Path(path).with_suffix(".npz")
-    subprocess.run([sys.executable, "-c", code, str(path), str(out)], check=True, timeout=200, capture_output=True)
-    with np.load(out) as result:
-        return result["images"], result["labels"]
+    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=200, capture_output=True)
+    for path in paths:
+        with np.load(f"{path}.npz") as result:
+            yield result["images"], result["labels"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
-def test_mixed_tree_converts_names_the_corrupt_files_and_opens_in_stock_ffcv(mixed, tmp_path, mode):
-    result = convert("--ds", "folder", "--root", mixed, "--out", tmp_path, "--name", "mixed", "--mode", mode)
+def test_mixed_tree_converts_names_the_corrupt_files_and_opens_in_stock_ffcv(mixed_betons, mode):
+    result, path, images, labels = mixed_betons[mode]
     assert result.returncode == 0, result.stderr
     assert "corrupt.jpg" in result.stderr
     assert "empty.png" in result.stderr
-    path = tmp_path / "mixed_train.beton"
     beton = open_beton(path)
     assert len(beton) == 9
     assert beton.sidecar["count"] == 9
     assert {Path(s["file"]).name for s in beton.sidecar["skipped"]} == {"corrupt.jpg", "empty.png"}
     assert beton.sidecar["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert beton.classes == ["a", "b"]
-    images, labels = stock_ffcv(path)
     assert sorted(labels.ravel().tolist()) == [0] * 5 + [1] * 4
     assert (labels.ravel() == beton.label).all()
     # Stock FFCV's pixels are those of our decoder: same decode, its own INTER_AREA resize, so close and not equal.
@@ -155,6 +166,7 @@ def jpegs(photo):
             yield np.frombuffer(buffer.getvalue(), np.uint8), image.size
 
 
+@pytest.mark.integration
 def test_whole_jpegs_are_found_to_be_whole_without_decoding(photos):
     for photo in photos[:4]:
         for data, _ in jpegs(photo):
@@ -335,6 +347,7 @@ def many(tmp_path_factory):
     return root
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_killed_conversion_leaves_no_file_under_the_final_name(many, tmp_path, number):
     process = subprocess.Popen(
@@ -378,6 +391,7 @@ for _ in sys.stdin:  # a process for each line, which is killed
 """
 
 
+@pytest.mark.integration
 def test_kill_at_twenty_random_moments_leaves_the_old_file_or_the_new_one(tmp_path, photos):
     """A process writes the same file over and over, at another quality each time, and is killed.
 
@@ -483,6 +497,7 @@ print(outcomes)
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sums", ["sums", "none"])
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
 def test_fuzzed_files_end_in_an_error_or_in_correct_pixels(tmp_path, photos, mode, sums, monkeypatch):
@@ -516,6 +531,7 @@ def test_fuzzed_files_end_in_an_error_or_in_correct_pixels(tmp_path, photos, mod
         assert outcomes["other pixels"] == 0
 
 
+@pytest.mark.integration
 def test_memory_stays_flat_as_the_dataset_grows(tmp_path, photos):
     """Ten times the images at the same peak, within 10 %."""
     code = """
@@ -584,6 +600,7 @@ def test_missing_file_says_how_to_make_it(tmp_path):
         open_beton(tmp_path / "none.beton")
 
 
+@pytest.mark.integration
 def test_stock_ffcvs_own_files_open(tmp_path, photos):
     """With a field before the image, which ours do not have."""
     write_with_ffcv(tmp_path, stock=photos[:6])

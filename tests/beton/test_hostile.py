@@ -369,6 +369,7 @@ def _fuzzed(folder, count, seed, **environment):
     return outcomes
 
 
+@pytest.mark.integration
 def test_mutated_betons_end_in_an_error_or_in_a_right_read(tmp_path):
     outcomes = _fuzzed(tmp_path, 100, 0)
     assert min(outcomes.values()) > 5, outcomes

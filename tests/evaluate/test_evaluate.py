@@ -112,6 +112,7 @@ def test_linear_probe_is_scikit_learns_or_none_in_time(blobs, monkeypatch):
     assert linear_accuracy(train, train_labels, test, test_labels, minutes=(iterations + 2) / 60) == wanted
 
 
+@pytest.mark.integration
 def test_evaluation_of_a_backbone_that_has_learnt_nothing(tiny_beton, tmp_path):
     values = {**TINY, "data.train": str(tiny_beton), "data.test": str(tiny_beton), "logging.run_dir": str(tmp_path)}
     result = evaluate_frozen(make_config(SCHEMA, values))
@@ -200,6 +201,7 @@ def test_online_evaluation_is_tried_before_training(tmp_path, tiny_beton):
         check(data__test=str(corrupt_row(tiny_beton, tmp_path / "bad.beton", 0, "half")))
 
 
+@pytest.mark.integration
 def test_damaged_images_are_left_out_of_an_evaluation(tiny_beton, tmp_path, capsys):
     """The accuracies are those of a file without them; nothing stands in. The picture shows images that can be read."""
     damaged, path = [0, 7, 63], tiny_beton

@@ -422,6 +422,7 @@ print(time.perf_counter() - began, int(batch[1].images.sum()))
 """
 
 
+@pytest.mark.integration
 def test_a_second_process_has_its_first_batch_within_three_seconds(jpg_beton):
     """The kernels are compiled once a machine; FFCV compiles for 10 s in every process."""
     list(make(jpg_beton))
@@ -437,6 +438,7 @@ def _sum_of_first_batch(path):
     return int(next(iter(make(path, 2)))[1].images.sum())
 
 
+@pytest.mark.integration
 def test_spawned_process_can_load(raw_beton):
     import multiprocessing
 
@@ -444,6 +446,7 @@ def test_spawned_process_can_load(raw_beton):
         assert pool.apply(_sum_of_first_batch, (raw_beton,)) == _sum_of_first_batch(raw_beton)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
 def test_training_and_evaluation_loaders_run_at_once_under_any_threading_layer(raw_beton, layer):
     """FFCV's two loaders abort the process under numba's workqueue layer; ours use none of numba's layers."""
@@ -460,6 +463,7 @@ def test_training_and_evaluation_loaders_run_at_once_under_any_threading_layer(r
     assert shown.stdout.strip() == "5"
 
 
+@pytest.mark.integration
 def test_memory_beyond_the_data_is_bounded_for_a_table_of_imagenets_size(tmp_path):
     """Opening and 4 batches take at most the batches ahead, one decoded image a thread, and 300 MB.
 
@@ -504,6 +508,7 @@ print(opened, peak - before)
     assert opened < 2
 
 
+@pytest.mark.integration
 def test_torchs_threads_are_left_alone(raw_beton):
     """In a process of its own, since importing FFCV is what changes them."""
     code = (
@@ -515,6 +520,7 @@ def test_torchs_threads_are_left_alone(raw_beton):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.integration
 def test_torchs_matrix_products_are_left_alone():
     """FFCV's library needs OpenCV, which may need a plain BLAS.
 

@@ -3,12 +3,12 @@
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import sharded_cases
 import torch
+from helpers import ForkedScript
 from torch.nn.functional import cross_entropy, log_softmax, normalize, one_hot
 
 from idmm_fast.losses import ShardedHead, fused_instance_loss, instance_loss
@@ -302,16 +302,10 @@ print(status("VmHWM") - before - 33 * 400_000 * 4 / 2**20)
 
 def run_sharded(world, folder):
     rendezvous = folder / f"rendezvous_{world}"
-    script = Path(sharded_cases.__file__)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(r), str(world), rendezvous, folder], stderr=subprocess.PIPE, text=True
-        )
-        for r in range(world)
-    ]
+    processes = [ForkedScript(sharded_cases.__file__, rank, world, rendezvous, folder) for rank in range(world)]
     for process in processes:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors[-2000:]
+        said = process.communicate(timeout=200)
+        assert process.returncode == 0, said[-2000:]
     return [torch.load(folder / f"result_{world}_{r}.pt", weights_only=True) for r in range(world)]
 
 

@@ -26,6 +26,8 @@ from idmm_fast.models.projector import BatchNorm, mlp
 from idmm_fast.train import checkpoint
 from idmm_fast.train.pretraining import SCHEMA, pretrain
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 OTHERS = [name for name in METHODS if name != "idmm"]
 
 
@@ -234,6 +236,7 @@ def test_dino_shows_the_teacher_the_global_crops_only():
     assert model.head.last.weight.grad is None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["instance", *OTHERS])
 def test_every_method_trains_and_resumes_to_the_last_bit(tiny_beton, tmp_path, name):
     whole = pretrain(tiny_config(tiny_beton, tmp_path / "whole", **method_values(name)))
@@ -280,6 +283,7 @@ def trained(name, beton, labels, lr=2e-3, **options):
         return model, group.images, group.idx_a[:32], before, model.project(networks, [group.images])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["simclr", "supcon", "moco_v2", "moco_v3"])
 def test_contrastive_methods_learn_to_find_an_image_by_another_crop_of_it(raw_beton, name):
     """The second crop nearest to each first one is of the same image; for SupCon of the same class.
@@ -298,6 +302,7 @@ def test_contrastive_methods_learn_to_find_an_image_by_another_crop_of_it(raw_be
     assert found[1] > found[0] + 0.2
 
 
+@pytest.mark.integration
 def test_dino_learns_without_collapsing(raw_beton):
     """Both crops of an image come to the same output, sharply; and not all images to the same one."""
     model, images, _, _, _ = trained("dino", raw_beton, torch.zeros(64, dtype=torch.int64))
@@ -309,6 +314,7 @@ def test_dino_learns_without_collapsing(raw_beton):
     assert torch.special.entr(p.mean(0)).sum() > entropy + 0.3
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", OTHERS)
 def test_low_precision_follows_the_full_one(tiny_beton, tmp_path, name):
     full, low = (
@@ -362,6 +368,7 @@ def test_compiled_gradients_are_those_of_eager_mode(name):
     assert (gradients[1] - gradients[0]).norm() < 1e-4 * gradients[0].norm()
 
 
+@pytest.mark.integration
 def test_two_processes_see_what_one_sees(tiny_beton, tmp_path):
     """The curve is that of one process, for all methods.
 

@@ -8,6 +8,8 @@ from idmm_fast.models import Classifier, create_backbone, init_head, load_backbo
 from idmm_fast.train import checkpoint
 from idmm_fast.train.finetuning import finetune
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def test_timm_state_dicts_load_as_initial_weights(tiny_beton, tmp_path):
     """timm's state dicts, wrapped or not, at another resolution and with another head; other files are named."""

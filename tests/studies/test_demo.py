@@ -34,6 +34,7 @@ def report(tiny_beton, tmp_path_factory):
     )
 
 
+@pytest.mark.integration
 def test_demo_reports(report):
     folder, content, _ = report
     page = (folder / "report.md").read_text()
@@ -47,12 +48,14 @@ def test_demo_reports(report):
     assert picture.std() > 10
 
 
+@pytest.mark.integration
 def test_table_holds_the_means_and_spreads(report):
     _, content, _ = report
     values = np.array(content["results"]["idmm"]["top1"])
     assert f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" in table(content)
 
 
+@pytest.mark.integration
 def test_what_is_done_is_not_done_again(report):
     folder, content, again = report
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}

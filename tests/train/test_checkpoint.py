@@ -13,6 +13,8 @@ from idmm_fast.config import ConfigError
 from idmm_fast.train import checkpoint
 from idmm_fast.train.pretraining import pretrain
 
+pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.integration]
+
 
 def test_checkpoints_load_without_unpickling(pretrained_run):
     state = torch.load(checkpoint.listing(pretrained_run / "checkpoints")[-1], weights_only=True)

@@ -1,5 +1,6 @@
 """Several processes, as torchrun starts them: the same crops and curve as one process; what happens when one dies."""
 
+import functools
 import json
 import os
 import signal
@@ -43,17 +44,18 @@ def train(processes, beton, folder, *args, **options):
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_beton, tmp_path_factory):
-    """The losses of one process, with the dense and with the fused loss."""
-    folder = tmp_path_factory.mktemp("alone")
-    return {
-        kind: read_losses(
-            pretrain(tiny_config(tiny_beton, folder / kind, head__loss=kind, model__drop_path=0.0, **CASE))
-        )
-        for kind in ("dense", "fused")
-    }
+def single_process_losses(tiny_beton, tmp_path_factory):
+    """Called with "dense" or "fused": the losses of one process."""
+
+    @functools.cache
+    def losses_of(kind):
+        folder = tmp_path_factory.mktemp("alone") / "run"
+        return read_losses(pretrain(tiny_config(tiny_beton, folder, head__loss=kind, model__drop_path=0.0, **CASE)))
+
+    return losses_of
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("processes", "kind"),
     [
@@ -63,7 +65,7 @@ def alone(tiny_beton, tmp_path_factory):
         pytest.param(4, "fused", marks=pytest.mark.slow),
     ],
 )
-def test_the_curve_is_that_of_one_process(alone, tiny_beton, tmp_path, processes, kind):
+def test_the_curve_is_that_of_one_process(single_process_losses, tiny_beton, tmp_path, processes, kind):
     """To 1e-4 at every step. With the fused loss each holds a slice of the head; one process resumes their run."""
     shown = train(
         processes,
@@ -77,7 +79,7 @@ def test_the_curve_is_that_of_one_process(alone, tiny_beton, tmp_path, processes
     assert shown.stdout.count("done:") == 1
     curve = read_losses(tmp_path / "run")
     assert len(curve) == 20
-    assert np.abs(curve / alone[kind] - 1).max() < 1e-4
+    assert np.abs(curve / single_process_losses(kind) - 1).max() < 1e-4
     last = checkpoint.listing(tmp_path / "run" / "checkpoints")[-1]
     assert checkpoint.load(last)["model"]["head.weight"].shape == (64, 32)
     last.unlink()
@@ -87,7 +89,7 @@ def test_the_curve_is_that_of_one_process(alone, tiny_beton, tmp_path, processes
         )
     )
     assert len(read_losses(folder)) == 20
-    assert np.abs(read_losses(folder) / alone[kind] - 1).max() < 1e-4
+    assert np.abs(read_losses(folder) / single_process_losses(kind) - 1).max() < 1e-4
 
 
 @pytest.mark.slow
@@ -133,7 +135,7 @@ LONG = (
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_beton, tmp_path_factory):
+def uninterrupted_losses(tiny_beton, tmp_path_factory):
     """The losses of two processes that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     subprocess.run(torchrun_command(2, tiny_beton, folder, *LONG), check=True, capture_output=True, timeout=200)
@@ -152,13 +154,13 @@ def test_a_process_that_dies_ends_the_job_and_says_so(tiny_beton, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_job_goes_on_by_itself_after_a_process_died(tiny_beton, tmp_path, whole):
+def test_the_job_goes_on_by_itself_after_a_process_died(tiny_beton, tmp_path, uninterrupted_losses):
     """torchrun --max-restarts 1: from the last checkpoint, and to the same curve."""
     process = begun(torchrun_command(2, tiny_beton, tmp_path / "run", *LONG, restarts=1), tmp_path / "run", 40)
     os.kill(workers_of(process)[1], signal.SIGKILL)
     _, message = process.communicate(timeout=150)
     assert process.returncode == 0, message[-3000:]
-    assert np.array_equal(read_losses(tmp_path / "run"), whole)
+    assert np.array_equal(read_losses(tmp_path / "run"), uninterrupted_losses)
 
 
 @pytest.mark.slow
@@ -234,6 +236,7 @@ except OSError as error:
     return [(process.returncode, process.communicate(), ended.get(k, 60.0)) for k, process in enumerate(both)]
 
 
+@pytest.mark.integration
 def test_an_evaluation_may_take_longer_than_the_backend_waits(tmp_path):
     for code, said, _ in meeting(
         tmp_path,
@@ -250,6 +253,7 @@ def test_an_evaluation_may_take_longer_than_the_backend_waits(tmp_path):
         )  # torchrun of the second one started it again; the first must know
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dead", [0, 1])
 def test_who_dies_in_an_evaluation_ends_the_others(tmp_path, dead):
     """Process 0 evaluates, the other one waits. Whichever is killed, the other one notices at once and says so."""
@@ -352,17 +356,17 @@ def test_a_run_goes_on_in_another_precision(before, after):
 
 
 @pytest.mark.slow
-def test_a_signal_to_torchrun_checkpoints_in_mid_epoch(tiny_beton, tmp_path, whole):
+def test_a_signal_to_torchrun_checkpoints_in_mid_epoch(tiny_beton, tmp_path, uninterrupted_losses):
     command = torchrun_command(2, tiny_beton, tmp_path / "run", *LONG, "--training.resume=auto")
     process = begun(command, tmp_path / "run", 21)
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=60)
     assert "stopped by a signal" in message
     before = len(read_losses(tmp_path / "run"))
-    assert 21 <= before < len(whole)
+    assert 21 <= before < len(uninterrupted_losses)
     assert checkpoint.newest(tmp_path / "run" / "checkpoints")[1]["step"] == before
     subprocess.run(command, check=True, capture_output=True, timeout=150)
-    assert np.array_equal(read_losses(tmp_path / "run"), whole)
+    assert np.array_equal(read_losses(tmp_path / "run"), uninterrupted_losses)
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from idmm_fast.models import create_backbone, load_backbone
 from idmm_fast.train import checkpoint
 from idmm_fast.train.finetuning import choose_rows, finetune
 
+pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.integration]
+
 
 def test_finetuning_beats_chance_and_reports(tiny_beton, pretrained_run, tmp_path):
     result = finetune(

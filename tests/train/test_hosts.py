@@ -140,7 +140,7 @@ def hosts():
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_beton, tmp_path_factory):
+def single_process_losses(tiny_beton, tmp_path_factory):
     return read_losses(pretrain(tiny_config(tiny_beton, tmp_path_factory.mktemp("alone") / "run", **CASE)))
 
 
@@ -165,7 +165,7 @@ def begun(hosts, beton, folder):
 
 
 @pytest.mark.parametrize("how", ["kill", "cut"])
-def test_what_is_left_goes_on_by_itself(hosts, tiny_beton, tmp_path, alone, how):
+def test_what_is_left_goes_on_by_itself(hosts, tiny_beton, tmp_path, single_process_losses, how):
     """Host 2 is lost: its processes are killed, or the link is cut. Host 1 resumes alone from the last checkpoint."""
     one, _ = begun(hosts, tiny_beton, tmp_path / "run")
     getattr(hosts, how)(2)
@@ -179,12 +179,14 @@ def test_what_is_left_goes_on_by_itself(hosts, tiny_beton, tmp_path, alone, how)
     assert noticed < (10 if how == "kill" else 60)
     went_on = int(re.search(r"resuming at step (\d+)", hosts.output(1))[1])
     assert 32 <= went_on < 200
-    assert np.abs(read_losses(tmp_path / "run") / alone - 1).max() < 1e-4
+    assert np.abs(read_losses(tmp_path / "run") / single_process_losses - 1).max() < 1e-4
     if how == "cut":  # on the other side nobody trains either, though its torchrun still waits for the network
         assert "error: process 1 stopped, since another one does not answer" in hosts.output(2)
 
 
-def test_after_the_loss_of_the_meeting_place_torchrun_is_started_again(hosts, tiny_beton, tmp_path, alone):
+def test_after_the_loss_of_the_meeting_place_torchrun_is_started_again(
+    hosts, tiny_beton, tmp_path, single_process_losses
+):
     """Host 1, where they meet, is lost: torchrun on host 2 ends with an error by itself; started again, it goes on."""
     _, two = begun(hosts, tiny_beton, tmp_path / "run")
     hosts.kill(1)
@@ -199,4 +201,4 @@ def test_after_the_loss_of_the_meeting_place_torchrun_is_started_again(hosts, ti
     assert again.returncode == 0, hosts.output(2)[-3000:]
     went_on = int(re.search(r"resuming at step (\d+)", hosts.output(2))[1])
     assert 32 <= went_on < 200
-    assert np.abs(read_losses(tmp_path / "run") / alone - 1).max() < 1e-4
+    assert np.abs(read_losses(tmp_path / "run") / single_process_losses - 1).max() < 1e-4

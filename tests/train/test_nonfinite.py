@@ -9,6 +9,8 @@ from helpers import tiny_config
 from idmm_fast.methods import IDMM
 from idmm_fast.train.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def test_step_with_a_nonfinite_loss_is_skipped_and_counted(tiny_beton, tmp_path, monkeypatch):
     """The weights before and after it are the same to the last bit; the step before it moved them."""

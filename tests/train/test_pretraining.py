@@ -16,6 +16,8 @@ from idmm_fast.config import ConfigError
 from idmm_fast.train import checkpoint
 from idmm_fast.train.pretraining import pretrain
 
+pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.integration]
+
 
 def test_pretraining_lowers_the_loss(pretrained_run):
     curve = read_losses(pretrained_run)

@@ -31,6 +31,8 @@ from idmm_fast.train.pretraining import pretrain
 from idmm_fast.train.run_dir import OtherImages, RunDir
 from idmm_fast.train.signals import Interrupted, SignalFlag
 
+pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.integration]
+
 SMALL = {"model__options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}, "model__image_size": 16}
 
 
@@ -200,7 +202,6 @@ def test_many_runs_stopped_anywhere_end_as_if_never_stopped(kind, few, monkeypat
 
 def _check_stops(kind, few, monkeypatch, count):
     stops, seen = Stops(monkeypatch), []
-    _run_without_pictures(monkeypatch)
 
     @examples(  # not shrunk: a failing example is a whole training each time
         max_examples=count,
@@ -225,23 +226,15 @@ def _check_stops(kind, few, monkeypatch, count):
 def test_a_run_stopped_in_each_step_of_two_epochs(kind, batch_size, few, tmp_path, monkeypatch):
     """With one and two steps an epoch; a stop in an epoch's last step once lost its evaluation, and so best.pt."""
     stops = Stops(monkeypatch)
-    _run_without_pictures(monkeypatch)
     own = {"online_eval__every": 1} if kind == "pretrain" else {"training__evaluate_every": 1}
     options = {**SMALL, **own, "training__batch_size": batch_size, "training__epochs": 2}
     for step in range(2 * 12 // batch_size):
         assert _stopped_and_resumed(kind, few, options, stops, ("signal", step), tmp_path / str(step))
 
 
-def _run_without_pictures(monkeypatch):
-    """They take most of the time of so small a run, and have their own tests."""
-    monkeypatch.setattr(task, "plot_batch", lambda *args: None)
-    monkeypatch.setattr(task, "plot_curves", lambda *args: None)
-
-
 @pytest.fixture
 def kept(few, tmp_path, monkeypatch):
     """(its configuration, its folder): a run of four epochs of two steps, all of whose checkpoints are kept."""
-    _run_without_pictures(monkeypatch)
     options = {**SMALL, "training__batch_size": 6, "training__keep_checkpoints": 4, "training__epochs": 4}
     return options, pretrain(tiny_config(few, tmp_path / "run", **options))
 
@@ -308,7 +301,6 @@ def test_a_gradient_that_is_not_finite_skips_the_step_though_the_loss_is_finite(
         return loss + 0 * sum(p.mul(0).sum() for p in self.parameters()).sqrt() if len(seen) == 2 else loss
 
     monkeypatch.setattr(IDMM, "forward", spoiled)
-    _run_without_pictures(monkeypatch)
     folder = pretrain(tiny_config(few, tmp_path / "run", **SMALL, training__batch_size=3, training__epochs=2))
     lines = metrics(folder)
     assert [line["step"] for line in lines if "loss" not in line] == [1]
@@ -327,7 +319,6 @@ def test_fp16_stops_too_where_every_gradient_is_not_finite(few, tmp_path, monkey
         lambda self, *args: forward(self, *args) + 0 * sum(p.mul(0).sum() for p in self.parameters()).sqrt(),
     )
     monkeypatch.setattr(Runtime, "scaler", lambda self: torch.amp.GradScaler("cpu", enabled=True))
-    _run_without_pictures(monkeypatch)
     with pytest.raises(FloatingPointError, match=r"gradients of a finite loss .* 4 times in a row"):
         pretrain(
             tiny_config(
@@ -343,7 +334,6 @@ def test_fp16_stops_too_where_every_gradient_is_not_finite(few, tmp_path, monkey
 
 def test_a_signal_in_the_last_evaluation_is_obeyed(few, tmp_path, monkeypatch):
     """It had been dropped: what follows the training (the next stage) began all the same."""
-    _run_without_pictures(monkeypatch)
     stops = Stops(monkeypatch)
 
     class Stopping(_Probe):
@@ -379,7 +369,6 @@ def test_what_fails_before_the_first_step_lets_go_of_the_run_folder(few, tmp_pat
     cfg = tiny_config(
         few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto"
     )
-    _run_without_pictures(monkeypatch)
     monkeypatch.setattr(task, "choose_attention", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError) as kept_alive:
         pretrain(cfg)
@@ -411,7 +400,6 @@ def test_weights_that_are_not_finite_are_never_saved(kept, few, monkeypatch):
 
 
 def test_the_clock_makes_checkpoints_with_one_step_an_epoch_too(few, tmp_path, monkeypatch):
-    _run_without_pictures(monkeypatch)
     folder = pretrain(
         tiny_config(
             few,
@@ -446,7 +434,6 @@ def test_an_answer_that_comes_a_step_late_writes_one_checkpoint_not_two(few, tmp
         def monotonic():
             return next(now) * 60.0
 
-    _run_without_pictures(monkeypatch)
     monkeypatch.setattr(loop.distributed, "Agreement", Late)
     monkeypatch.setattr(loop, "time", Clock)
     folder = pretrain(
@@ -472,7 +459,6 @@ def _beton(path, images, labels=(0, 1, 2), classes=("a", "b", "c")):
 
 
 def test_a_run_does_not_go_on_with_other_images_labels_or_numbers_of_them(few, tmp_path, monkeypatch):
-    _run_without_pictures(monkeypatch)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (20, 20, 3), np.uint8) for _ in range(12)]  # those of `few`
     options = {**SMALL, "training__batch_size": 6, "training__epochs": 1}
@@ -522,7 +508,6 @@ def test_the_same_call_on_a_folder_that_changed_begins_a_new_run_and_says_so(tre
     import idmm_fast
 
     monkeypatch.setenv("IDMM_FAST_CACHE", str(tmp_path / "cache"))
-    _run_without_pictures(monkeypatch)
     images = shutil.copytree(tree, tmp_path / "images")
     model = {"name": "vit_tiny_patch16_224", "image_size": 16, "options": SMALL["model__options"]}
 
@@ -567,7 +552,6 @@ def test_what_a_probe_needs_is_looked_at_before_training(few, tmp_path):
 
 def test_two_jobs_in_one_run_folder_do_not_mix(few, tmp_path, monkeypatch):
     """The second one is told who is there, whatever it was asked; when the first one has ended, it may go on."""
-    _run_without_pictures(monkeypatch)
     cfg = tiny_config(
         few, tmp_path / "run", **SMALL, training__batch_size=6, training__epochs=1, training__resume="auto"
     )

@@ -35,6 +35,7 @@ def test_flag_takes_a_signal_once_and_hands_its_handler_back(number):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_signal_writes_a_checkpoint_in_mid_epoch_and_the_run_resumes(
     tiny_beton, tmp_path, number, uninterrupted_losses

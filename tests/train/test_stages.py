@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 import torch
 from helpers import TINY_VIT, run_script
 
 from idmm_fast.train import checkpoint
+
+pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.integration]
 
 
 def test_stages_start_from_the_stage_before_and_resume(tiny_beton, pretrained_run, tmp_path):
