@@ -14,7 +14,7 @@ from idmm_fast.beton import write_beton
 from idmm_fast.datasets import Split
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-WITHOUT_KERNELS = ("config", "docs", "losses", "models")  # folders whose tests render no crops
+WITHOUT_KERNELS = ("config", "docs", "losses", "models")  # most files of these folders render no crops
 
 
 def pytest_collection_modifyitems(items):
@@ -25,11 +25,12 @@ def pytest_collection_modifyitems(items):
     if WORKER is None:
         return
     long = {item.path for item in items if item.get_closest_marker("integration")}
+    rendering = {item.path for item in items if "compiled_kernels" in item.fixturenames}
 
     def turn(item):
         if "compiled_kernels" in item.originalname:
             return 0
-        if item.path.parent.name in WITHOUT_KERNELS:
+        if item.path.parent.name in WITHOUT_KERNELS and item.path not in rendering:
             return 1
         return 2 if item.path in long else 3
 

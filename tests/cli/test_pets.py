@@ -9,6 +9,7 @@ from PIL import Image
 from idmm_fast.beton import open_beton
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.integration
 def test_pets_from_raw_files_to_a_falling_loss(tmp_path):
     """write_datasets.py --ds pets, then train_idmm.py --config rn_configs/pets.yaml with everything made small."""

@@ -56,6 +56,8 @@ def test_a_configuration_of_the_other_script_is_called_that(combination):
     assert f"error: {files[-1]} is a configuration of {script}" in refused.stderr
 
 
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "combination",
     [

@@ -93,6 +93,8 @@ def test_what_the_device_loader_can_not_do_is_an_error(jpg_beton):
         DeviceLoader(jpg_beton, 8, device="cpu", on_error="replace")
 
 
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.integration
 def test_training_with_gpu_augmentation_follows_training_on_the_kernels(tiny_beton, tmp_path):
     """The same curve to a thousandth, and resume to the last bit."""
     options = {"model__drop_path": 0.0, "training__keep_checkpoints": 10}

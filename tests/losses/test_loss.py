@@ -272,6 +272,7 @@ def test_the_gradients_memory_is_used_again_once_nobody_holds_it():
     torch.testing.assert_close(w.grad, 2 * wanted)
 
 
+@pytest.mark.integration
 def test_fused_never_holds_the_logits():
     """256 x 400,000 logits are 410 MB; the peak beyond weights and gradients stays near the bound of 64 MB."""
     code = """
@@ -316,6 +317,7 @@ def worlds(tmp_path_factory):
     return {world: run_sharded(world, folder) for world in (2, 4)}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("total", [103, 5])
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("memory", ["1073741824", "1000"])
@@ -342,6 +344,7 @@ def test_sharded_head_equals_one_process(worlds, world, memory, total):
     assert sum(r[key]["weight"].shape[0] for r in worlds[world]) == total
 
 
+@pytest.mark.integration
 def test_sampled_losses_agree_between_processes(worlds):
     for results in worlds.values():
         for other in results[1:]:

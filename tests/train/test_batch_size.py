@@ -42,6 +42,7 @@ def limited(beton, folder, gigabytes, *args):
     )
 
 
+@pytest.mark.integration
 def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
     """The process's peak grows by that much from 10 to 40 images, within a third: backward needs some for a moment."""
     cfg = tiny_config(tiny_beton, tmp_path, model__options=OPTIONS, model__image_size=112)
@@ -62,6 +63,8 @@ def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
     assert grown / 30 == pytest.approx(said / 8, rel=1 / 3)
 
 
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.integration
 def test_auto_takes_what_fits_and_keeps_it_on_resume(tiny_beton, tmp_path, monkeypatch, capfd):
     """With all memory the recipe's 256, with little less; a run resumes with what it began with, whatever is free."""
     folder = pretrain(tiny_config(tiny_beton, tmp_path / "all", training__batch_size="auto", training__epochs=1))
