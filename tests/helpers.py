@@ -168,7 +168,7 @@ def run_script(script, *args):
 
 
 class ForkedScript:
-    """A script in a process of its own, with subprocess.Popen's interface, but started in a tenth of a second instead of five.
+    """A script in a process of its own, with subprocess.Popen's interface, started in a tenth of a second instead of five.
 
     It is forked from a process that has only imported torch and this package (multiprocessing's forkserver).
 
@@ -224,7 +224,7 @@ def _run_forked(argv, environment, output):
 
 
 def start_ranks(count, script, env=()):
-    """The processes of a job on this machine, as torchrun starts them, but without torchrun, which ends all if one ends.
+    """The processes of a job on this machine as torchrun starts them, without torchrun, which ends all if one ends.
 
     env: called with the rank, what else is set in its environment.
     """

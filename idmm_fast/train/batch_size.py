@@ -90,8 +90,8 @@ def oom_hint(batch_size, fits):
     number = fits() * distributed.world()  # here, where nothing of the failed step is held any more
     number = min(number, max(1, batch_size // 2))
     raise MemoryError(
-        f"out of memory with training.batch_size {batch_size} ({short}). --training.batch_size={number} should fit, and "
-        f"--training.batch_size=auto finds what fits before it begins. A smaller model.image_size or training.amp=bf16 "
+        f"out of memory with training.batch_size {batch_size} ({short}). --training.batch_size={number} should fit, "
+        f"and --training.batch_size=auto finds what fits before it begins. A smaller model.image_size or training.amp=bf16 "
         f"takes less too."
     )
 
