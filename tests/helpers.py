@@ -168,7 +168,7 @@ def run_script(script, *args):
 
 
 class ForkedScript:
-    """A script in a process of its own, with subprocess.Popen's interface, started in a tenth of a second instead of five.
+    """A script in a process of its own, with Popen's interface, started in a tenth of a second instead of five.
 
     It is forked from a process that has only imported torch and this package (multiprocessing's forkserver).
 

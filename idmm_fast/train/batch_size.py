@@ -91,8 +91,8 @@ def oom_hint(batch_size, fits):
     number = min(number, max(1, batch_size // 2))
     raise MemoryError(
         f"out of memory with training.batch_size {batch_size} ({short}). --training.batch_size={number} should fit, "
-        f"and --training.batch_size=auto finds what fits before it begins. A smaller model.image_size or training.amp=bf16 "
-        f"takes less too."
+        f"and --training.batch_size=auto finds what fits before it begins. A smaller model.image_size or "
+        f"training.amp=bf16 takes less too."
     )
 
 
