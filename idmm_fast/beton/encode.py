@@ -3,6 +3,7 @@
 import io
 import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..kernels.resize import resized
+from ..limits import memory_bytes
 from .checksum import checksum
 from .format import JPG, MAX_PIXELS_PER_BYTE, MODES, RAW
 from .jpeg import OK, Decoder, Encoder, decode_jpeg, test_jpeg
 from .jpeg_check import APP1, APP14, DHT, DQT, EOI, SOF0, SOF1, SOS, is_intact
 
 _ORIENTATION = 0x0112  # of EXIF; 1: upright, from 5 on: turned by a quarter
+RAW_SHARE = 0.125  # of the machine's memory
 MAX_SIDE = 65535  # the table's width and height are 16 bits
 
 
@@ -74,6 +77,20 @@ def stored_size(source: Any, max_resolution: int | None = None) -> tuple[int, in
     if image.getexif().get(_ORIENTATION, 1) >= 5:
         width, height = height, width
     return _limited(height, width, max_resolution)
+
+
+def choose_mode(images: Iterable[Any], max_resolution: int | None = None) -> str:
+    """Mode auto: "raw" where all pixels fit RAW_SHARE of the machine's memory, else "jpg". See `encode`."""
+    most, total = RAW_SHARE * memory_bytes(), 0
+    for source in images:
+        try:
+            height, width = stored_size(source, max_resolution)
+        except (OSError, ValueError, SyntaxError):
+            continue  # a bad image is reported when it is converted
+        total += height * width * 3
+        if total > most:
+            return "jpg"
+    return "raw"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

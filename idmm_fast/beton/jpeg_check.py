@@ -150,10 +150,7 @@ def _find_long_code(table, buffer, max_code, offset, symbols):
 
 @kernel
 def _read_units(clean, n, units, plan, lookup, max_code, offset, symbols):
-    """Read `units` MCUs in the `n` bytes of `clean`. Returns whether they end in the last byte.
-
-    plan: int32 (blocks of an MCU, 2), their DC and AC tables.
-    """
+    """Whether `units` MCUs with the blocks of `plan` (int32 (n, 2): DC and AC tables) end in the last of `n` bytes."""
     buffer, bits, at = np.uint64(0), np.uint64(0), np.uint64(0)  # the next `bits` bits are on top of `buffer`
     codes = lookup.reshape(-1)
     for _ in range(units):
@@ -248,9 +245,7 @@ def is_intact(data):
             width = int(data[at + 3]) << 8 | int(data[at + 4])
             if data[at] != 8 or (components != 1 and components != 3) or length != 8 + 3 * components:
                 return False
-            if height * width == 0:
-                return False
-            if max(height, width) > MAX_SIDE:
+            if height * width == 0 or max(height, width) > MAX_SIDE:
                 return False
             for c in range(components):
                 names[c] = data[at + 6 + 3 * c]

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from ..errors import WriteError
 from ..files import replacing, sha256, sync
-from ..limits import cores, memory_bytes
+from ..limits import cores
 from ..lock import Lock
 from .checksum import table_checksum
-from .encode import Encoded, describe, encode, stored_size
+from .encode import Encoded, choose_mode, describe, encode
 from .format import ALLOCATION, DEFAULT_PAGE, HEADER, MAX_PAGE, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["ConversionResult", "WriteError", "WriteOptions", "sidecar_path", "write_beton"]
 
 IMAGES_PER_TASK = 8  # that a thread is given at once: handing them over one by one costs as much as storing them
-RAW_SHARE = 0.125  # mode auto stores pixels when they fit this share of the machine's memory
 
 
 class _PageTooSmall(Exception):
@@ -91,19 +90,6 @@ class ConversionResult:
 def sidecar_path(path: str | Path) -> Path:
     """`flowers_train.beton` -> `flowers_train.json`."""
     return Path(path).with_suffix(".json")
-
-
-def _choose_mode(images: Iterable[Any], max_resolution: int | None) -> str:
-    most, total = RAW_SHARE * memory_bytes(), 0
-    for source in images:
-        try:
-            height, width = stored_size(source, max_resolution)
-        except (OSError, ValueError, SyntaxError):
-            continue  # a bad image is reported when it is converted
-        total += height * width * 3
-        if total > most:
-            return "jpg"
-    return "raw"
 
 
 def _encoded(
@@ -275,7 +261,7 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
     path, chosen = Path(path), WriteOptions(**options)
     if len(split) == 0:
         raise WriteError(f"the {name} split is empty; nothing to convert")
-    mode = _choose_mode(split.images, chosen.max_resolution) if chosen.mode == "auto" else chosen.mode
+    mode = choose_mode(split.images, chosen.max_resolution) if chosen.mode == "auto" else chosen.mode
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = Lock(path.with_name(path.name + ".lock"), str(path))

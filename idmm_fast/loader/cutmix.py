@@ -11,6 +11,7 @@ from scipy.special import betaincinv
 
 from ..kernels.jit import kernel
 from ..kernels.philox import CUTMIX_STREAM, MIXUP_STREAM, permutation, uniforms
+from .crops import CutMixSpec, Views
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,7 @@ def _fill_uniforms(seed, step, epoch, stream, result):
 
 
 def sample_cutmix(
-    seed: int,
-    epoch: int,
-    step: int,
-    group: int,
-    batch: int,
-    count: int,
-    size: int,
-    alpha: float,
-    *,
-    chunk: int = 0,
-    first: int = 0,
-    per_row: bool = False,
+    counter: tuple[int, int, int, int], batch: int, views: Views, spec: CutMixSpec, first: int = 0
 ) -> CutMix:
     """Sample the CutMix of a group (Yun et al., arXiv 1905.04899), as IDMM's authors do.
 
@@ -63,20 +53,18 @@ def sample_cutmix(
     uniform over the pixels, clipped at the edges; lam is then what the clipped box leaves. One box holds for a whole
     group, and the permutation runs over all its rows, so a row may meet another crop of its own image, or itself.
 
+    With a chunk, so many neighbouring images mix among themselves, with a box of their own, and the samples are the
+    same however the global batch is split.
+
     Args:
-        seed: uint64.
-        epoch: counter.
-        step: counter.
-        group: number of the group.
+        counter: (seed, uint64; epoch; step; number of the group).
         batch: images of the batch.
-        count: crops of an image in this group.
-        size: side of a crop, pixels.
-        alpha: of the Beta distribution; 0: no mixing.
-        chunk: if not 0, so many neighbouring images mix among themselves only, with a box of their own, and the samples
-            are the same however the global batch is split.
-        first: place of the batch's first image in the global batch, a multiple of `chunk`.
-        per_row: a box of its own for every row.
+        views: the group.
+        spec: how crops are mixed.
+        first: place of the batch's first image in the global batch, a multiple of `spec.chunk`.
     """
+    seed, epoch, step, group = counter
+    count, size, alpha, chunk = views.count, views.size, spec.alpha, spec.chunk
     rows = batch * count
     if alpha == 0:
         return CutMix(np.ones(rows), np.zeros((rows, 4), np.int64), np.arange(rows))
@@ -86,7 +74,7 @@ def sample_cutmix(
     for start in range(0, batch, length):
         mine = numbers[:, start : start + length].reshape(-1)
         stream = CUTMIX_STREAM + 2 * group + (1 << 12) * ((first + start) // length if chunk else 0)
-        us = np.empty((mine.size if per_row else 1, 4))
+        us = np.empty((mine.size if spec.per_row else 1, 4))
         _fill_uniforms(seed, step, epoch, stream, us)
         lams = betaincinv(alpha, alpha, us[:, 0])
         boxes = np.empty((us.shape[0], 4), np.int64)

@@ -176,22 +176,9 @@ class MultiCropDecoder(Operation):
 
     def sample_cutmix(self, epoch: int, step: int, batch: int, first: int = 0) -> list[CutMix]:
         """The mixing of each group of a batch of `batch` images; `first` as in BatchPosition."""
-        c = self.cutmix
+        seed = np.uint64(self.seed)
         return [
-            sample_cutmix(
-                np.uint64(self.seed),
-                epoch,
-                step,
-                g,
-                batch,
-                v.count,
-                v.size,
-                c.alpha,
-                chunk=c.chunk,
-                first=first,
-                per_row=c.per_row,
-            )
-            for g, v in enumerate(self.views)
+            sample_cutmix((seed, epoch, step, g), batch, view, self.cutmix, first) for g, view in enumerate(self.views)
         ]
 
     def sample_crops(self, epoch: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from idmm_fast.kernels.randaugment import OPERATIONS
 from idmm_fast.loader import Augment, Views
-from idmm_fast.loader.crops import crop_table
+from idmm_fast.loader.crops import CutMixSpec, crop_table
 from idmm_fast.loader.cutmix import sample_cutmix
 from idmm_fast.loader.sampling import CROP_SAMPLE, sample_crop
 
@@ -164,10 +164,16 @@ def test_switching_one_augmentation_off_leaves_the_others(samples):
     assert not without["sigma"].any()
 
 
+def cutmix(seed, epoch, step, group, batch, count, first=0, **options):
+    """sample_cutmix at 112 pixels and alpha 0.5; options: of CutMixSpec."""
+    counter = (np.uint64(seed), epoch, step, group)
+    return sample_cutmix(counter, batch, Views(count, 112), CutMixSpec(0.5, **options), first)
+
+
 def test_cutmix_lam_and_box():
     """At 112 pixels and alpha 0.5: mean lam 0.869, median 0.895, none below 0.5, 2.2 % not mixed at all."""
     n = 100_000
-    mixes = [sample_cutmix(np.uint64(2), 0, step, 0, 1, 1, 112, 0.5) for step in range(n)]
+    mixes = [cutmix(2, 0, step, 0, 1, 1) for step in range(n)]
     lams = np.concatenate([m.lam for m in mixes])
     boxes = np.concatenate([m.box for m in mixes])
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -193,17 +199,17 @@ def authors_lams(n):
 
 
 def test_cutmix_with_a_box_for_each_row_has_the_same_distribution():
-    mix = sample_cutmix(np.uint64(2), 0, 0, 0, 50_000, 2, 112, 0.5, per_row=True)
+    mix = cutmix(2, 0, 0, 0, 50_000, 2, per_row=True)
     assert np.unique(mix.lam).size > 1000
     assert stats.ks_2samp(mix.lam, authors_lams(100_000)).pvalue > P
 
 
 def test_cutmix_chunks_are_the_same_however_the_batch_is_split():
-    whole = sample_cutmix(np.uint64(2), 3, 5, 1, 24, 4, 112, 0.5, chunk=4)
+    whole = cutmix(2, 3, 5, 1, 24, 4, chunk=4)
     rows = np.arange(24 * 4).reshape(4, 24)
     assert len({tuple(b) for b in whole.box}) > 3
     for first in (0, 8, 16):
-        part = sample_cutmix(np.uint64(2), 3, 5, 1, 8, 4, 112, 0.5, chunk=4, first=first)
+        part = cutmix(2, 3, 5, 1, 8, 4, chunk=4, first=first)
         mine = rows[:, first : first + 8].reshape(-1)
         assert (part.lam == whole.lam[mine]).all()
         assert (part.box == whole.box[mine]).all()
@@ -213,14 +219,14 @@ def test_cutmix_chunks_are_the_same_however_the_batch_is_split():
 
 
 def test_cutmix_groups_and_steps_are_independent():
-    a = np.array([sample_cutmix(np.uint64(2), 0, s, 0, 8, 2, 112, 0.5).lam[0] for s in range(4000)])
-    b = np.array([sample_cutmix(np.uint64(2), 0, s, 1, 8, 4, 112, 0.5).lam[0] for s in range(4000)])
+    a = np.array([cutmix(2, 0, s, 0, 8, 2).lam[0] for s in range(4000)])
+    b = np.array([cutmix(2, 0, s, 1, 8, 4).lam[0] for s in range(4000)])
     assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / math.sqrt(4000)
     assert abs(np.corrcoef(a[1:], a[:-1])[0, 1]) < 4.5 / math.sqrt(4000)
 
 
 def test_cutmix_partner_is_a_uniform_permutation_that_may_keep_a_row():
-    first = np.array([sample_cutmix(np.uint64(4), 1, s, 0, 3, 2, 112, 0.5).partner for s in range(100_000)])
+    first = np.array([cutmix(4, 1, s, 0, 3, 2).partner for s in range(100_000)])
     assert (np.sort(first, axis=1) == np.arange(6)).all()
     for place in range(6):
         assert stats.chisquare(np.bincount(first[:, place], minlength=6)).pvalue > P
