@@ -17,7 +17,9 @@ def uninterrupted_losses(tiny_beton, tmp_path_factory):
     """The losses of the command's run, in a process of its own: in this one memory is laid out differently, and
     with it the last bit changes."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert ForkedScript(*train_command(tiny_beton, folder)[1:]).wait() == 0
+    process = ForkedScript(*train_command(tiny_beton, folder)[1:])
+    message = process.communicate()
+    assert process.returncode == 0, message
     return read_losses(folder)
 
 
@@ -54,5 +56,7 @@ def test_signal_writes_a_checkpoint_in_mid_epoch_and_the_run_resumes(
     done = metrics.read_text().count("\n")
     assert 5 <= done < 128
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == done - 1
-    assert ForkedScript(*run).wait() == 0
+    process = ForkedScript(*run)
+    message = process.communicate()
+    assert process.returncode == 0, message
     assert np.array_equal(read_losses(tmp_path / "run"), uninterrupted_losses)
