@@ -45,7 +45,7 @@ def evaluation_batches(
         images.path, images.batch_size, images.size, images.num_workers, images.rows, on_error=on_error
     )
 
-    def batches():
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for ((pixels, idx, _, _),) in prefetch_to_device(loader, runtime.device):
             if idx.numel():
                 yield pixels, idx

@@ -12,8 +12,10 @@ from torch import nn
 
 from ..models import Normalize
 
+Tensors = Sequence[torch.Tensor]  # one for each crop group
 
-def by_size(images: Sequence[torch.Tensor]) -> Iterator[tuple[list[int], torch.Tensor]]:
+
+def by_size(images: Tensors) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Put crop groups of one size together, so that one pass of a network serves them.
 
     Args:
@@ -45,12 +47,7 @@ class Method(nn.Module):
         self.normalize, self.backbone = Normalize(pretraining=True), backbone
 
     def forward(
-        self,
-        images: Sequence[torch.Tensor],
-        idx_a: Sequence[torch.Tensor],
-        idx_b: Sequence[torch.Tensor],
-        lam: Sequence[torch.Tensor],
-        loss_weight: float = 1.0,
+        self, images: Tensors, idx_a: Tensors, idx_b: Tensors, lam: Tensors, loss_weight: float = 1.0
     ) -> torch.Tensor:
         """The loss of a batch. The first four arguments have an entry for each crop group.
 
@@ -72,7 +69,7 @@ class Method(nn.Module):
         """The backbone that is kept after pretraining."""
         return self.backbone
 
-    def project(self, networks: Iterable[nn.Module], images: Sequence[torch.Tensor]) -> torch.Tensor:
+    def project(self, networks: Iterable[nn.Module], images: Tensors) -> torch.Tensor:
         """Run networks, one after another, on the images of all crop groups.
 
         Args:

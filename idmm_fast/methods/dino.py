@@ -16,7 +16,7 @@ from ..losses.dino import update_center
 from ..models import feature_dim
 from ..models.projector import mlp
 from ..runtime.gather import sum_over_processes
-from .base import Method, cosine_momentum, ema_update, momentum_copy
+from .base import Method, Tensors, cosine_momentum, ema_update, momentum_copy
 
 
 class DINOHead(nn.Module):
@@ -86,7 +86,9 @@ class DINO(Method):
     def encoder(self) -> nn.Module:
         return self.teacher[0]
 
-    def forward(self, images, idx_a, idx_b, lam, loss_weight=1.0):
+    def forward(
+        self, images: Tensors, idx_a: Tensors, idx_b: Tensors, lam: Tensors, loss_weight: float = 1.0
+    ) -> torch.Tensor:
         """See Method."""
         student = self.project([self.backbone, self.head], images)
         with torch.no_grad():

@@ -7,15 +7,13 @@ memory bank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from ..losses import ShardedHead, instance_loss
 from ..losses.fused_step import WORKSPACE_BYTES
 from ..models import feature_dim, init_head
-from .base import Method, by_size
+from .base import Method, Tensors, by_size
 
 
 class IDMM(Method):
@@ -53,12 +51,7 @@ class IDMM(Method):
             self._ddp_params_and_buffers_to_ignore = ["head.weight", "head.bias"]
 
     def forward(
-        self,
-        images: Sequence[torch.Tensor],
-        idx_a: Sequence[torch.Tensor],
-        idx_b: Sequence[torch.Tensor],
-        lam: Sequence[torch.Tensor],
-        loss_weight: float = 1.0,
+        self, images: Tensors, idx_a: Tensors, idx_b: Tensors, lam: Tensors, loss_weight: float = 1.0
     ) -> torch.Tensor:
         """The sum over the crop groups of the mean over a group's rows; see Method."""
         loss = 0.0

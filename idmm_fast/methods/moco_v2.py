@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 from ..models import feature_dim
 from ..models.projector import mlp
 from ..runtime.gather import gather_rows
-from .base import Method, ema_update, momentum_copy
+from .base import Method, Tensors, ema_update, momentum_copy
 
 
 class MoCoV2(Method):
@@ -51,7 +51,9 @@ class MoCoV2(Method):
         self.register_buffer("queue_ids", torch.full((self.queue.shape[0],), -1))  # the images' numbers; -1: of none
         self.register_buffer("queue_ptr", torch.zeros((), dtype=torch.int64))  # the oldest key
 
-    def forward(self, images, idx_a, idx_b, lam, loss_weight=1.0):
+    def forward(
+        self, images: Tensors, idx_a: Tensors, idx_b: Tensors, lam: Tensors, loss_weight: float = 1.0
+    ) -> torch.Tensor:
         """See Method; one group of two crops."""
         (both,) = images
         query_images, key_images = both.chunk(2)

@@ -13,7 +13,7 @@ from ..losses import contrastive_loss
 from ..models import feature_dim
 from ..models.projector import mlp
 from ..runtime.gather import gather_rows
-from .base import Method, cosine_momentum, ema_update, momentum_copy
+from .base import Method, Tensors, cosine_momentum, ema_update, momentum_copy
 
 
 class MoCoV3(Method):
@@ -47,7 +47,9 @@ class MoCoV3(Method):
             backbone.patch_embed.requires_grad_(False)
         self.momentum_encoder = momentum_copy([self.backbone, projector])
 
-    def forward(self, images, idx_a, idx_b, lam, loss_weight=1.0):
+    def forward(
+        self, images: Tensors, idx_a: Tensors, idx_b: Tensors, lam: Tensors, loss_weight: float = 1.0
+    ) -> torch.Tensor:
         """See Method; one group of two crops."""
         networks = [self.backbone, self.head["projector"], self.head["predictor"]]
         q = normalize(self.project(networks, images).float(), dim=1)

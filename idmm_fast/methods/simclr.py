@@ -10,7 +10,7 @@ from ..losses import contrastive_loss
 from ..models import feature_dim
 from ..models.projector import mlp
 from ..runtime.gather import gather_rows
-from .base import Method
+from .base import Method, Tensors
 
 
 class SimCLR(Method):
@@ -34,7 +34,9 @@ class SimCLR(Method):
         """Ids (n,) that are equal where two images are positives of each other; idx: int64 (n,), image numbers."""
         return idx
 
-    def forward(self, images, idx_a, idx_b, lam, loss_weight=1.0):
+    def forward(
+        self, images: Tensors, idx_a: Tensors, idx_b: Tensors, lam: Tensors, loss_weight: float = 1.0
+    ) -> torch.Tensor:
         """See Method."""
         z = normalize(self.project([self.backbone, self.head], images).float(), dim=1)
         ids = self.positive_ids(torch.cat(idx_a))

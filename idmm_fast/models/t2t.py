@@ -179,7 +179,13 @@ class T2TViT(nn.Module):
 def _entry(name: str, **defaults: Any) -> Callable[..., T2TViT]:
     """Register a model with timm; its arguments are those that timm gives every model."""
 
-    def create(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **options):
+    def create(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: Any = None,
+        cache_dir: Any = None,
+        **options: Any,
+    ) -> T2TViT:
         if pretrained:
             raise ValueError(f"there are no pretrained weights of {name} here")
         return T2TViT(**{**defaults, **options})
