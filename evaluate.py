@@ -3,10 +3,11 @@
 
     python evaluate.py --checkpoint runs/pets_deit_tiny
     python evaluate.py --checkpoint runs/pets_deit_tiny --data data/dtd_train.beton --test data/dtd_test.beton
-    python evaluate.py --config rn_configs/pets.yaml                     # random weights, to compare with
+    python evaluate.py --config rn_configs/pets.yaml                     # random weights, to compare with; no picture
 
 --checkpoint NAME (a run folder or a checkpoint in it) is short for --model.init=NAME; model and data are those of the
-run's config.yaml unless given. --data and --test are short for --data.train and --data.test.
+run's config.yaml unless given. --data and --test are short for --data.train and --data.test. The picture goes to the
+folder --logging.run_dir, by default the run's.
 """
 
 from pathlib import Path

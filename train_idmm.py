@@ -17,7 +17,7 @@ def train(argv):
     cfg = parse(pretrain.SCHEMA, argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)})
     check_files(cfg)
 
-    from idmm_fast.evaluate.frozen import OnlineEvaluation  # torch, which takes seconds, only for what is to be run
+    from idmm_fast.evaluate.online import OnlineEvaluation  # torch, which takes seconds, only for what is to be run
     from idmm_fast.runtime.distributed import is_main_process
     from idmm_fast.train import pretraining
 

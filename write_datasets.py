@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from idmm_fast import datasets
+from idmm_fast import cli, datasets
 
 # What needs numba or FFCV is imported where it is used, so that --help and a typing error answer at once.
 
@@ -214,27 +214,21 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
 
 
 def run(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
-    """Do what the options ask for, and end with a sentence where it can't be done."""
-    from idmm_fast.beton import BetonError, WriteError
-    from idmm_fast.lock import Locked
+    """Do what the options ask for."""
+    if args.ds:
+        convert(args, stopped)
+    elif args.verify:
+        from idmm_fast.beton.verify import verify
 
-    try:
-        if args.ds:
-            convert(args, stopped)
-        elif args.verify:
-            from idmm_fast.beton.verify import verify
+        print(verify(args.verify))
+    else:
+        from idmm_fast.plots.image_grid import plot_image_grid
 
-            print(verify(args.verify))
-        else:
-            from idmm_fast.plots.image_grid import plot_image_grid
-
-            print(plot_image_grid(args.show))
-    except (datasets.DatasetError, WriteError, Locked, BetonError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(plot_image_grid(args.show))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The script. Args and errors as in `parse` and `run`."""
+def write_datasets(argv: Sequence[str]) -> None:
+    """Do what the arguments ask for; a signal ends it, with nothing left under the final name."""
     args = parse(argv)
     if args.ds == "list":
         list_datasets()
@@ -255,6 +249,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The script."""
+    cli.run(write_datasets, argv)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def pretrain(
     cfg = make_config(pretrain_config.SCHEMA, values | _values(sections))
 
     def train() -> Path:
-        from .evaluate.frozen import OnlineEvaluation
+        from .evaluate.online import OnlineEvaluation
         from .train import pretraining
 
         return pretraining.pretrain(cfg, OnlineEvaluation(cfg))
@@ -129,7 +129,7 @@ def embed(
         batch_size: images at a time.
 
     Returns:
-        (float32 (n, d), the n files of the images). The files are [] for a .beton file that `convert` has not made.
+        (float32 (n, d), the n files of the images). The files are [] where `data` is a .beton file.
 
     Raises:
         ConfigError: for another suffix of `out`, or a checkpoint that is in no run folder.
@@ -223,7 +223,7 @@ def _model_of(run: str | Path) -> dict[str, Any]:
 
 
 def _restart_for_other_images(out: str | Path, train: Callable[[], Result]) -> Result:
-    """What `train()` returns. A run folder `out` that was begun with other images is renamed first."""
+    """What `train()` returns. A run folder `out` that started with other images is renamed first."""
     from .train.run_dir import OtherImages
 
     try:
@@ -233,7 +233,7 @@ def _restart_for_other_images(out: str | Path, train: Callable[[], Result]) -> R
             raise
     before = first_free(Path(out).with_name(f"{Path(out).name}_before"))
     Path(out).rename(before)
-    print(f"{out} was begun with other images or labels: it is now {before}, and a new run begins")
+    print(f"{out} was started with other images or labels: it is now {before}, and a new run starts")
     return train()
 
 

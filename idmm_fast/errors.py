@@ -1,6 +1,6 @@
-"""What this package raises. The messages are for the person at the terminal; `cli.run` shows them alone.
+"""The errors that scripts report. The messages are for the person at the terminal; `cli.run` shows them alone.
 
-Each room offers its own error by the same name. They are all here so that nobody imports a room for its error alone.
+Each folder of the package offers its own error by the same name. They are here so that nobody imports it for its error.
 """
 
 

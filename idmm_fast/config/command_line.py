@@ -19,7 +19,7 @@ def parse(
     ignored: Iterable[str] = (),
     others: Mapping[str, Sequence[str]] | None = None,
 ) -> SimpleNamespace:
-    """The configuration that a command line asks for: --config FILE and --section.key=value, later ones over earlier.
+    """The configuration that a command line asks for: --config FILE, later files over earlier, and keys over files.
 
     Args:
         schema: what there is to set.

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from fastargs import Param
 
+from ..errors import ConfigError
 from . import sections
-from .load import ConfigError, Schema, find_run_config
+from .load import Schema, find_run_config
 from .types import Bool, Float, Int, Str
 
-MINUTES = 30.0  # for a linear probe
+PROBE_MINUTES = 30.0
 
 SCHEMA: Schema = {
     "data": (
@@ -35,7 +36,9 @@ SCHEMA: Schema = {
             "enabled": Param(Bool(), "whether there is one", default=True),
             "C": Param(Float(1e-9), "C of scikit-learn's LogisticRegression", default=1.0),
             "max_minutes": Param(
-                Float(0), "about how long it may fit; a probe that takes longer gives no number", default=MINUTES
+                Float(0),
+                "about how long it may fit; a probe that takes longer gives no number",
+                default=PROBE_MINUTES,
             ),
         },
     ),

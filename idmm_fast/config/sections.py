@@ -155,7 +155,7 @@ def default_run_dir(cfg: SimpleNamespace, suffix: str) -> str:
     left out for idmm.
     """
     train = Path(cfg.data.train)
-    dataset = train.parent.name if train.stem == "train" else train.stem.removesuffix("_train")
+    dataset = train.resolve().parent.name if train.stem == "train" else train.stem.removesuffix("_train")
     backbone = re.sub(r"[^\w-]+", "_", re.split(r"_patch\d|\.", cfg.model.name.rpartition("/")[2])[0])
     method = getattr(cfg, "method", None)
     named = f"_{method.name}" if method and method.name != "idmm" else ""

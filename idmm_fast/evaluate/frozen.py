@@ -12,8 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..beton import Beton, open_beton
-from ..config import ConfigError
-from ..config.evaluate import MINUTES
+from ..config.evaluate import PROBE_MINUTES
 from ..models import create_backbone, load_backbone
 from ..plots.neighbours import Side, plot_neighbours
 from ..runtime.device import Runtime, resolve_runtime
@@ -37,8 +36,6 @@ def evaluate_frozen(cfg: Any) -> dict[str, float]:
     Raises:
         ConfigError, BetonError, FileNotFoundError, LoaderError, ValueError: see their sentences.
     """
-    if cfg.data.test is None:
-        raise ConfigError("data.test is required: the beton whose images are classified")
     torch.manual_seed(cfg.training.seed)
     betons = train, test = open_beton(cfg.data.train), open_beton(cfg.data.test)
     check_same_classes(train, test)
@@ -46,12 +43,12 @@ def evaluate_frozen(cfg: Any) -> dict[str, float]:
     if cfg.model.init is not None:
         load_backbone(backbone, cfg.model.init)
     runtime = resolve_runtime(cfg.training, 0)
-    images = _images(cfg, betons, cfg.training.batch_size)
-    features, rows = _extract_both(runtime.to_device(backbone), images, runtime)
+    images = evaluation_images(cfg, betons, cfg.training.batch_size)
+    features, rows = extract_both(runtime.to_device(backbone), images, runtime)
     labels = [torch.from_numpy(beton.label)[found] for beton, found in zip(betons, rows)]
     results = knn_accuracy(features[0], labels[0], features[1], labels[1], temperature=cfg.knn.temperature)
     if cfg.linear.enabled:
-        results |= _linear_probe(features, labels, cfg.linear.C, cfg.linear.max_minutes)
+        results |= linear_probe(features, labels, cfg.linear.C, cfg.linear.max_minutes)
     skipped = len(train) + len(test) - sum(map(len, rows))
     if skipped:
         results["images_skipped"] = skipped
@@ -64,59 +61,7 @@ def evaluate_frozen(cfg: Any) -> dict[str, float]:
     return results
 
 
-class OnlineEvaluation:
-    """Evaluation of the features as they are now, for `pretrain`: kNN, and with online_eval.linear a linear probe.
-
-    Args:
-        cfg: a configuration of config.pretrain.SCHEMA.
-
-    Raises:
-        ConfigError: data.test is missing.
-    """
-
-    def __init__(self, cfg: Any):
-        if cfg.online_eval.every and cfg.data.test is None:
-            raise ConfigError("online_eval.every needs data.test, the beton whose images are classified")
-        self.cfg = cfg
-
-    def check(self) -> None:
-        """Do before training what could fail after hours of it.
-
-        Both files are opened and compared, and a few images of each evaluated by a backbone with random weights.
-        torch's generator is left as it is.
-
-        Raises:
-            ConfigError, BetonError, FileNotFoundError, LoaderError, ValueError: see their sentences.
-        """
-        if not self.cfg.online_eval.every:
-            return
-        model, data = self.cfg.model, self.cfg.data
-        labels = [open_beton(path).label for path in (data.train, data.test)]
-        if self.cfg.online_eval.linear and (labels[0] == labels[0][0]).all():
-            raise ConfigError(f"online_eval.linear needs images of two classes; those of {data.train} are all of one")
-        # The first 8, and the first image of another class.
-        few = [np.unique([*range(min(8, len(own))), (own != own[0]).argmax()]) for own in labels]
-        with torch.random.fork_rng(devices=[]):
-            backbone = create_backbone(model.name, model.image_size, 0.0, model.options)
-        runtime = resolve_runtime(self.cfg.training, 0)
-        self._evaluate(runtime.to_device(backbone), runtime, few)
-
-    def __call__(self, backbone: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """{"knn10", "knn20", and with online_eval.linear "linear"}, percent."""
-        return self._evaluate(backbone, runtime)
-
-    def _evaluate(
-        self, backbone: nn.Module, runtime: Runtime, rows: Sequence[np.ndarray | None] = (None, None)
-    ) -> dict[str, float]:
-        betons = open_beton(self.cfg.data.train), open_beton(self.cfg.data.test)
-        check_same_classes(*betons)
-        features, found = _extract_both(backbone, _images(self.cfg, betons, rows=rows), runtime)
-        labels = [torch.from_numpy(beton.label)[own] for beton, own in zip(betons, found)]
-        results = knn_accuracy(features[0], labels[0], features[1], labels[1])
-        return results | (_linear_probe(features, labels) if self.cfg.online_eval.linear else {})
-
-
-def _images(
+def evaluation_images(
     cfg: Any, betons: Sequence[Beton], batch_size: int = 256, rows: Sequence[np.ndarray | None] = (None, None)
 ) -> list[EvaluationImages]:
     """The images of (train, test)."""
@@ -127,7 +72,7 @@ def _images(
     ]
 
 
-def _extract_both(
+def extract_both(
     backbone: nn.Module, images: Sequence[EvaluationImages], runtime: Runtime
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """(features, dataset rows) of (train, test)."""
@@ -135,8 +80,11 @@ def _extract_both(
     return features, rows
 
 
-def _linear_probe(
-    features: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], C: float = 1.0, minutes: float = MINUTES
+def linear_probe(
+    features: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor],
+    C: float = 1.0,
+    minutes: float = PROBE_MINUTES,
 ) -> dict[str, float]:
     """{"linear": percent}, or {} and a message if the probe takes too long; features and labels of (train, test)."""
     accuracy = linear_accuracy(features[0], labels[0], features[1], labels[1], C, minutes)

@@ -69,7 +69,7 @@ class Method(nn.Module):
         """The backbone that is kept after pretraining."""
         return self.backbone
 
-    def project(self, networks: Iterable[nn.Module], images: Tensors) -> torch.Tensor:
+    def project(self, networks: Sequence[nn.Module], images: Tensors) -> torch.Tensor:
         """Run networks, one after another, on the images of all crop groups.
 
         Args:
@@ -102,7 +102,7 @@ class _Frozen(nn.ModuleList):
         return super().train(False)
 
 
-def momentum_copy(networks: Iterable[nn.Module]) -> nn.ModuleList:
+def momentum_copy(networks: Sequence[nn.Module]) -> nn.ModuleList:
     """A copy of these networks that no gradient reaches, without stochastic depth: a moving average starts from it."""
     copies = _Frozen([copy.deepcopy(network) for network in networks]).requires_grad_(False)
     for module in copies.modules():
@@ -112,7 +112,7 @@ def momentum_copy(networks: Iterable[nn.Module]) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def ema_update(averages: Iterable[nn.Module], networks: Iterable[nn.Module], momentum: float) -> None:
+def ema_update(averages: Iterable[nn.Module], networks: Sequence[nn.Module], momentum: float) -> None:
     """The moving average: average <- momentum * average + (1 - momentum) * network, for every weight.
 
     Args:

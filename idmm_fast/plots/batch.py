@@ -45,7 +45,7 @@ def plot_batch(loader: MultiCropLoader, path: str | Path, epoch: int = 0, images
         for crop in range(spec.count):
             column, first = next(axes), crop * size
             for row, axis in enumerate(column, first):
-                _draw_crop(axis, group.images[row], mix.box[row])
+                _plot_crop(axis, group.images[row], mix.box[row])
                 axis.set_xlabel(f"{group.idx_a[row]} | {group.idx_b[row]}", fontsize=7, labelpad=1)
             column[0].set_title(f"{'ABCDEFGH'[g % 8]}{crop + 1}  λ={mix.lam[first]:.2f}", fontsize=9)
     figure.suptitle("\n".join(title), fontsize=9)
@@ -59,7 +59,7 @@ def _most_mixed_step(loader: MultiCropLoader, epoch: int, size: int) -> int:
     return int(np.argmax(mixed))
 
 
-def _draw_crop(axis: Axes, pixels: torch.Tensor, box: np.ndarray) -> None:
+def _plot_crop(axis: Axes, pixels: torch.Tensor, box: np.ndarray) -> None:
     """Draw uint8 (3, H, W) and its CutMix box (top, left, bottom, right)."""
     axis.imshow(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()), interpolation="nearest")
     axis.set_xticks([])

@@ -1,4 +1,4 @@
-"""How many images a step fit into memory: what one image more keeps, measured, against what is free."""
+"""How many images a step fit into memory: the bytes that one more image takes are measured, and what is free."""
 
 import contextlib
 import resource
@@ -13,7 +13,7 @@ from ..config.load import find_run_config
 from ..runtime import distributed
 from .run_dir import effective_resume
 
-HEADROOM = 0.8  # of what is free is used; the rest is for what backward needs for a moment, and for fragmentation
+USABLE_FRACTION = 0.8  # of what is free; the rest is for what backward needs for a moment, and for fragmentation
 DEFAULT_BATCH_SIZE = 256  # images a step, the recipe's: the learning rate is not meant for more
 
 
@@ -61,7 +61,7 @@ def max_batch_size(model, runtime, loss, image_bytes):
     with runtime.autocast():
         an_image = bytes_of_a_step(loss, 3) - bytes_of_a_step(loss, 2)
     moments = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)  # and the gradient
-    fit = (HEADROOM * free_bytes(runtime.device) - moments) / (an_image + 4 * image_bytes)
+    fit = (USABLE_FRACTION * free_bytes(runtime.device) - moments) / (an_image + 4 * image_bytes)
     return int(max(1, min(DEFAULT_BATCH_SIZE, fit)))
 
 

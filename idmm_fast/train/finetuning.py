@@ -45,8 +45,6 @@ class Finetuning(Task):
     def __init__(self, cfg):
         check_warmup(cfg)
         torch.manual_seed(cfg.training.seed)
-        if cfg.data.test is None:
-            raise ConfigError("data.test is required: the beton whose accuracy is reported")
         train_beton, test_beton = open_beton(cfg.data.train), open_beton(cfg.data.test)
         self.betons = {"train": train_beton, "test": test_beton}
         check_same_classes(train_beton, test_beton)

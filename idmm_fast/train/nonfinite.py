@@ -24,15 +24,16 @@ class NonFiniteGuard:
         self.skipped += bool(bad)
         self.consecutive = self.consecutive + 1 if bad else 0
 
-    def check(self, step, loss, last, where):
+    def check(self, where, loss, last, rows, path):
         """Raise FloatingPointError if too many steps in a row were skipped.
 
         Args:
-            step: number of the step.
+            where: text that names the step.
             loss: its loss.
             last: whether it is the last step of the training. No later one can show that training has recovered, so
                 two in a row are too many there.
-            where: text that says which images the batch held.
+            rows: int64 (n,), the dataset rows of its images.
+            path: the dataset.
         """
         if self.consecutive < (2 if last else self.max_consecutive):
             return
@@ -40,9 +41,11 @@ class NonFiniteGuard:
             what = f"the gradients of a finite loss ({loss:.4g}) were not finite"
         else:
             what = f"the loss became {loss}"
+        named = ", ".join(map(str, rows.unique().tolist()[:20]))
         raise FloatingPointError(
-            f"{what} at step {step}, {self.consecutive} times in a row; {where}. The last good checkpoint is kept. "
-            f"Resume from it, or start again, with a smaller training.lr or training.amp=fp32."
+            f"{what} at {where}, {self.consecutive} times in a row; the last batch held the rows {named} of {path}. "
+            f"The last good checkpoint is kept. Resume from it, or start again, with a smaller training.lr or "
+            f"training.amp=fp32."
         )
 
 

@@ -24,7 +24,7 @@ def pretrain(cfg, online_evaluation=None):
         cfg: a configuration of config.pretrain.SCHEMA.
         online_evaluation: gives numbers to log, {name: percent}, when called with (backbone, runtime), every
             online_eval.every epochs; its check() raises before training what it would raise then. See
-            evaluate.OnlineEvaluation. None: no evaluation.
+            evaluate.online.OnlineEvaluation. None: no evaluation.
 
     Returns:
         pathlib.Path: the run folder, which holds backbone.safetensors at the end.

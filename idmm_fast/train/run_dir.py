@@ -103,8 +103,8 @@ class RunDir:
             if self.state is not None:
                 self._check_same_config(config)
                 self._check_same_images(betons)
-            for left in self.checkpoints.glob("*.tmp"):  # by a process that was killed while it wrote
-                left.unlink()
+            for left in (*self.folder.glob("*.tmp"), *self.checkpoints.glob("*.tmp")):
+                left.unlink()  # it was left by a process that was killed while it wrote
             if self.state is not None:
                 self._set_aside()
             text = yaml.safe_dump(config, sort_keys=False)
@@ -161,8 +161,8 @@ class RunDir:
             for key in dict.fromkeys([*was, *now]):
                 if key not in _MAY_CHANGE.get(section, ()) and was.get(key, _ABSENT) != now.get(key, _ABSENT):
                     raise ConfigError(
-                        f"{self.folder} was begun with {section}.{key}={was.get(key, _ABSENT)}, "
-                        f"not {now.get(key, _ABSENT)}; a run resumes as it began. "
+                        f"{self.folder} was started with {section}.{key}={was.get(key, _ABSENT)}, "
+                        f"not {now.get(key, _ABSENT)}; a run resumes as it started. "
                         f"Use another --logging.run_dir for another run."
                     )
 
@@ -170,8 +170,8 @@ class RunDir:
         for split, was in self.state.get("data", {}).items():
             if self._fingerprints.get(split, was) != was:
                 raise OtherImages(
-                    f"{self.folder} was begun with other images or labels than those of {betons[split].path} "
-                    f"(data.{split}); a run resumes as it began. Use another --logging.run_dir for another run."
+                    f"{self.folder} was started with other images or labels than those of {betons[split].path} "
+                    f"(data.{split}); a run resumes as it started. Use another --logging.run_dir for another run."
                 )
 
     def announce(self, text):

@@ -31,7 +31,7 @@ class TrainState:
         self._is_sharded = getattr(model.head, "is_sharded", False)
         head = {id(p) for p in model.head.parameters()}
         parameters = (p for group in optimizer.param_groups for p in group["params"])
-        self._head = [k for k, p in enumerate(parameters) if id(p) in head]
+        self._head_indices = [k for k, p in enumerate(parameters) if id(p) in head]
 
     def weights(self):
         """{"model": its weights, copied to the CPU} in process 0, elsewhere {}; every process must call it."""
@@ -70,7 +70,7 @@ class TrainState:
         if not self._is_sharded:
             return optimizer
         change, state = getattr(self.model.head, method), dict(optimizer["state"])
-        for key in self._head:
+        for key in self._head_indices:
             state[key] = {k: change(v) if v.dim() else v for k, v in state[key].items()}
         return {**optimizer, "state": state}
 

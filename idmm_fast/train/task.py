@@ -58,7 +58,7 @@ class Task:
         """Runs after each step; `progress` goes from 0 to 1 over the training."""
 
     def evaluate(self, epoch, last):
-        """Runs after an epoch and its checkpoint.
+        """Runs after an epoch, and after its checkpoint where one is due.
 
         Args:
             epoch: number of the epoch.

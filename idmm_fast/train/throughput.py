@@ -79,7 +79,8 @@ def loader_hints(loader):
     hints = []
     if loader.num_workers * distributed.local_world() < cores:
         hints.append(f"give the loader more of the {cores} cores (--data.num_workers, now {loader.num_workers})")
-    if torch.cuda.is_available() and not hasattr(loader, "device"):
+    bilinear = all(view.interpolation == "bilinear" for view in loader.views)  # the GPU's crops are
+    if torch.cuda.is_available() and bilinear and not hasattr(loader, "device"):
         hints.append("augment on the GPU (--data.augment_on=device)")
     if (loader.beton.mode != RAW).any():
         hints.append("store pixels instead of JPEGs (write_datasets.py --mode raw)")

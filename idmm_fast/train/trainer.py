@@ -146,9 +146,8 @@ class Trainer:
         self.run.log(**entry, **({"nonfinite_steps": self.nonfinite.skipped} if bad else {"loss": loss}))
         skipped = {"nonfinite_steps": self.nonfinite.skipped} if self.nonfinite.skipped else {}
         self.throughput.show(loss=f"{loss:.3f}", lr=f"{entry['lr']:.1e}", **skipped)
-        named = ", ".join(map(str, rows.unique().tolist()[:20])) if bad else ""
-        where = f"the last batch held the rows {named} of {self.task.cfg.data.train}"
-        self.nonfinite.check(entry["step"], loss, entry["step"] == self.steps - 1, where)
+        where, last = f"step {entry['step']} (epoch {entry['epoch']})", entry["step"] == self.steps - 1
+        self.nonfinite.check(where, loss, last, rows, self.task.cfg.data.train)
 
     def _save(self, epoch):
         epochs, steps = divmod(self.step, self.steps_per_epoch)

@@ -21,7 +21,8 @@ from idmm_fast.config.evaluate import SCHEMA
 from idmm_fast.datasets import Split
 from idmm_fast.evaluate import EvaluationImages, knn_accuracy, linear, linear_accuracy
 from idmm_fast.evaluate.accuracy import top_k
-from idmm_fast.evaluate.frozen import OnlineEvaluation, evaluate_frozen
+from idmm_fast.evaluate.frozen import evaluate_frozen
+from idmm_fast.evaluate.online import OnlineEvaluation
 from idmm_fast.loader import LoaderError
 from idmm_fast.plots.neighbours import load_images
 from idmm_fast.runtime.device import resolve_runtime

@@ -73,7 +73,7 @@ def test_run_folder_is_neither_overwritten_nor_resumed_with_other_options(tiny_b
     pretrain(tiny_config(tiny_beton, tmp_path / "run", training__epochs=1))
     with pytest.raises(ConfigError, match="holds a run already"):
         pretrain(tiny_config(tiny_beton, tmp_path / "run", training__epochs=1))
-    with pytest.raises(ConfigError, match=r"begun with training\.lr"):
+    with pytest.raises(ConfigError, match=r"started with training\.lr"):
         pretrain(
             tiny_config(tiny_beton, tmp_path / "run", training__epochs=1, training__lr=0.5, training__resume="auto")
         )

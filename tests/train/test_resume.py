@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import Split
-from idmm_fast.evaluate.frozen import OnlineEvaluation
+from idmm_fast.evaluate.online import OnlineEvaluation
 from idmm_fast.methods import IDMM
 from idmm_fast.runtime import distributed
 from idmm_fast.runtime.device import Runtime
@@ -467,7 +467,7 @@ def test_a_run_does_not_go_on_with_other_images_labels_or_numbers_of_them(few, t
         return finetune(tiny_config(beton, tmp_path / "run", FINETUNE, **options, training__resume="auto", **more))
 
     result = tune(few, data__per_class=3)
-    with pytest.raises(ConfigError, match=r"begun with data\.per_class=3, not 2"):
+    with pytest.raises(ConfigError, match=r"started with data\.per_class=3, not 2"):
         tune(few, data__per_class=2)
     moved = _beton(tmp_path / "moved" / "renamed.beton", images)
     assert tune(moved, data__per_class=3) == result  # the same images elsewhere
@@ -477,7 +477,7 @@ def test_a_run_does_not_go_on_with_other_images_labels_or_numbers_of_them(few, t
         _beton(tmp_path / "labels.beton", images, (0, 1, 2, 2)),
         _beton(tmp_path / "more.beton", [*images, images[0]]),
     ):
-        with pytest.raises(OtherImages, match="begun with other images or labels"):
+        with pytest.raises(OtherImages, match="started with other images or labels"):
             tune(others, data__per_class=3)
 
 

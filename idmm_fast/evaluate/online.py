@@ -1,0 +1,70 @@
+"""Evaluation while pretraining: the features as they are now, by kNN and a linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..beton import open_beton
+from ..config import ConfigError
+from ..models import create_backbone
+from ..runtime.device import Runtime, resolve_runtime
+from .accuracy import check_same_classes
+from .frozen import evaluation_images, extract_both, linear_probe
+from .knn import knn_accuracy
+
+
+class OnlineEvaluation:
+    """Evaluation of the features as they are now, for `pretrain`: kNN, and with online_eval.linear a linear probe.
+
+    Args:
+        cfg: a configuration of config.pretrain.SCHEMA.
+
+    Raises:
+        ConfigError: data.test is missing.
+    """
+
+    def __init__(self, cfg: Any):
+        if cfg.online_eval.every and cfg.data.test is None:
+            raise ConfigError("online_eval.every needs data.test, the .beton file whose images are classified")
+        self.cfg = cfg
+
+    def check(self) -> None:
+        """Do before training what could fail after hours of it.
+
+        Both files are opened and compared, and a few images of each evaluated by a backbone with random weights.
+        torch's generator is left as it is.
+
+        Raises:
+            ConfigError, BetonError, FileNotFoundError, LoaderError, ValueError: see their sentences.
+        """
+        if not self.cfg.online_eval.every:
+            return
+        model, data = self.cfg.model, self.cfg.data
+        labels = [open_beton(path).label for path in (data.train, data.test)]
+        if self.cfg.online_eval.linear and (labels[0] == labels[0][0]).all():
+            raise ConfigError(f"online_eval.linear needs images of two classes; those of {data.train} are all of one")
+        # The first 8, and the first image of another class.
+        few = [np.unique([*range(min(8, len(own))), (own != own[0]).argmax()]) for own in labels]
+        with torch.random.fork_rng(devices=[]):
+            backbone = create_backbone(model.name, model.image_size, 0.0, model.options)
+        runtime = resolve_runtime(self.cfg.training, 0)
+        self._evaluate(runtime.to_device(backbone), runtime, few)
+
+    def __call__(self, backbone: nn.Module, runtime: Runtime) -> dict[str, float]:
+        """{"knn10", "knn20", and with online_eval.linear "linear"}, percent."""
+        return self._evaluate(backbone, runtime)
+
+    def _evaluate(
+        self, backbone: nn.Module, runtime: Runtime, rows: Sequence[np.ndarray | None] = (None, None)
+    ) -> dict[str, float]:
+        betons = open_beton(self.cfg.data.train), open_beton(self.cfg.data.test)
+        check_same_classes(*betons)
+        features, found = extract_both(backbone, evaluation_images(self.cfg, betons, rows=rows), runtime)
+        labels = [torch.from_numpy(beton.label)[own] for beton, own in zip(betons, found)]
+        results = knn_accuracy(features[0], labels[0], features[1], labels[1])
+        return results | (linear_probe(features, labels) if self.cfg.online_eval.linear else {})
