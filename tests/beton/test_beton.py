@@ -375,6 +375,7 @@ import os, sys
 from pathlib import Path
 from idmm_fast.beton import write_beton
 from idmm_fast.datasets import folder
+os.fsync = lambda descriptor: None  # for a loss of power, not for a kill; a busy disk takes seconds for it
 split = folder.load(Path(sys.argv[1]))["train"]
 write_beton(Path(sys.argv[1]).with_name("warm.beton"), split, dataset="t", name="train", mode="jpg", quiet=True)
 print("ready", flush=True)

@@ -425,7 +425,7 @@ def test_an_answer_that_comes_a_step_late_writes_one_checkpoint_not_two(few, tmp
         def __init__(self):
             self.asked = (0, 0)
 
-        def ask(self, *values):
+        def all_reduce_max(self, *values):
             before, self.asked = self.asked, values
             return before
 
@@ -434,7 +434,7 @@ def test_an_answer_that_comes_a_step_late_writes_one_checkpoint_not_two(few, tmp
         def monotonic():
             return next(now) * 60.0
 
-    monkeypatch.setattr(loop.distributed, "Agreement", Late)
+    monkeypatch.setattr(loop.distributed, "Consensus", Late)
     monkeypatch.setattr(loop, "time", Clock)
     folder = pretrain(
         tiny_config(
@@ -526,7 +526,7 @@ def test_the_same_call_on_a_folder_that_changed_begins_a_new_run_and_says_so(tre
         change()
         capfd.readouterr()
         call()
-        assert f"it is now {tmp_path / 'run'}_before_{k}, and a new run begins" in capfd.readouterr().out
+        assert f"it is now {tmp_path / 'run'}_before_{k}, and a new run starts" in capfd.readouterr().out
         assert len(metrics(tmp_path / "run")) == 1
     assert metrics(tmp_path / "run_before_1") == first
     call()  # nothing changed: it goes on, having nothing to do
