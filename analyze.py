@@ -6,12 +6,13 @@ python analyze.py updates --config rn_configs/demo.yaml --out runs/updates --ima
 """
 
 import argparse
+from collections.abc import Sequence
 
 from idmm_fast.cli import run
 from idmm_fast.config import check_files, parse, pretrain
 
 
-def analyze(argv):
+def analyze(argv: Sequence[str]) -> None:
     """Run what the arguments ask for, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -40,7 +41,8 @@ def analyze(argv):
     print(f"picture: {args.out}/updates.png")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """The script."""
     run(analyze, argv)
 
 

@@ -14,17 +14,19 @@ python benchmark.py gpu --images my_photos --json gpu.json          # all figure
 
 import argparse
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from idmm_fast.cli import run
 
 
-def parse(argv):
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name, text):
+    def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.add_argument(
             "--repeats", type=int, default=5, metavar="N", help="times each system runs, in turn (default: 5)"
@@ -32,7 +34,7 @@ def parse(argv):
         added.add_argument("--json", type=Path, metavar="OUT", help="write all figures here")
         return added
 
-    def images(added):
+    def images(added: argparse.ArgumentParser) -> None:
         source = added.add_mutually_exclusive_group()
         source.add_argument("--beton", type=Path, metavar="FILE", help="a .beton file of JPEGs")
         source.add_argument(
@@ -42,7 +44,7 @@ def parse(argv):
             help="a tree of JPEGs (default: crops of scikit-learn's two photographs)",
         )
 
-    def network(added):
+    def network(added: argparse.ArgumentParser) -> None:
         added.add_argument(
             "--model",
             default="deit_tiny_patch16_224",
@@ -134,7 +136,7 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def benchmark(argv):
+def benchmark(argv: Sequence[str]) -> None:
     """Run the benchmark that the arguments name."""
     args = parse(argv)
     if getattr(args, "beton", None) and not args.beton.exists():
@@ -144,7 +146,8 @@ def benchmark(argv):
     import_module(f"idmm_fast.bench.{args.command}").run(args)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """The script."""
     run(benchmark, argv)
 
 

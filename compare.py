@@ -14,13 +14,14 @@ the configuration, and `random`: no pretraining.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from idmm_fast.cli import run
 from idmm_fast.config import ConfigError
 
 
-def parse(argv):
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, of a sweep or of its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -96,7 +97,7 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def check_files(args):
+def check_files(args: argparse.Namespace) -> None:
     """Raise an error for a file that is missing, before anything slow is imported."""
     from idmm_fast.compare.spec import beton_path
 
@@ -111,7 +112,7 @@ def check_files(args):
             raise ConfigError(f"{path} does not exist; python write_datasets.py makes it (see --help)")
 
 
-def compare(argv):
+def compare(argv: Sequence[str]) -> int | None:
     """Run what is not done of the sweep that the arguments describe, or write the report."""
     args = parse(argv)
     if hasattr(args, "report"):
@@ -145,7 +146,8 @@ def compare(argv):
     return 1 if failed else 0
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """The script."""
     run(compare, argv)
 
 

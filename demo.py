@@ -9,6 +9,7 @@ python demo.py --out runs/quick --seeds 2 --training.epochs=2
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from idmm_fast.cli import run
 from idmm_fast.config import evaluate, finetune, keys, load_config, overrides, pretrain
@@ -16,7 +17,7 @@ from idmm_fast.config import evaluate, finetune, keys, load_config, overrides, p
 PRETRAIN, FINETUNE = "rn_configs/demo.yaml", "rn_configs/finetune/demo.yaml"
 
 
-def check(given):
+def check(given: Sequence[str]) -> None:
     """Raise ConfigError for a file or an argument that can't be used, before anything slow is imported."""
     everything = [key for part in (pretrain, finetune, evaluate) for key in keys(part.SCHEMA)]
     values = overrides(everything, given)
@@ -24,7 +25,7 @@ def check(given):
         load_config(part.SCHEMA, path, values, everything)
 
 
-def demo(argv):
+def demo(argv: Sequence[str]) -> None:
     """Run what the arguments ask for, and print the report's table."""
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -49,7 +50,8 @@ def demo(argv):
     print(f"report: {args.out}/report.md and report.png ({report['minutes']} minutes)")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """The script."""
     run(demo, argv, if_stopped=" (`make demo` does that itself)")
 
 

@@ -10,6 +10,7 @@ run's config.yaml unless given. --data and --test are short for --data.train and
 folder --logging.run_dir, by default the run's.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from idmm_fast.cli import run
@@ -17,7 +18,7 @@ from idmm_fast.config import check_files, finetune, keys, parse, pretrain
 from idmm_fast.config.evaluate import SCHEMA, run_config
 
 
-def evaluate(argv):
+def evaluate(argv: Sequence[str]) -> None:
     """Evaluate as the arguments say, and print the accuracies."""
     cfg = parse(
         SCHEMA,
@@ -40,7 +41,8 @@ def evaluate(argv):
         print(f"picture: {Path(cfg.logging.run_dir) / 'neighbours.png'}")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """The script."""
     run(evaluate, argv)
 
 

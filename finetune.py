@@ -10,12 +10,14 @@
 before it: 800 epochs at 224 pixels, then 100 at 448. Called again, it resumes where it was stopped.
 """
 
+from collections.abc import Sequence
+
 from idmm_fast.cli import run
 from idmm_fast.config import check_files, keys, parse, pretrain
 from idmm_fast.config import finetune as schema
 
 
-def tune(argv):
+def tune(argv: Sequence[str]) -> None:
     """Fine-tune as the arguments say, and tell the accuracy."""
     cfg = parse(
         schema.SCHEMA,
@@ -44,7 +46,8 @@ def tune(argv):
             print(f"{folder}: dry run of at most {steps} steps (training.max_steps); no weights were written")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """The script."""
     run(tune, argv)
 
 

@@ -6,13 +6,15 @@ python train_idmm.py --config rn_configs/flowers.yaml --training.epochs=100 --lo
 torchrun --nproc-per-node 2 train_idmm.py --config rn_configs/pets.yaml      # on two GPUs, or two parts of a CPU
 """
 
+from collections.abc import Sequence
+
 from idmm_fast.cli import run
 from idmm_fast.config import check_files, finetune, keys, parse, pretrain
 
 FILES = ("backbone.safetensors", "metrics.jsonl", "crops.png", "curves.png")
 
 
-def train(argv):
+def train(argv: Sequence[str]) -> None:
     """Pretrain as the arguments say, and tell what was written."""
     cfg = parse(pretrain.SCHEMA, argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)})
     check_files(cfg)
@@ -32,7 +34,8 @@ def train(argv):
         print(f"done: {folder} ({', '.join(name for name in FILES if (folder / name).exists())})")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """The script."""
     run(train, argv)
 
 

@@ -53,7 +53,7 @@ def evaluation_batches(
     return loader, batches()
 
 
-def report_skipped(path: str, skipped: int, count: int) -> None:
+def report_skipped(path: str | Path, skipped: int, count: int) -> None:
     """Say how many of `count` images were left out.
 
     Raises:

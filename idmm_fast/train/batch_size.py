@@ -1,23 +1,29 @@
 """How many images a step fit into memory: the bytes that one more image takes are measured, and what is free."""
 
+from __future__ import annotations
+
 import contextlib
 import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import yaml
+from torch import nn
 
 from .. import limits
 from ..config import replace
-from ..config.load import find_run_config
+from ..config.load import Schema, find_run_config
 from ..runtime import distributed
+from ..runtime.device import Runtime
 from .run_dir import effective_resume
 
 USABLE_FRACTION = 0.8  # of what is free; the rest is for what backward needs for a moment, and for fragmentation
 DEFAULT_BATCH_SIZE = 256  # images a step, the recipe's: the learning rate is not meant for more
 
 
-def free_bytes(device):
+def free_bytes(device: torch.device) -> int:
     """Bytes that this process may still take.
 
     On a GPU those of the device, else the least of what the system, its cgroup and ulimit allow.
@@ -32,11 +38,11 @@ def free_bytes(device):
     return max(0, min(found)) // distributed.local_world()
 
 
-def bytes_of_a_step(loss, images):
+def bytes_of_a_step(loss: Callable[[int], torch.Tensor], images: int) -> int:
     """Bytes that the loss of a step of `images` images, `loss(images)`, keeps for its backward pass."""
-    seen = {}
+    seen: dict[int, int] = {}
 
-    def pack(tensor):
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -46,7 +52,7 @@ def bytes_of_a_step(loss, images):
     return sum(seen.values())
 
 
-def max_batch_size(model, runtime, loss, image_bytes):
+def max_batch_size(model: nn.Module, runtime: Runtime, loss: Callable[[int], torch.Tensor], image_bytes: int) -> int:
     """How many images a step fit into this process's memory.
 
     Args:
@@ -65,14 +71,15 @@ def max_batch_size(model, runtime, loss, image_bytes):
     return int(max(1, min(DEFAULT_BATCH_SIZE, fit)))
 
 
-def is_out_of_memory(error):
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out, of the device or of the machine."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
     )
 
 
 @contextlib.contextmanager
-def oom_hint(batch_size, fits):
+def oom_hint(batch_size: int, fits: Callable[[], int]) -> Iterator[None]:
     """Turn an out-of-memory error in the block into a MemoryError that says what would fit.
 
     Args:
@@ -96,7 +103,12 @@ def oom_hint(batch_size, fits):
     )
 
 
-def fix_batch_size(schema, cfg, dry_run, multiple=1):
+def fix_batch_size(
+    schema: Schema,
+    cfg: SimpleNamespace,
+    dry_run: Callable[[], tuple[nn.Module, Runtime, Callable[[int], torch.Tensor], int]],
+    multiple: int = 1,
+) -> SimpleNamespace:
     """Give training.batch_size=auto a number: the one that the run started with, or what fits into memory.
 
     Args:
@@ -130,7 +142,7 @@ def fix_batch_size(schema, cfg, dry_run, multiple=1):
     return replace(schema, cfg, {"training.batch_size": size})
 
 
-def _started_config(cfg):
+def _started_config(cfg: SimpleNamespace) -> Path | None:
     """The config.yaml of the run that `cfg` resumes, or None."""
     resume = effective_resume(cfg.logging.run_dir, cfg.training.resume)
     if resume == "no":

@@ -1,10 +1,14 @@
 """Checkpoints: written whole or not at all, verified, and read without unpickling anything but tensors and values."""
 
+from __future__ import annotations
+
 import hashlib
 import re
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 
@@ -14,18 +18,18 @@ from ..files import first_free, replacing, sha256
 class _HashingFile:
     """Hashes what is written to a file in one go from the beginning."""
 
-    def __init__(self, file):
+    def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
 
-    def write(self, data):
+    def write(self, data: bytes) -> int:
         self.digest.update(data)
         return self.file.write(data)
 
-    def flush(self):
+    def flush(self) -> None:
         self.file.flush()
 
 
-def write(path, state):
+def write(path: str | Path, state: dict[str, Any]) -> None:
     """Write a state, and its SHA-256 beside it.
 
     Args:
@@ -45,7 +49,7 @@ def write(path, state):
         temporary.write_text(hashing.digest.hexdigest(), encoding="utf-8")
 
 
-def save(folder, state, epoch, step, keep=2):
+def save(folder: str | Path, state: dict[str, Any], epoch: int, step: int, keep: int = 2) -> Path:
     """Write a state to folder/epoch_EEEEE_step_SSSSSSSS.pt, then remove all but the last checkpoints.
 
     Args:
@@ -71,7 +75,7 @@ def save(folder, state, epoch, step, keep=2):
     return path
 
 
-def check_finite(state, step):
+def check_finite(state: dict[str, Any], step: int) -> None:
     """Raise FloatingPointError if the weights of `state`, taken after `step` steps, are not finite."""
     for name, tensor in state["model"].items():
         if not torch.isfinite(tensor).all():
@@ -84,22 +88,23 @@ def check_finite(state, step):
 class Writer:
     """Writes in a thread of its own, one thing after another, so that training continues meanwhile."""
 
-    def __init__(self):
-        self._thread, self._error = None, None
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
 
-    def begin(self, write, *args):
+    def begin(self, write: Callable[..., object], *args: Any) -> None:
         """Call write(*args) in the thread, once the last one is done; raise what that one raised."""
         self.wait()
         self._thread = threading.Thread(target=self._work, args=(write, args), name="idmm-checkpoint")
         self._thread.start()
 
-    def _work(self, write, args):
+    def _work(self, write: Callable[..., object], args: tuple[Any, ...]) -> None:
         try:
             write(*args)
         except Exception as error:
             self._error = error
 
-    def wait(self):
+    def wait(self) -> None:
         """Return when all is written.
 
         Raises:
@@ -118,18 +123,18 @@ class Writer:
             raise error
 
 
-def listing(folder):
+def listing(folder: str | Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
     found = Path(folder).glob("epoch_*.pt")
     return sorted((p for p in found if re.fullmatch(r"epoch_\d+_step_\d+\.pt", p.name)), key=step_of)
 
 
-def step_of(path):
+def step_of(path: str | Path) -> int:
     """How many steps were done when the checkpoint `path` was written, from its name."""
     return int(Path(path).stem.rsplit("_", 1)[1])
 
 
-def load(path):
+def load(path: str | Path) -> dict[str, Any]:
     """Read one checkpoint.
 
     Raises:
@@ -144,7 +149,7 @@ def load(path):
         raise ValueError(f"{path} is damaged or no checkpoint of this project ({type(error).__name__})") from error
 
 
-def newest(folder):
+def newest(folder: str | Path) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
     """The newest checkpoint that can be read; a damaged one is passed over with a warning.
 
     Returns:
@@ -167,7 +172,7 @@ def newest(folder):
     return None, None
 
 
-def set_aside(folder, step):
+def set_aside(folder: str | Path, step: int) -> Path | None:
     """Move the checkpoints that are later than `step` to a new folder aside_N.
 
     Training resumes from `step`; what it writes must not be taken for older than they are.
@@ -187,6 +192,6 @@ def set_aside(folder, step):
     return aside
 
 
-def _sum_path(path):
+def _sum_path(path: Path) -> Path:
     """Where the SHA-256 of a checkpoint is."""
     return path.with_suffix(".sha256")

@@ -1,7 +1,14 @@
 """Fine-tuning with labels, at one resolution: mixup in even epochs, CutMix in odd ones."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import torch
+from torch import nn
 
 from ..beton import open_beton
 from ..config import ConfigError
@@ -13,12 +20,13 @@ from ..loader import MultiCropLoader, Views
 from ..loader.cutmix import sample_mixup
 from ..losses import instance_loss
 from ..models import Classifier, create_backbone, feature_dim, init_head, load_backbone, save_classifier, timm_config
-from ..runtime.device import resolve_runtime
+from ..runtime.device import Runtime, resolve_runtime
 from .batch_size import fix_batch_size
-from .task import Task, check_warmup, loader_args, make_augment, train
+from .run_dir import RunDir
+from .task import Groups, Task, check_warmup, loader_args, make_augment, train
 
 
-def finetune(cfg):
+def finetune(cfg: SimpleNamespace) -> dict[str, Any]:
     """Fine-tune with labels.
 
     Args:
@@ -41,8 +49,9 @@ class Finetuning(Task):
     """Fine-tuning as a task of the trainer; see `finetune`."""
 
     title = "fine-tune"
+    model: Classifier
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: SimpleNamespace) -> None:
         check_warmup(cfg)
         torch.manual_seed(cfg.training.seed)
         train_beton, test_beton = open_beton(cfg.data.train), open_beton(cfg.data.test)
@@ -54,7 +63,7 @@ class Finetuning(Task):
         backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
         head = init_head(feature_dim(backbone), self.classes)
 
-        def dry_run():
+        def dry_run() -> tuple[nn.Module, Runtime, Callable[[int], torch.Tensor], int]:
             runtime = resolve_runtime(cfg.training, 0)
             model = runtime.to_device(Classifier(backbone, head)).train()
             return model, runtime, *_step_cost(model, size, runtime)
@@ -73,10 +82,12 @@ class Finetuning(Task):
             f"{self.classes} classes"
         )
 
-    def on_epoch_start(self, epoch):
+    def on_epoch_start(self, epoch: int) -> None:
+        """Mix by CutMix in odd epochs."""
         self.loader.cutmix_alpha = self.cfg.mixup_cutmix.alpha if epoch % 2 == 1 else 0.0
 
-    def loss(self, groups, epoch, step):
+    def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
+        """Cross-entropy of the two labels of each image, mixed by mixup in even epochs; see Task.loss."""
         ((images, idx_a, idx_b, lam),) = groups
         alpha, device = self.cfg.mixup_cutmix.alpha, idx_a.device
         if alpha > 0 and epoch % 2 == 0:
@@ -89,10 +100,12 @@ class Finetuning(Task):
         loss = instance_loss(logits, self.labels[idx_a], self.labels[idx_b], lam, self.cfg.training.label_smoothing)
         return self.loader.loss_weight(step) * loss
 
-    def step_cost(self):
+    def step_cost(self) -> tuple[Callable[[int], torch.Tensor], int]:
+        """See Task.step_cost."""
         return _step_cost(self.model, self.cfg.model.image_size, self.runtime)
 
-    def evaluate(self, epoch, last):
+    def evaluate(self, epoch: int, last: bool) -> dict[str, float] | None:
+        """Top-1 and top-5 on data.test, every training.evaluate_every epochs and after the last one."""
         every = self.cfg.training.evaluate_every
         if not last and not (every and (epoch + 1) % every == 0):
             return None
@@ -106,7 +119,8 @@ class Finetuning(Task):
         )
         return top_k(self.model, images, torch.from_numpy(beton.label), self.runtime)
 
-    def finish(self, run):
+    def finish(self, run: RunDir) -> dict[str, Any]:
+        """Write model.safetensors, config.json and result.json; return the results, see `finetune`."""
         if self.cfg.training.max_steps:  # a dry run
             return {}
         evaluations, model = run.evaluations(), self.cfg.model
@@ -130,7 +144,7 @@ class Finetuning(Task):
         return result
 
 
-def choose_rows(labels, per_class, seed):
+def choose_rows(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     """Choose the labelled training images.
 
     Args:
@@ -155,7 +169,8 @@ def choose_rows(labels, per_class, seed):
     return np.sort(np.concatenate(chosen))
 
 
-def _make_loader(cfg, rows):
+def _make_loader(cfg: SimpleNamespace, rows: np.ndarray) -> MultiCropLoader:
+    """The loader of the training images `rows`."""
     return MultiCropLoader(
         cfg.data.train,
         seed=cfg.training.seed,
@@ -168,10 +183,10 @@ def _make_loader(cfg, rows):
     )
 
 
-def _step_cost(model, size, runtime):
+def _step_cost(model: nn.Module, size: int, runtime: Runtime) -> tuple[Callable[[int], torch.Tensor], int]:
     """See Task.step_cost."""
 
-    def loss(n):
+    def loss(n: int) -> torch.Tensor:
         images = torch.zeros(n, 3, size, size, dtype=torch.uint8, device=runtime.device)
         partner = torch.zeros(n, dtype=torch.int64, device=runtime.device)
         return model(images, partner, torch.tensor(0.5)).float().logsumexp(1).mean()

@@ -1,8 +1,12 @@
 """metrics.jsonl, a line a step, and the same numbers for TensorBoard."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 from ..files import write_text
 
@@ -21,11 +25,11 @@ class MetricsLog:
         line: the last line, a dict.
     """
 
-    def __init__(self, folder, state):
+    def __init__(self, folder: Path, state: dict[str, Any] | None) -> None:
         path = folder / "metrics.jsonl"
         step = state["step"] if state else 0
         kept = _lines_before(path, step)
-        self.line = json.loads(kept[-1]) if kept else {}
+        self.line: dict[str, Any] = json.loads(kept[-1]) if kept else {}
         if step and self.line.get("step") != step - 1 and "line" in state:  # it is lost, or this is another folder
             self.line = state["line"]
             kept.append(json.dumps(self.line))
@@ -41,25 +45,26 @@ class MetricsLog:
             self._file.close()
             raise
 
-    def log(self, values):
+    def log(self, values: dict[str, Any]) -> None:
         """Write a line: the numbers of one step."""
         self.line, self._start = values, self._file.seek(0, os.SEEK_END)
         self._write(values)
 
-    def add(self, results):
+    def add(self, results: dict[str, Any]) -> None:
         """Add the results of an evaluation to the last line."""
         self.line = self.line | results
         self._write(results)
 
-    def is_evaluated(self):
+    def is_evaluated(self) -> bool:
         """Whether the last line holds more than its step gave: the results of the evaluation after it."""
         return bool(set(self.line) - STEP_KEYS)
 
-    def close(self):
+    def close(self) -> None:
+        """Close metrics.jsonl and the events of TensorBoard."""
         self._file.close()
         self._events.close()
 
-    def _write(self, new):
+    def _write(self, new: dict[str, Any]) -> None:
         """Write the last line where it starts, over its shorter self; `new` are the numbers that were added."""
         _write_all(self._file.fileno(), (json.dumps(self.line) + "\n").encode(), self._start)
         for key, value in new.items():
@@ -67,7 +72,7 @@ class MetricsLog:
                 self._events.add_scalar(key, value, self.line["step"])
 
 
-def _lines_before(path, step):
+def _lines_before(path: Path, step: int) -> list[str]:
     """The lines of `path` that are of steps before `step`; a line that was cut short is left out."""
     kept = []
     if step and path.exists():
@@ -78,7 +83,7 @@ def _lines_before(path, step):
     return kept
 
 
-def _write_all(descriptor, data, at):
+def _write_all(descriptor: int, data: bytes, at: int) -> None:
     """Write all of `data` at byte `at`; a disk that is nearly full takes a part of it, and refuses the rest."""
     while data:
         count = os.pwrite(descriptor, data, at)

@@ -1,8 +1,12 @@
 """Steps whose loss or gradients are not finite: they are skipped and counted; too many in a row end the training."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from ..runtime import distributed
 
@@ -15,16 +19,16 @@ class NonFiniteGuard:
         consecutive: number of them in a row until now.
     """
 
-    def __init__(self, max_consecutive):
+    def __init__(self, max_consecutive: int) -> None:
         self.max_consecutive = max_consecutive
         self.skipped = self.consecutive = 0
 
-    def count(self, bad):
+    def count(self, bad: float) -> None:
         """Count a step; `bad`: whether it was skipped."""
         self.skipped += bool(bad)
         self.consecutive = self.consecutive + 1 if bad else 0
 
-    def check(self, where, loss, last, rows, path):
+    def check(self, where: str, loss: float, last: bool, rows: torch.Tensor, path: str) -> None:
         """Raise FloatingPointError if too many steps in a row were skipped.
 
         Args:
@@ -49,7 +53,7 @@ class NonFiniteGuard:
         )
 
 
-def loss_and_bad(loss, parameters):
+def loss_and_bad(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """Look at a step's loss and gradients without waiting for the device.
 
     What is not finite shows in the largest absolute value, which can't overflow.

@@ -1,11 +1,17 @@
 """The optimiser: groups of weights, and the schedules of learning rate and weight decay."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import nn
 
 
-def make_optimizer(model, training):
+def make_optimizer(model: nn.Module, training: SimpleNamespace) -> torch.optim.AdamW:
     """Make AdamW over the weights of `model` that are trained.
 
     The head and the rest form a group each, and each of the two one with and one without weight decay. A group's
@@ -19,7 +25,7 @@ def make_optimizer(model, training):
         torch.optim.AdamW, fused, with learning rate 0.
     """
     head = {id(p) for p in model.head.parameters()}
-    groups = {}
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for p in model.parameters():
         if not p.requires_grad:
             continue
@@ -30,7 +36,9 @@ def make_optimizer(model, training):
     return torch.optim.AdamW([groups[key] for key in sorted(groups)], lr=0.0, fused=True)
 
 
-def set_schedule(optimizer, training, step, steps, warmup):
+def set_schedule(
+    optimizer: torch.optim.Optimizer, training: SimpleNamespace, step: int, steps: int, warmup: float
+) -> float:
     """Set learning rate and weight decay of every group for a step.
 
     Args:
@@ -52,7 +60,7 @@ def set_schedule(optimizer, training, step, steps, warmup):
     return lr
 
 
-def learning_rate(step, steps, warmup, peak):
+def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
     """The learning rate at `step`: linear warm-up from 0, then a cosine to 0.
 
     It is peak * step / warmup, then peak * (1 + cos(pi t)) / 2 with t from 0 to 1.
@@ -68,12 +76,12 @@ def learning_rate(step, steps, warmup, peak):
     return cosine(step - warmup, max(1, steps - warmup), peak, 0.0)
 
 
-def cosine(step, steps, first, last):
+def cosine(step: float, steps: float, first: float, last: float) -> float:
     """From `first` at step 0 to `last` at `steps`, along half a cosine."""
     return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
-def clip_each_grad(parameters, max_norm):
+def clip_each_grad(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     """Clip the gradient of each parameter on its own to the norm `max_norm`, as DINO's released code does."""
     for p in parameters:
         torch.nn.utils.clip_grad_norm_([p], max_norm)

@@ -1,8 +1,15 @@
 """Pretraining, by IDMM or another method."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from ..beton import open_beton
@@ -10,14 +17,19 @@ from ..config import ConfigError, replace
 from ..config.pretrain import SCHEMA
 from ..loader import MultiCropLoader, Views
 from ..methods import IDMM, METHODS, create_method
+from ..methods.base import Method
 from ..models import create_backbone, save_backbone
 from ..runtime import distributed
-from ..runtime.device import resolve_runtime
+from ..runtime.device import Runtime, resolve_runtime
 from .batch_size import DEFAULT_BATCH_SIZE, fix_batch_size
-from .task import Task, check_warmup, loader_args, make_augment, train
+from .run_dir import RunDir
+from .task import Groups, Task, check_warmup, loader_args, make_augment, train
+
+if TYPE_CHECKING:
+    from ..evaluate.frozen import OnlineEvaluation
 
 
-def pretrain(cfg, online_evaluation=None):
+def pretrain(cfg: SimpleNamespace, online_evaluation: OnlineEvaluation | None = None) -> Path:
     """Pretrain on images alone.
 
     Args:
@@ -41,8 +53,9 @@ class Pretraining(Task):
     """Pretraining as a task of the trainer; see `pretrain`."""
 
     title = "pretrain"
+    model: Method
 
-    def __init__(self, cfg, online_evaluation=None):
+    def __init__(self, cfg: SimpleNamespace, online_evaluation: OnlineEvaluation | None = None) -> None:
         beton = open_beton(cfg.data.train)
         labels = torch.from_numpy(beton.label)
         self.betons, self.online_evaluation = {"train": beton}, online_evaluation
@@ -59,19 +72,24 @@ class Pretraining(Task):
             f"{sum(v.count for v in self.loader.views)} crops each; {_describe(cfg, self.model, len(beton))}"
         )
 
-    def loss(self, groups, epoch, step):
+    def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
+        """The loss of the method; see Task.loss."""
         return self.prepared(*map(list, zip(*groups)), self.loader.loss_weight(step))
 
-    def step_cost(self):
+    def step_cost(self) -> tuple[Callable[[int], torch.Tensor], int]:
+        """See Task.step_cost."""
         return _step_cost(self.model, self.cfg, self.runtime)
 
-    def after_backward(self, epoch):
+    def after_backward(self, epoch: int) -> None:
+        """What the method does with its gradients."""
         self.model.after_backward(epoch)
 
-    def after_step(self, progress):
+    def after_step(self, progress: float) -> None:
+        """What the method does after a step, such as moving its averaged network."""
         self.model.after_step(progress)
 
-    def evaluate(self, epoch, last):
+    def evaluate(self, epoch: int, last: bool) -> dict[str, float] | None:
+        """The online evaluation, every online_eval.every epochs and after the last one."""
         every = self.cfg.online_eval.every
         if self.online_evaluation is None or not every or ((epoch + 1) % every and not last):
             return None
@@ -81,13 +99,14 @@ class Pretraining(Task):
             tqdm.write(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.2f} %" for name, value in found.items()))
         return found
 
-    def finish(self, run):
+    def finish(self, run: RunDir) -> Path:
+        """Write backbone.safetensors; return the run folder."""
         if run.is_main and not self.cfg.training.max_steps:
             save_backbone(self.model.encoder, run.folder / "backbone.safetensors")
         return run.folder
 
 
-def make_loader(cfg, runtime):
+def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
     """The loader of the training images.
 
     Args:
@@ -121,12 +140,12 @@ def make_loader(cfg, runtime):
     )
 
 
-def _crop_groups(cfg):
+def _crop_groups(cfg: SimpleNamespace) -> list[tuple[int, int, Sequence[float]]]:
     """(count, size, scale) of every group of crops."""
     return [(g["count"], g.get("size", cfg.model.image_size), g["scale"]) for g in cfg.crops.groups]
 
 
-def _make_model(cfg, labels, runtime):
+def _make_model(cfg: SimpleNamespace, labels: torch.Tensor, runtime: Runtime) -> Method:
     """The method that `cfg` names, on the device. labels: int64 (images,)."""
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
     counts = [count for count, _, _ in _crop_groups(cfg)]
@@ -142,7 +161,8 @@ def _make_model(cfg, labels, runtime):
     return runtime.to_device(model).train()
 
 
-def _make_idmm(cfg, backbone, instances):
+def _make_idmm(cfg: SimpleNamespace, backbone: nn.Module, instances: int) -> IDMM:
+    """IDMM with the loss that `cfg` asks for."""
     if cfg.method.options:
         raise ConfigError(
             "method.options is for the other methods; idmm has its keys under head, cutmix and training.label_smoothing"
@@ -154,13 +174,13 @@ def _make_idmm(cfg, backbone, instances):
     return IDMM(backbone, instances, cfg.training.label_smoothing, fused, workspace, cfg.head.sample_rate)
 
 
-def _dense_mb(cfg, instances):
+def _dense_mb(cfg: SimpleNamespace, instances: int) -> float:
     """What the dense logits of a step of a process take, in MB."""
     crops = sum(count for count, _, _ in _crop_groups(cfg))
     return cfg.training.batch_size // distributed.world() * crops * instances * 4 / 2**20
 
 
-def _describe(cfg, model, instances):
+def _describe(cfg: SimpleNamespace, model: Method, instances: int) -> str:
     """The method and, of IDMM, its loss."""
     if cfg.method.name != "idmm":
         return cfg.method.name
@@ -172,11 +192,11 @@ def _describe(cfg, model, instances):
     return f"{kind} (dense logits: {_dense_mb(cfg, instances):,.0f} MB)"
 
 
-def _step_cost(model, cfg, runtime):
+def _step_cost(model: nn.Module, cfg: SimpleNamespace, runtime: Runtime) -> tuple[Callable[[int], torch.Tensor], int]:
     """See Task.step_cost."""
     groups = [(count, size) for count, size, _ in _crop_groups(cfg)]
 
-    def loss(n):
+    def loss(n: int) -> torch.Tensor:
         device = runtime.device
         images = [torch.zeros(count * n, 3, size, size, dtype=torch.uint8, device=device) for count, size in groups]
         rows = [torch.zeros(count * n, dtype=torch.int64, device=device) for count, _ in groups]
@@ -185,7 +205,9 @@ def _step_cost(model, cfg, runtime):
     return loss, sum(3 * count * size * size for count, size in groups)
 
 
-def _dry_run(cfg, labels):
+def _dry_run(
+    cfg: SimpleNamespace, labels: torch.Tensor
+) -> tuple[nn.Module, Runtime, Callable[[int], torch.Tensor], int]:
     """(model, runtime, loss, bytes an image) to find out what a step takes; see batch_size.max_batch_size."""
     cfg = replace(SCHEMA, cfg, {"training.batch_size": DEFAULT_BATCH_SIZE})
     runtime = resolve_runtime(cfg.training, cfg.training.epochs * -(-labels.numel() // DEFAULT_BATCH_SIZE))

@@ -1,5 +1,7 @@
 """Where the numbers of a run come from: starts.jsonl, a line for each start."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -19,7 +21,7 @@ from ..runtime import distributed
 _PACKAGES = ("idmm-fast", "torchvision", "timm", "ffcv", "numpy", "numba")
 
 
-def record_start(path, step):
+def record_start(path: str | Path, step: int) -> None:
     """Add a line to `path`: when, where and with what the run was started.
 
     Args:
@@ -46,7 +48,7 @@ def record_start(path, step):
         file.write(json.dumps(line) + "\n")
 
 
-def started_since(path, when):
+def started_since(path: Path, when: float) -> bool:
     """Whether the last start in the starts.jsonl `path` came after `when` (seconds since 1970), to its two seconds."""
     with contextlib.suppress(OSError, ValueError, IndexError, KeyError):
         last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["started"]
@@ -54,16 +56,16 @@ def started_since(path, when):
     return False
 
 
-def launch_time():
+def launch_time() -> float:
     """When the process that started this one (torchrun) began, in seconds since 1970."""
     ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _commit():
+def _commit() -> tuple[str | None, bool | None]:
     """(commit of the project's checkout, whether files differ from it); (None, None) if it is no checkout."""
 
-    def git(*args):
+    def git(*args: str) -> str | None:
         done = subprocess.run(["git", "-C", Path(PACKAGE).parent, *args], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
@@ -73,7 +75,8 @@ def _commit():
     return None, None
 
 
-def _version(name):
+def _version(name: str) -> str | None:
+    """The version of an installed package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:

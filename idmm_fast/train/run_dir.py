@@ -1,13 +1,18 @@
 """The run folder: config.yaml, starts.jsonl, metrics.jsonl, TensorBoard events, checkpoints/, pictures."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import yaml
 from tqdm import tqdm
 
+from ..beton import Beton
 from ..config import ConfigError, as_dict
 from ..lock import Lock
 from ..runtime import distributed
@@ -42,7 +47,7 @@ class OtherImages(ConfigError):
     """A run can't resume, since its images or labels are not those that it started with."""
 
 
-def effective_resume(folder, resume):
+def effective_resume(folder: str | Path, resume: str) -> str:
     """What a start resumes from; every process must call it.
 
     Args:
@@ -79,20 +84,20 @@ class RunDir:
         ValueError: all checkpoints are damaged.
     """
 
-    def __init__(self, folder, cfg, betons):
+    def __init__(self, folder: str | Path, cfg: SimpleNamespace, betons: dict[str, Beton]) -> None:
         self.folder = Path(folder)
         self.checkpoints = self.folder / "checkpoints"
         self.keep = cfg.training.keep_checkpoints
         self.is_main = distributed.rank() == 0
         self._writer = checkpoint.Writer()
-        self._fingerprints = {}
-        self.state = None
+        self._fingerprints: dict[str, str] = {}
+        self.state: dict[str, Any] | None = None
         resume = effective_resume(folder, cfg.training.resume)
         path = distributed.broadcast_from_main(lambda: self._open(as_dict(cfg), resume, betons))
         if not self.is_main and path:
             self.state = checkpoint.load(path)
 
-    def _open(self, config, resume, betons):
+    def _open(self, config: dict[str, Any], resume: str, betons: dict[str, Beton]) -> Path | None:
         """Make and lock the folder, set `state` and start writing. Returns the path that `state` was read from."""
         is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +124,7 @@ class RunDir:
                     self.folder.rmdir()
             raise
 
-    def _find_checkpoint(self, resume):
+    def _find_checkpoint(self, resume: str) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
         """(path, content) of the checkpoint to resume from, or (None, None)."""
         if resume == "auto":
             return checkpoint.newest(self.checkpoints)
@@ -141,11 +146,11 @@ class RunDir:
             )
         return None, None
 
-    def _own_folders(self):
+    def _own_folders(self) -> list[Path]:
         """Where checkpoints of this run may lie."""
         return [self.checkpoints.resolve(), *(p.resolve() for p in self.checkpoints.glob("aside_*"))]
 
-    def _set_aside(self):
+    def _set_aside(self) -> None:
         """Put away what comes after the checkpoint that is resumed from: what is written from now on replaces it."""
         aside = checkpoint.set_aside(self.checkpoints, self.state["step"])
         if aside:
@@ -153,7 +158,7 @@ class RunDir:
                 shutil.copy(self.folder / "metrics.jsonl", aside)
             tqdm.write(f"{self.folder}: later checkpoints, and a copy of metrics.jsonl, are set aside in {aside}")
 
-    def _check_same_config(self, config):
+    def _check_same_config(self, config: dict[str, Any]) -> None:
         """Refuse to resume with another configuration: it would not be the same run."""
         before = self.state["config"]
         for section in dict.fromkeys([*before, *config]):
@@ -166,7 +171,7 @@ class RunDir:
                         f"Use another --logging.run_dir for another run."
                     )
 
-    def _check_same_images(self, betons):
+    def _check_same_images(self, betons: dict[str, Beton]) -> None:
         for split, was in self.state.get("data", {}).items():
             if self._fingerprints.get(split, was) != was:
                 raise OtherImages(
@@ -174,45 +179,45 @@ class RunDir:
                     f"(data.{split}); a run resumes as it started. Use another --logging.run_dir for another run."
                 )
 
-    def announce(self, text):
+    def announce(self, text: str) -> None:
         """Say at the start what is run, and where it resumes."""
         self.print(f"{self.folder}: {text}" + (f"; resuming at step {self.state['step']}" if self.state else ""))
 
-    def print(self, text):
+    def print(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self.is_main:
             tqdm.write(text)
 
-    def log(self, **values):
+    def log(self, **values: float) -> None:
         """One line of metrics.jsonl, of one step, and the same numbers for TensorBoard."""
         if self.is_main:
             self._metrics.log(values)
 
-    def add(self, **results):
+    def add(self, **results: float) -> None:
         """Add the results of an evaluation to the last line."""
         if self.is_main:
             self._metrics.add(results)
 
-    def is_evaluated(self):
+    def is_evaluated(self) -> bool:
         """Whether the last line of metrics.jsonl holds an evaluation; every process must call it."""
         return distributed.broadcast_from_main(lambda: self._metrics.is_evaluated())
 
-    def evaluations(self):
+    def evaluations(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that hold an accuracy, so far; every process must call it."""
         path = self.folder / "metrics.jsonl"
         lines = distributed.broadcast_from_main(lambda: path.read_text(encoding="utf-8").splitlines())
         return [line for line in map(json.loads, lines) if "top1" in line]
 
-    def save(self, state, epoch, step):
+    def save(self, state: dict[str, Any], epoch: int, step: int) -> None:
         """Begin to write a checkpoint, in a thread of its own."""
         if self.is_main:
             state = {**state, "data": self._fingerprints, "line": self._metrics.line}
             self._writer.begin(checkpoint.save, self.checkpoints, state, epoch, step, self.keep)
 
-    def save_best(self, state, step):
+    def save_best(self, state: dict[str, Any], step: int) -> None:
         """Write best.pt, the state with the highest top-1 so far, and return when it is written."""
 
-        def write():
+        def write() -> None:
             checkpoint.check_finite(state, step)
             checkpoint.write(self.checkpoints / "best.pt", state)
 
@@ -220,11 +225,11 @@ class RunDir:
             self._writer.begin(write)
             self._writer.wait()
 
-    def best(self, epochs):
+    def best(self, epochs: int) -> float:
         """The top-1 of best.pt, if it is of the first `epochs` epochs; else -1, and the next evaluation replaces it."""
         path = self.checkpoints / "best.pt"
 
-        def read():
+        def read() -> float:
             try:
                 state = checkpoint.load(path) if path.exists() else {}
             except ValueError:  # damaged
@@ -233,7 +238,7 @@ class RunDir:
 
         return distributed.broadcast_from_main(read)
 
-    def wait_for_checkpoints(self):
+    def wait_for_checkpoints(self) -> None:
         """Wait until the checkpoints are written.
 
         Raises:
@@ -242,7 +247,7 @@ class RunDir:
         """
         self._writer.wait()
 
-    def close(self):
+    def close(self) -> None:
         """Wait for the checkpoints, close the files and unlock the folder. A second call does nothing."""
         try:
             self.wait_for_checkpoints()

@@ -1,6 +1,10 @@
 """Ctrl-C and SIGTERM: training stops between two steps, after a checkpoint."""
 
+from __future__ import annotations
+
 import signal
+from pathlib import Path
+from types import FrameType
 
 from ..errors import Stopped
 
@@ -12,7 +16,7 @@ class SignalFlag:
         signal: number of the signal that came, 0 if none did.
     """
 
-    def __enter__(self):
+    def __enter__(self) -> SignalFlag:
         self.signal = 0
         try:
             self._old = {s: signal.signal(s, self._set) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -20,12 +24,12 @@ class SignalFlag:
             self._old = {}
         return self
 
-    def _set(self, number, frame):
+    def _set(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -38,6 +42,6 @@ class Interrupted(Stopped):
         folder: where the checkpoint is.
     """
 
-    def __init__(self, number, folder):
+    def __init__(self, number: int, folder: Path) -> None:
         super().__init__(f"stopped by a signal; checkpoint written to {folder}. Resume with --training.resume=auto.")
         self.exit_code = 128 + number

@@ -1,6 +1,10 @@
 """Progressive fine-tuning: stage after stage, such as 800 epochs at 224 pixels and then 100 at 448."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from ..config import ConfigError, replace
 from ..config.finetune import SCHEMA
@@ -9,7 +13,7 @@ from ..runtime import distributed
 from .finetuning import finetune
 
 
-def run_stages(cfg):
+def run_stages(cfg: SimpleNamespace) -> list[dict[str, Any]]:
     """Fine-tune stage after stage, as progressive.stages says.
 
     The first stage starts from model.init, every other from the end of the one before it, classifier included. Stage k
@@ -44,7 +48,7 @@ def run_stages(cfg):
     return results
 
 
-def _stage(cfg, folder, k, changes):
+def _stage(cfg: SimpleNamespace, folder: Path, k: int, changes: dict[str, Any]) -> SimpleNamespace:
     """The configuration of stage k (1, 2, ...)."""
     from_last = {"model.init": str(folder / f"stage_{k - 1}"), "model.init_head": True} if k > 1 else {}
     own = {"training.resume": "auto", **from_last, **changes, "logging.run_dir": str(folder / f"stage_{k}")}

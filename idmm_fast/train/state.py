@@ -1,11 +1,16 @@
 """All that training changes, as a tree of tensors and plain values that does not depend on the number of processes."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
+from torch import nn
 
 from ..runtime import distributed
 
 
-def _copied(tree):
+def _copied(tree: Any) -> Any:
     """The tree with every tensor copied to the CPU, so that training may continue while it is written."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().to("cpu", copy=True)
@@ -26,19 +31,19 @@ class TrainState:
         scaler: a torch.amp.GradScaler.
     """
 
-    def __init__(self, model, optimizer, scaler):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self._is_sharded = getattr(model.head, "is_sharded", False)
         head = {id(p) for p in model.head.parameters()}
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         self._head_indices = [k for k, p in enumerate(parameters) if id(p) in head]
 
-    def weights(self):
+    def weights(self) -> dict[str, Any]:
         """{"model": its weights, copied to the CPU} in process 0, elsewhere {}; every process must call it."""
         model = self._with_head(self.model.state_dict(), "gather_full")
         return {} if distributed.rank() else {"model": _copied(model)}
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """The whole tree in process 0, elsewhere {}; every process must call it."""
         rest = {
             "optimizer": self._with_moments(self.optimizer.state_dict(), "gather_full"),
@@ -47,7 +52,7 @@ class TrainState:
         }
         return self.weights() | ({} if distributed.rank() else _copied(rest))
 
-    def load_state_dict(self, tree):
+    def load_state_dict(self, tree: dict[str, Any]) -> None:
         """Make everything as it was when `tree` was taken by `state_dict`."""
         self.model.load_state_dict(self._with_head(tree["model"], "local_shard"))
         self.optimizer.load_state_dict(self._with_moments(tree["optimizer"], "local_shard"))
@@ -58,14 +63,14 @@ class TrainState:
         else:  # another number of processes: what the model draws itself (drop path) can't be what it was
             torch.manual_seed(torch.initial_seed() + 1 + distributed.rank())
 
-    def _with_head(self, model, method):
+    def _with_head(self, model: dict[str, torch.Tensor], method: str) -> dict[str, torch.Tensor]:
         """A state_dict of the model whose head has gone through `method` of the head."""
         if not self._is_sharded:
             return model
         change = getattr(self.model.head, method)
         return {key: change(value) if key.startswith("head.") else value for key, value in model.items()}
 
-    def _with_moments(self, optimizer, method):
+    def _with_moments(self, optimizer: dict[str, Any], method: str) -> dict[str, Any]:
         """The same for the optimizer's: AdamW's moments have the shapes of the weights, its counters none."""
         if not self._is_sharded:
             return optimizer
@@ -75,7 +80,7 @@ class TrainState:
         return {**optimizer, "state": state}
 
 
-def _random_state():
+def _random_state() -> dict[str, torch.Tensor]:
     """torch's generators, for what the model draws itself (drop path)."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -83,7 +88,7 @@ def _random_state():
     return state
 
 
-def _set_random_state(state):
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -1,17 +1,28 @@
 """A task: what pretraining and fine-tuning give the trainer, and how one is trained in its run folder."""
 
+from __future__ import annotations
+
 import contextlib
 import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, TypeAlias
 
+import torch
+from torch import nn
+
+from ..beton import Beton
 from ..config import ConfigError
-from ..loader import Augment
+from ..loader import Augment, MultiCropLoader
 from ..plots.batch import plot_batch
 from ..plots.curves import plot_curves
 from ..runtime import distributed
-from ..runtime.device import choose_attention
+from ..runtime.device import Runtime, choose_attention
 from .batch_size import max_batch_size, oom_hint
 from .run_dir import RunDir
 from .trainer import Trainer
+
+Groups: TypeAlias = list[tuple[torch.Tensor, ...]]  # of a batch on the device: (images, idx_a, idx_b, lam) of each
 
 
 class Task:
@@ -30,8 +41,15 @@ class Task:
     """
 
     title = ""
+    cfg: SimpleNamespace
+    betons: dict[str, Beton]
+    loader: MultiCropLoader
+    model: nn.Module
+    runtime: Runtime
+    description: str
+    prepared: nn.Module
 
-    def loss(self, groups, epoch, step):
+    def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
         """The loss of one batch.
 
         Args:
@@ -44,20 +62,20 @@ class Task:
         """
         raise NotImplementedError
 
-    def step_cost(self):
+    def step_cost(self) -> tuple[Callable[[int], torch.Tensor], int]:
         """(the loss of a step of n images, whatever they show, as a function of n; bytes of an image in the loader)."""
         raise NotImplementedError
 
-    def on_epoch_start(self, epoch):
+    def on_epoch_start(self, epoch: int) -> None:
         """Runs before an epoch."""
 
-    def after_backward(self, epoch):
+    def after_backward(self, epoch: int) -> None:
         """Runs when the gradients are there, before the optimizer uses them."""
 
-    def after_step(self, progress):
+    def after_step(self, progress: float) -> None:
         """Runs after each step; `progress` goes from 0 to 1 over the training."""
 
-    def evaluate(self, epoch, last):
+    def evaluate(self, epoch: int, last: bool) -> dict[str, float] | None:
         """Runs after an epoch, and after its checkpoint where one is due.
 
         Args:
@@ -68,12 +86,12 @@ class Task:
             {name: number} to log, or None. The state with the highest "top1" is kept as best.pt.
         """
 
-    def finish(self, run):
+    def finish(self, run: RunDir) -> Any:
         """Write what the training made into the run folder, and return what its caller gets."""
         raise NotImplementedError
 
 
-def train(make_task, cfg):
+def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) -> Any:
     """Train a task in its run folder, logging.run_dir, and return what its `finish` gives.
 
     Args:
@@ -103,12 +121,12 @@ def train(make_task, cfg):
         return result
 
 
-def make_augment(cfg):
+def make_augment(cfg: SimpleNamespace) -> Augment:
     """The loader's Augment from the section `augment`."""
     return Augment(**vars(cfg.augment))
 
 
-def loader_args(cfg):
+def loader_args(cfg: SimpleNamespace) -> dict[str, int]:
     """The loader's arguments that depend on the processes: {"batch_size", "num_workers", "rank", "world_size"}.
 
     Raises:
@@ -121,7 +139,7 @@ def loader_args(cfg):
     return {"batch_size": size // world, "num_workers": workers, "rank": distributed.rank(), "world_size": world}
 
 
-def check_warmup(cfg):
+def check_warmup(cfg: SimpleNamespace) -> None:
     """Warn where the warm-up is as long as the training, which then ends at its highest learning rate, or below."""
     epochs, warmup = cfg.training.epochs, cfg.training.warmup_epochs
     if warmup >= epochs and not cfg.training.max_steps and distributed.rank() == 0:

@@ -1,5 +1,7 @@
 """Images per second and the time spent waiting for data, measured while training, and what makes the loader faster."""
 
+from __future__ import annotations
+
 import time
 
 import numpy as np
@@ -8,6 +10,7 @@ from tqdm import tqdm
 
 from .. import limits
 from ..beton.format import RAW
+from ..loader import MultiCropLoader
 from ..runtime import distributed
 
 MIN_EPOCH_SECONDS = 10.0  # shorter epochs give no hints about waiting
@@ -27,7 +30,7 @@ class Throughput:
         data_wait: fraction of the time, 0 .. 1, that was spent waiting for the loader.
     """
 
-    def __init__(self, loader, images, done, title):
+    def __init__(self, loader: MultiCropLoader, images: int, done: int, title: str) -> None:
         self._loader, self._images = loader, 0
         self._since, self._waited = time.perf_counter(), loader.waited
         self._epoch, self._hinted = (self._since, self._waited), False
@@ -42,7 +45,7 @@ class Throughput:
             disable=True if distributed.rank() else None,
         )
 
-    def step(self, images):
+    def step(self, images: int) -> None:
         """Count a step of `images` images."""
         self._images += images
         elapsed = time.perf_counter() - self._since
@@ -52,15 +55,15 @@ class Throughput:
             self._images, self._since, self._waited = 0, time.perf_counter(), self._loader.waited
         self.bar.update(images)
 
-    def metrics(self):
+    def metrics(self) -> dict[str, float]:
         """{"images_per_s", "data_wait"}, rounded for the log."""
         return {"images_per_s": round(self.images_per_s, 2), "data_wait": round(self.data_wait, 4)}
 
-    def show(self, **values):
+    def show(self, **values: object) -> None:
         """Show these values behind the progress bar."""
         self.bar.set_postfix({**values, "data wait": f"{self.data_wait:.0%}"}, refresh=False)
 
-    def end_epoch(self):
+    def end_epoch(self) -> None:
         """Print once what would make the loader faster, if an epoch waited for data more than 5 % of its time."""
         (since, waited), self._epoch = self._epoch, (time.perf_counter(), self._loader.waited)
         elapsed, waiting = self._epoch[0] - since, self._epoch[1] - waited
@@ -69,11 +72,12 @@ class Throughput:
         self._hinted = True
         tqdm.write(f"{waiting / elapsed:.0%} of this epoch was spent waiting for data. {loader_hints(self._loader)}")
 
-    def close(self):
+    def close(self) -> None:
+        """End the progress bar."""
         self.bar.close()
 
 
-def loader_hints(loader):
+def loader_hints(loader: MultiCropLoader) -> str:
     """What makes this loader faster, as a sentence."""
     cores = limits.cores()
     hints = []

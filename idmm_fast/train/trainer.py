@@ -1,6 +1,11 @@
 """The trainer: steps, logging, checkpoints, evaluations and signals, the same for every task."""
 
+from __future__ import annotations
+
 import time
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..config import ConfigError, as_dict
 from ..runtime import distributed
@@ -10,6 +15,10 @@ from .optim import clip_each_grad, make_optimizer, set_schedule
 from .signals import Interrupted, SignalFlag
 from .state import TrainState
 from .throughput import Throughput
+
+if TYPE_CHECKING:
+    from .run_dir import RunDir
+    from .task import Groups, Task
 
 
 class Trainer:
@@ -27,7 +36,7 @@ class Trainer:
         ConfigError: training.clip_grad with a sharded head.
     """
 
-    def __init__(self, task, run):
+    def __init__(self, task: Task, run: RunDir) -> None:
         self.task, self.run, self.training = task, run, task.cfg.training
         self.loader, self.model, self.runtime = task.loader, task.model, task.runtime
         if self.training.clip_grad and getattr(self.model.head, "is_sharded", False):
@@ -43,7 +52,9 @@ class Trainer:
         self.state = TrainState(self.model, self.optimizer, self.scaler)
         self.nonfinite = NonFiniteGuard(self.training.max_nonfinite_steps)
         self.step, self.best = 0, -1.0
-        self._pending = None  # what a step logs, once its loss has arrived
+        self._pending: tuple[dict[str, Any], torch.Tensor, torch.Tensor] | None = (
+            None  # what a step logs, once its loss has arrived
+        )
         if run.state is not None:
             self._resume()
         self.clock = CheckpointClock(self.training.checkpoint_minutes, self.step)
@@ -52,7 +63,8 @@ class Trainer:
         done = epoch * images + min(step * self.training.batch_size, images)
         self.throughput = Throughput(self.loader, self.training.epochs * images, done, task.title)
 
-    def _resume(self):
+    def _resume(self) -> None:
+        """Resume from the checkpoint of the run."""
         state, self.run.state = self.run.state, None
         self.state.load_state_dict(state)
         self.loader.load_state_dict(state["loader"])
@@ -60,7 +72,7 @@ class Trainer:
         self.nonfinite.skipped, self.nonfinite.consecutive = state.get("skipped", 0), state.get("consecutive", 0)
         self.best = self.run.best(self.step // self.steps_per_epoch)
 
-    def train(self):
+    def train(self) -> None:
         """Train to the last epoch, or for training.max_steps steps.
 
         Raises:
@@ -86,7 +98,7 @@ class Trainer:
                 self.loader.close()
                 self.run.close()
 
-    def _train_epoch(self, epoch, signals, consensus):
+    def _train_epoch(self, epoch: int, signals: SignalFlag, consensus: distributed.Consensus) -> bool:
         """Train the rest of an epoch; return False where a dry run (training.max_steps) ends in it."""
         self.task.on_epoch_start(epoch)
         for groups in prefetch_to_device(self.loader, self.runtime.device):
@@ -110,7 +122,7 @@ class Trainer:
         self._evaluate(epoch)
         return True
 
-    def _train_step(self, groups, epoch):
+    def _train_step(self, groups: Groups, epoch: int) -> None:
         """One step: forward, backward, update. Its loss is logged a step later, so that a GPU is never waited for."""
         lr = set_schedule(self.optimizer, self.training, self.step, self.steps, self.warmup)
         in_epoch = self.step % self.steps_per_epoch
@@ -136,7 +148,7 @@ class Trainer:
         self._pending = entry, looked_at, groups[0][1]
         self.step += 1
 
-    def _log_pending(self):
+    def _log_pending(self) -> None:
         """Log the last step, if that is not done yet."""
         if self._pending is None:
             return
@@ -149,7 +161,8 @@ class Trainer:
         where, last = f"step {entry['step']} (epoch {entry['epoch']})", entry["step"] == self.steps - 1
         self.nonfinite.check(where, loss, last, rows, self.task.cfg.data.train)
 
-    def _save(self, epoch):
+    def _save(self, epoch: int) -> None:
+        """Write a checkpoint, and start its clock again."""
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         state = {
             **self.state.state_dict(),
@@ -162,7 +175,7 @@ class Trainer:
         self.run.save(state, epoch, self.step)
         self.clock.restart(self.step)
 
-    def _evaluate(self, epoch):
+    def _evaluate(self, epoch: int) -> None:
         """Evaluate after an epoch, where the task does, and keep the state with the highest top-1 as best.pt."""
         last = self.step == self.steps
         results = self.task.evaluate(epoch, last)
@@ -175,7 +188,7 @@ class Trainer:
             self.run.save_best(state, self.step)
         self.run.add(**results)
 
-    def _stop(self, signal, epoch):
+    def _stop(self, signal: float, epoch: int) -> None:
         """Write a checkpoint and raise Interrupted; `signal` went through the float64 maximum over all processes."""
         self._log_pending()
         self._save(epoch)
@@ -192,13 +205,14 @@ class CheckpointClock:
         step: number of steps done at the start.
     """
 
-    def __init__(self, minutes, step):
+    def __init__(self, minutes: float, step: int) -> None:
         self.minutes = minutes
         self.restart(step)
 
-    def restart(self, step):
+    def restart(self, step: int) -> None:
         """Count from now on; `step`: the steps that the checkpoint just written holds."""
         self.since, self.step = time.monotonic(), step
 
-    def is_due(self):
+    def is_due(self) -> bool:
+        """Whether the minutes have passed since the last restart."""
         return 0 < self.minutes < (time.monotonic() - self.since) / 60
