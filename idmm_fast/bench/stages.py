@@ -24,7 +24,9 @@ STAGES = ("read", "decode", "resize", "colour", "blur", "mix")
 
 
 @kernel
-def _run_images(last, raw, rows, table, specs, out, scratch):
+def _run_images(
+    last: int, raw: bool, rows: np.ndarray, table: tuple, specs: np.ndarray, out: np.ndarray, scratch: tuple
+) -> int:
     """All images up to the stage `last` (its number in STAGES).
 
     Args:

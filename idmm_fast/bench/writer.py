@@ -60,6 +60,8 @@ def _stock(paths: list[Path], out: Path, workers: int, options: dict[str, Any]) 
     from ffcv.writer import DatasetWriter
 
     class Images:
+        """What FFCV's writer reads."""
+
         def __len__(self) -> int:
             return len(paths)
 
@@ -78,12 +80,12 @@ def _convert(system: str, paths: list[Path], out: Path, workers: int, limit: int
     if system.startswith("ours"):
         seconds = _ours(paths, out, workers, limit if system.endswith("encoded") else None)
     else:
-        options: dict[str, Any] = {
+        choices: dict[str, dict[str, Any]] = {
             "ffcv": {},
             "ffcv, jpg": {"write_mode": "jpg"},
             "ffcv, encoded": {"write_mode": "jpg", "max_resolution": limit},
-        }[system]
-        seconds = _stock(paths, out, workers, options)
+        }
+        seconds = _stock(paths, out, workers, choices[system])
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
     return {"seconds": seconds, "peak_mb": peak}

@@ -196,11 +196,11 @@ def _pixels(data: bytes, height: int, width: int) -> np.ndarray | None:
 
 def _shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
     """The longer side no longer than `max_resolution`; bilinear and antialiased."""
-    height, width = _limited(*pixels.shape[:2], max_resolution)
+    height, width = _limited(pixels.shape[0], pixels.shape[1], max_resolution)
     if (height, width) == pixels.shape[:2]:
         return pixels
     if min(height, width) < 8:  # too small for the kernel's vectors
-        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.BILINEAR))
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
     return resized(np.ascontiguousarray(pixels), height, width)
 
 

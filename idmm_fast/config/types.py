@@ -13,7 +13,7 @@ from fastargs.validation import Checker
 class Int(Checker):
     """A whole number in low..high."""
 
-    def __init__(self, low: int, high: int = 2**63 - 1):
+    def __init__(self, low: int, high: int = 2**63 - 1) -> None:
         self.low, self.high = low, high
 
     def check(self, value: Any) -> Any:
@@ -40,7 +40,7 @@ class BatchSize(Int):
 class Float(Checker):
     """A number in low..high."""
 
-    def __init__(self, low: float, high: float = float("inf")):
+    def __init__(self, low: float, high: float = float("inf")) -> None:
         self.low, self.high = low, high
 
     def check(self, value: Any) -> float:
@@ -69,7 +69,7 @@ class Bool(Checker):
 class Choice(Checker):
     """One of several values; true is not 1."""
 
-    def __init__(self, *choices: Any):
+    def __init__(self, *choices: Any) -> None:
         self.choices = choices
 
     def check(self, value: Any) -> Any:
@@ -99,7 +99,7 @@ class Str(Checker):
 class Derived(Str):
     """Text, or auto: what `derive` makes of the rest of the configuration."""
 
-    def __init__(self, derive: Callable[[SimpleNamespace], str]):
+    def __init__(self, derive: Callable[[SimpleNamespace], str]) -> None:
         self.derive = derive
 
     def help(self) -> str:
@@ -116,7 +116,7 @@ class Resume(Str):
 class Range(Checker):
     """Two numbers [low, high] within low..high."""
 
-    def __init__(self, low: float = float("-inf"), high: float = float("inf")):
+    def __init__(self, low: float = float("-inf"), high: float = float("inf")) -> None:
         self.low, self.high = low, high
 
     def check(self, value: Any) -> list[float]:

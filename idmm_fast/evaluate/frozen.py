@@ -57,7 +57,7 @@ def evaluate_frozen(cfg: Any) -> dict[str, float]:
         folder.mkdir(parents=True, exist_ok=True)
         sides = [Side(b.path, values, found, b.label) for b, values, found in zip(betons, features, rows)]
         size = max(cfg.model.image_size, 64)
-        plot_neighbours(*sides, folder / "neighbours.png", train.classes, size=size, seed=cfg.training.seed)
+        plot_neighbours(sides[0], sides[1], folder / "neighbours.png", train.classes, size=size, seed=cfg.training.seed)
     return results
 
 

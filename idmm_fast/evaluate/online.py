@@ -28,7 +28,7 @@ class OnlineEvaluation:
         ConfigError: data.test is missing.
     """
 
-    def __init__(self, cfg: Any):
+    def __init__(self, cfg: Any) -> None:
         if cfg.online_eval.every and cfg.data.test is None:
             raise ConfigError("online_eval.every needs data.test, the .beton file whose images are classified")
         self.cfg = cfg

@@ -29,7 +29,7 @@ _I32, _U16, _U8 = ir.IntType(32), ir.IntType(16), ir.IntType(8)
 class Float32x(types.Type):
     """numba type: a vector of `width` float32."""
 
-    def __init__(self, width):
+    def __init__(self, width) -> None:
         self.width = width
         super().__init__(name=f"float32x{width}")
 
@@ -37,14 +37,14 @@ class Float32x(types.Type):
 class UInt16x(types.Type):
     """numba type: a vector of `width` uint16."""
 
-    def __init__(self, width):
+    def __init__(self, width) -> None:
         self.width = width
         super().__init__(name=f"uint16x{width}")
 
 
 @register_model(UInt16x)
 class _UInt16xModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):
+    def __init__(self, dmm, fe_type) -> None:
         super().__init__(dmm, fe_type, ir.VectorType(_U16, fe_type.width))
 
 
@@ -54,7 +54,7 @@ u16x8, u16x16 = UInt16x(8), UInt16x(16)
 
 @register_model(Float32x)
 class _Float32xModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):
+    def __init__(self, dmm, fe_type) -> None:
         super().__init__(dmm, fe_type, ir.VectorType(ir.FloatType(), fe_type.width))
 
 

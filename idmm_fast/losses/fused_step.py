@@ -87,6 +87,12 @@ class FusedStep:
         d_z, d_w, d_b: the gradients of features (B, d), weight (n, d) and bias (n,), if they are needed.
     """
 
+    # Any: tensors, or None where they are not needed.
+    d_z: Any
+    d_w: Any
+    d_b: Any
+    exp_logits: Any
+
     def __init__(
         self,
         features: torch.Tensor,
@@ -95,7 +101,7 @@ class FusedStep:
         targets: Targets,
         options: Options,
         needs_grad: bool,
-    ):
+    ) -> None:
         acc = torch.promote_types(weight.dtype, torch.float32)
         self.z, self.weight, self.bias = features.to(acc), weight, bias
         self.targets, self.options, self.shard = targets, options, options.shard
@@ -198,7 +204,9 @@ class _TargetRows:
         weights: (R, d), the rows of W of these classes, the same way.
     """
 
-    def __init__(self, z: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: Targets, shard: Shard):
+    def __init__(
+        self, z: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: Targets, shard: Shard
+    ) -> None:
         self.parts = []
         self.weights = torch.zeros_like(z)
         pairs = ((targets.idx_a, targets.lam), (targets.idx_b, 1 - targets.lam))

@@ -133,9 +133,10 @@ def check_targets(
             raise ValueError(
                 f"{name} must be within 0..{classes - 1}, and holds {found}: are there as many classes as images?"
             )
-    low, high = (float(v) for v in (lam.aminmax() if isinstance(lam, torch.Tensor) else (lam, lam)))
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"lam, the weight of idx_a, must be within 0..1, and holds {low if not low >= 0 else high}")
+    lowest, highest = (float(v) for v in (lam.aminmax() if isinstance(lam, torch.Tensor) else (lam, lam)))
+    if not (lowest >= 0 and highest <= 1):
+        found = lowest if not lowest >= 0 else highest
+        raise ValueError(f"lam, the weight of idx_a, must be within 0..1, and holds {found}")
 
 
 def _check_types(

@@ -55,7 +55,7 @@ class ShardedHead(nn.Module):
         group: dist.ProcessGroup | None = None,
         sample_rate: float = 1.0,
         workspace_bytes: int = WORKSPACE_BYTES,
-    ):
+    ) -> None:
         super().__init__()
         if not 0 < sample_rate <= 1:
             raise ValueError(f"head.sample_rate is a fraction of the classes, above 0 and at most 1, not {sample_rate}")
@@ -91,7 +91,7 @@ class ShardedHead(nn.Module):
         padded[: rows.shape[0]] = rows
         parts = [torch.empty_like(padded) for _ in range(self.world)] if rank == 0 else None
         dist.gather(padded, parts, group=self.group, group_dst=0)
-        return torch.cat([p.cpu() for p in parts])[: self.total] if rank == 0 else None
+        return torch.cat([p.cpu() for p in parts])[: self.total] if parts is not None else None
 
     @torch.compiler.disable
     def loss(
@@ -134,6 +134,8 @@ class ShardedHead(nn.Module):
             features = gather_equal_rows(features, self.group, float(self.world) if grads_averaged else 1.0)
             idx_a, idx_b, lam, weights = (gather_equal_rows(v, self.group) for v in (idx_a, idx_b, lam, weights))
         weights = weights / (weights.sum() if row_weight is None else self.world)
+        weight: torch.Tensor
+        bias: torch.Tensor
         weight, bias, offset, first = self.weight, self.bias, None, self.first
         if self.sample_rate < 1:
             chosen, offset = self._sample_classes(idx_a, idx_b)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -41,8 +42,9 @@ class Method(nn.Module):
     required_crops: tuple[int, ...] | None = None
     needs_labels = False
     uses_mixed_images = False
+    head: Any  # of each method's own kind
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.normalize, self.backbone = Normalize(pretraining=True), backbone
 
@@ -79,7 +81,7 @@ class Method(nn.Module):
         Returns:
             float (N, d): the rows of all groups, in the order of the groups.
         """
-        parts = [None] * len(images)
+        parts = list(images)  # an entry each, to be replaced
         for members, x in by_size(images):
             x = self.normalize(x)
             for network in networks:
@@ -98,7 +100,8 @@ class Method(nn.Module):
 class _Frozen(nn.ModuleList):
     """Stays in evaluation mode, whatever it is part of."""
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> _Frozen:
+        """As in evaluation, whatever `mode` is."""
         return super().train(False)
 
 
@@ -120,7 +123,7 @@ def ema_update(averages: Iterable[nn.Module], networks: Sequence[nn.Module], mom
         networks: the networks that are trained.
         momentum: 0..1.
     """
-    mine = [p for average in averages for p in average.parameters()]
+    mine: list[torch.Tensor] = [p for average in averages for p in average.parameters()]
     theirs = [p.detach() for network in networks for p in network.parameters()]
     torch._foreach_lerp_(mine, theirs, 1 - momentum)
 

@@ -29,7 +29,7 @@ class DINOHead(nn.Module):
         outputs: length of the output.
     """
 
-    def __init__(self, d: int, hidden: int, bottleneck: int, outputs: int):
+    def __init__(self, d: int, hidden: int, bottleneck: int, outputs: int) -> None:
         super().__init__()
         self.mlp = mlp([d, hidden, hidden, bottleneck], nn.GELU)
         for layer in self.mlp:
@@ -61,6 +61,8 @@ class DINO(Method):
         frozen_epochs: epochs at the start in which the head's last layer is not trained.
     """
 
+    center: torch.Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -73,7 +75,7 @@ class DINO(Method):
         center_momentum: float = 0.9,
         momentum: float = 0.996,
         frozen_epochs: int = 1,
-    ):
+    ) -> None:
         super().__init__(backbone)
         self.crops = crops
         self.temperatures = student_temperature, teacher_temperature
@@ -103,8 +105,8 @@ class DINO(Method):
             self.head.last.weight.grad = None
 
     def after_step(self, progress: float) -> None:
-        output_sum, count = self._pending_outputs
-        count = sum_over_processes(torch.tensor(float(count), device=output_sum.device))
+        output_sum, own = self._pending_outputs
+        count = sum_over_processes(torch.tensor(float(own), device=output_sum.device))
         output_sum = sum_over_processes(output_sum)
         self.center.copy_(update_center(self.center, output_sum, count, self.center_momentum))
         ema_update(self.teacher, [self.backbone, self.head], cosine_momentum(self.momentum, progress))

@@ -7,6 +7,8 @@ memory bank.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -40,7 +42,7 @@ class IDMM(Method):
         fused: bool = False,
         workspace_bytes: int = WORKSPACE_BYTES,
         sample_rate: float = 1.0,
-    ):
+    ) -> None:
         super().__init__(backbone)
         self.label_smoothing, self.fused = label_smoothing, fused or sample_rate < 1
         if self.fused:
@@ -54,7 +56,7 @@ class IDMM(Method):
         self, images: Tensors, idx_a: Tensors, idx_b: Tensors, lam: Tensors, loss_weight: float = 1.0
     ) -> torch.Tensor:
         """The sum over the crop groups of the mean over a group's rows; see Method."""
-        loss = 0.0
+        loss: Any = 0.0  # a tensor from the first group on
         for members, x in by_size(images):
             features = self.backbone(self.normalize(x))
             if self.fused:

@@ -32,6 +32,9 @@ class MoCoV2(Method):
     """
 
     required_crops = (2,)
+    queue: torch.Tensor
+    queue_ids: torch.Tensor
+    queue_ptr: torch.Tensor
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class MoCoV2(Method):
         dim: int = 128,
         queue: int = 65536,
         momentum: float = 0.999,
-    ):
+    ) -> None:
         super().__init__(backbone)
         self.temperature, self.momentum = temperature, momentum
         self.head = mlp([feature_dim(backbone), hidden, dim])

@@ -5,6 +5,8 @@ Chen, Xie and He, arXiv 2104.02057 (equation 1 and algorithm 1).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -38,7 +40,7 @@ class MoCoV3(Method):
         hidden: int = 4096,
         dim: int = 256,
         momentum: float = 0.99,
-    ):
+    ) -> None:
         super().__init__(backbone)
         self.temperature, self.momentum = temperature, momentum
         projector = mlp([feature_dim(backbone), hidden, hidden, dim], batch_norm=True)
@@ -57,7 +59,7 @@ class MoCoV3(Method):
             k = normalize(self.project(self.momentum_encoder, images).float(), dim=1)
         ids = idx_a[0].chunk(2)[0]
         all_ids = gather_rows(ids)[0]
-        loss = 0.0
+        loss: Any = 0.0  # a tensor from the first pair on
         for query, key in zip(q.chunk(2), reversed(k.chunk(2))):
             loss = loss + contrastive_loss(query, gather_rows(key)[0], ids, all_ids, self.temperature)
         return loss_weight * 2 * self.temperature * loss

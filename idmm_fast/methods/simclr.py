@@ -25,7 +25,7 @@ class SimCLR(Method):
         dim: length of the projection.
     """
 
-    def __init__(self, backbone: nn.Module, temperature: float = 0.5, hidden: int = 2048, dim: int = 128):
+    def __init__(self, backbone: nn.Module, temperature: float = 0.5, hidden: int = 2048, dim: int = 128) -> None:
         super().__init__(backbone)
         self.temperature = temperature
         self.head = mlp([feature_dim(backbone), hidden, dim])
@@ -39,7 +39,7 @@ class SimCLR(Method):
     ) -> torch.Tensor:
         """See Method."""
         z = normalize(self.project([self.backbone, self.head], images).float(), dim=1)
-        ids = self.positive_ids(torch.cat(idx_a))
+        ids = self.positive_ids(torch.cat(list(idx_a)))
         keys, first = gather_rows(z)
         own = torch.arange(z.shape[0], device=z.device) + first
         return loss_weight * contrastive_loss(z, keys, ids, gather_rows(ids)[0], self.temperature, own)

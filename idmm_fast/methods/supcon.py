@@ -22,6 +22,7 @@ class SupCon(SimCLR):
     """
 
     needs_labels = True
+    labels: torch.Tensor
 
     def __init__(
         self,
@@ -30,7 +31,7 @@ class SupCon(SimCLR):
         temperature: float = 0.5,
         hidden: int = 2048,
         dim: int = 256,
-    ):
+    ) -> None:
         super().__init__(backbone, temperature, hidden, dim)
         self.register_buffer("labels", labels, persistent=False)
 

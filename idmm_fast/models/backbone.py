@@ -63,4 +63,4 @@ def size_options(name: str, image_size: int) -> dict[str, int]:
 
 def feature_dim(backbone: nn.Module) -> int:
     """Length of the backbone's feature vector."""
-    return backbone.num_features
+    return int(backbone.num_features)  # type: ignore[arg-type]  of timm's models, an int

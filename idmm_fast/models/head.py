@@ -19,7 +19,7 @@ def init_head(dim: int, classes: int) -> nn.Linear:
 class Classifier(nn.Module):
     """Backbone and linear layer, from uint8 images to logits."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear):
+    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.normalize, self.backbone, self.head = Normalize(), backbone, head
 
@@ -38,5 +38,5 @@ class Classifier(nn.Module):
         """
         x = self.normalize(images)
         if partner is not None:
-            x = lam * x + (1 - lam) * x[partner]
+            x = lam * x + (1 - lam) * x[partner]  # type: ignore[operator]  lam comes with partner
         return self.head(self.backbone(x))

@@ -17,7 +17,10 @@ class Normalize(nn.Module):
         pretraining: whether the standard deviation is that of pretraining, whose backbones need it when frozen too.
     """
 
-    def __init__(self, pretraining: bool = False):
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, pretraining: bool = False) -> None:
         super().__init__()
         mean = torch.tensor(MEAN).view(1, 3, 1, 1)
         std = torch.tensor(PRETRAIN_STD if pretraining else STD).view(1, 3, 1, 1)
@@ -25,4 +28,5 @@ class Normalize(nn.Module):
         self.register_buffer("shift", -mean / std, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images, of the type and shape that the class says."""
         return images.to(self.scale.dtype) * self.scale + self.shift

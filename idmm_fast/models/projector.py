@@ -22,20 +22,21 @@ class BatchNorm(nn.Module):
         eps: added to the variance.
     """
 
-    def __init__(self, d: int, affine: bool = True, eps: float = 1e-5):
+    def __init__(self, d: int, affine: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d)) if affine else None
         self.bias = nn.Parameter(torch.zeros(d)) if affine else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, d), normalised, in float32."""
         x = x.float()
         if not is_distributed():
             return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         count = sum_over_processes(torch.tensor(float(x.shape[0]), device=x.device))
         centred = x - sum_over_processes(x.sum(0)) / count
         result = centred * (sum_over_processes(centred.square().sum(0)) / count + self.eps).rsqrt()
-        return result if self.weight is None else result * self.weight + self.bias
+        return result if self.weight is None or self.bias is None else result * self.weight + self.bias
 
 
 def mlp(
@@ -49,7 +50,7 @@ def mlp(
         batch_norm: whether there is a BatchNorm after each layer, the last one without scale and shift, and no biases,
             as in MoCo v3.
     """
-    layers = []
+    layers: list[nn.Module] = []
     for k, (d, width) in enumerate(zip(widths[:-1], widths[1:])):
         last = k == len(widths) - 2
         layers.append(nn.Linear(d, width, bias=not batch_norm))

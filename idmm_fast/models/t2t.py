@@ -26,7 +26,7 @@ __all__ = ["T2TViT"]
 class TokenTransformer(nn.Module):
     """Attention of one head that also narrows the tokens: (B, T, dim) -> (B, T, inner)."""
 
-    def __init__(self, dim: int, inner: int):
+    def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(inner)
         self.qkv, self.proj = nn.Linear(dim, 3 * inner, bias=False), nn.Linear(inner, inner)
@@ -50,7 +50,9 @@ class TokenPerformer(nn.Module):
         drop: the rate of dropout.
     """
 
-    def __init__(self, dim: int, inner: int, features: float = 0.5, drop: float = 0.1):
+    w: torch.Tensor
+
+    def __init__(self, dim: int, inner: int, features: float = 0.5, drop: float = 0.1) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(inner)
         self.kqv, self.proj = nn.Linear(dim, 3 * inner), nn.Linear(inner, inner)
@@ -76,7 +78,7 @@ class TokenPerformer(nn.Module):
 class Tokens(nn.Module):
     """Images (B, 3, S, S) to tokens (B, (S / 16)^2, dim)."""
 
-    def __init__(self, in_chans: int, dim: int, module: type[nn.Module], token_dim: int = 64):
+    def __init__(self, in_chans: int, dim: int, module: type[nn.Module], token_dim: int = 64) -> None:
         super().__init__()
         self.splits = nn.ModuleList(
             [nn.Unfold(7, stride=4, padding=2), *(nn.Unfold(3, stride=2, padding=1) for _ in range(2))]
@@ -131,6 +133,8 @@ class T2TViT(nn.Module):
         ValueError: an img_size that is no multiple of 16.
     """
 
+    pos_embed: torch.Tensor
+
     def __init__(
         self,
         img_size: int = 224,
@@ -138,21 +142,21 @@ class T2TViT(nn.Module):
         num_classes: int = 1000,
         drop_path_rate: float = 0.0,
         **config: Any,
-    ):
+    ) -> None:
         super().__init__()
         if img_size % 16:
             raise ValueError(f"T2T-ViT takes images whose side is a multiple of 16, not {img_size}")
-        config = T2TConfig(**config)
-        dim = config.embed_dim
+        made = T2TConfig(**config)
+        dim = made.embed_dim
         self.num_classes, self.num_features, self.embed_dim = num_classes, dim, dim
-        module = {"performer": TokenPerformer, "transformer": TokenTransformer}[config.tokens]
+        module = {"performer": TokenPerformer, "transformer": TokenTransformer}[made.tokens]
         self.tokens_to_token = Tokens(in_chans, dim, module)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("pos_embed", sinusoids(1 + (img_size // 16) ** 2, dim), persistent=False)
         self.blocks = nn.Sequential(
             *(
-                Block(dim, config.num_heads, config.mlp_ratio, qkv_bias=False, drop_path=rate, norm_layer=nn.LayerNorm)
-                for rate in torch.linspace(0, drop_path_rate, config.depth).tolist()
+                Block(dim, made.num_heads, made.mlp_ratio, qkv_bias=False, drop_path=rate, norm_layer=nn.LayerNorm)
+                for rate in torch.linspace(0, drop_path_rate, made.depth).tolist()
             )
         )
         self.norm = nn.LayerNorm(dim)

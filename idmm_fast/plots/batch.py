@@ -67,5 +67,5 @@ def _plot_crop(axis: Axes, pixels: torch.Tensor, box: np.ndarray) -> None:
     top, left, bottom, right = box
     if bottom > top and right > left:
         corner = left - 0.5, top - 0.5  # pixels are drawn around whole numbers
-        box = Rectangle(corner, right - left, bottom - top, fill=False, edgecolor="red", linewidth=1.2)
-        axis.add_patch(box)
+        frame = Rectangle(corner, right - left, bottom - top, fill=False, edgecolor="red", linewidth=1.2)
+        axis.add_patch(frame)

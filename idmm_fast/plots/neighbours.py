@@ -25,13 +25,13 @@ class Side:
         labels: int, of every dataset row.
     """
 
-    path: str
+    path: str | Path
     features: torch.Tensor
     rows: torch.Tensor
     labels: np.ndarray
 
 
-def load_images(path: str, rows: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+def load_images(path: str | Path, rows: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     """uint8 (n, size, size, 3): the images of these dataset rows, resized and cut out at the centre."""
     rows = np.asarray(rows)
     (group,) = next(iter(evaluation_loader(path, rows.size, size, rows=rows)))

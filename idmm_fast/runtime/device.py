@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import ConfigError
 from ..limits import cache_folder
 from . import distributed
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # With up to so many tokens, attention on a CPU is faster multiplied out than by torch's fused kernel, whose backward
 # pass is slow there: measured on a Xeon with AMX (benchmark.py step; docs/performance.md).
@@ -49,12 +51,14 @@ class Runtime:
 
     def scaler(self) -> torch.amp.GradScaler:
         """A gradient scaler, which does nothing but for float16. Of several processes all skip a step, or none."""
-        kind = torch.amp.GradScaler
+        kind: type[torch.amp.GradScaler] = torch.amp.GradScaler
         if distributed.world() > 1:
-            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as kind
+            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+            kind = ShardedGradScaler
         return kind(self.device.type, enabled=self.amp == torch.float16)
 
-    def to_device(self, module: nn.Module) -> nn.Module:
+    def to_device(self, module: Module) -> Module:
         """`module` on the device, in the memory format chosen."""
         module = module.to(self.device)
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
@@ -71,13 +75,13 @@ class Runtime:
                 *getattr(module, "_ddp_params_and_buffers_to_ignore", ()),
                 *(n for n, _ in module.named_buffers()),
             ]
-            module._ddp_params_and_buffers_to_ignore = ignored
+            module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]  DDP's own list of names
             devices = [self.device] if self.device.type == "cuda" else None
             module = DistributedDataParallel(module, devices, gradient_as_bucket_view=True)
         if not self.compile:
             return module
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-        return torch.compile(module, dynamic=False)
+        return cast(nn.Module, torch.compile(module, dynamic=False))
 
     def __str__(self) -> str:
         if self.device.type == "cuda":

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -85,7 +85,7 @@ def process_group(device: str) -> Iterator[None]:
     if not is_cuda:  # torchrun gives each process one thread
         torch.set_num_threads(cores())
     try:
-        _long_wait_group = dist.new_group(backend="gloo", timeout=_LONG_WAIT)
+        _long_wait_group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_LONG_WAIT))
         # Only the agent of the process that died counts the restart.
         _restarted = any(all_gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
         yield
@@ -174,9 +174,10 @@ class _Heartbeat:
 
     _WORKING, _DONE, _FAILED = 0, 1, -1  # of which all processes see the smallest
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=HEARTBEAT_TIMEOUT))
-        self._state, self._why, self.timed_out = self._WORKING, None, False
+        self._state, self.timed_out = self._WORKING, False
+        self._why: str | None = None
         self._leaving, self._left = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
@@ -202,7 +203,7 @@ class _Heartbeat:
             state = torch.tensor([self._state])
             try:
                 dist.all_reduce(state, dist.ReduceOp.MIN, group=self._group)
-                lowest = state.item()
+                lowest = int(state.item())
             except RuntimeError as error:
                 self._why, self.timed_out = _why_lost(error) or str(error), "Timed out" in str(error)
                 break
@@ -259,7 +260,7 @@ class Consensus:
         delay: how many calls an answer comes after its question.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
         self.delay = int(world() > 1)
 

@@ -51,8 +51,8 @@ class _AllGather(torch.autograd.Function):
 def _gather(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([rows.shape[0]], device=rows.device))
-    counts = torch.cat(counts).tolist()
-    return _AllGather.apply(rows, counts, None, None), sum(counts[: dist.get_rank()])
+    sizes = torch.cat(counts).tolist()
+    return _AllGather.apply(rows, sizes, None, None), sum(sizes[: dist.get_rank()])
 
 
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
