@@ -74,6 +74,7 @@ class ReferenceStep(torch.nn.Module):
         self, model: torch.nn.Module, instances: int, label_smoothing: float = 0.1, use_indices: bool = False
     ) -> None:
         super().__init__()
+        self.model: Any
         self.model, self.instances = model, instances
         self.label_smoothing, self.use_indices = label_smoothing, use_indices
         self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False)

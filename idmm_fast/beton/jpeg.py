@@ -8,6 +8,7 @@ import ctypes
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from llvmlite import binding
@@ -18,7 +19,8 @@ from ..kernels.jit import kernel
 # Found, not imported: importing FFCV imports torch and changes its thread count. And loaded for these functions alone:
 # made global, it would bring OpenCV's needs along, among them a plain BLAS that replaces torch's own and is ten times
 # slower.
-_path = next(Path(find_spec("ffcv").submodule_search_locations[0]).glob("_libffcv*.so"))
+_spec: Any = find_spec("ffcv")
+_path = next(Path(_spec.submodule_search_locations[0]).glob("_libffcv*.so"))
 _library = ctypes.CDLL(str(_path), mode=ctypes.RTLD_LOCAL)
 for _name in ("tjInitDecompress", "tjDestroy", "tjDecompressHeader3", "tjDecompress2"):
     binding.add_symbol(_name, ctypes.cast(getattr(_library, _name), ctypes.c_void_p).value)

@@ -120,7 +120,7 @@ class Beton:
             (self.label, "<i8"),
             (sums, "<u8"),
         ):
-            digest.update(np.ascontiguousarray(column, kind))
+            digest.update(np.ascontiguousarray(column, kind))  # type: ignore[arg-type]  # numpy has no stub of Buffer
         return digest.hexdigest()[:16]
 
     @cached_property

@@ -28,7 +28,7 @@ finally:
     numba.typed.Dict = _typed
     for _name, _module in list(sys.modules.items()):
         if _name.startswith("ffcv.") and getattr(_module, "Dict", None) is dict:
-            _module.Dict = _typed
+            _module.Dict = _typed  # type: ignore[attr-defined]
 
 __all__ = [
     "Compiler",

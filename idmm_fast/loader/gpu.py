@@ -140,7 +140,7 @@ def blur(x: torch.Tensor, sigma: torch.Tensor, radius: int) -> torch.Tensor:
     for dim in (3, 2):
         padding = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
         padded = torch.nn.functional.pad(out, padding, mode="replicate")
-        out = sum(weights[:, k, None, None, None] * padded.narrow(dim, k, size) for k in range(2 * radius + 1))
+        out = sum(weights[:, k, None, None, None] * padded.narrow(dim, k, size) for k in range(2 * radius + 1))  # type: ignore[assignment]
     return torch.where((sigma >= MIN_SIGMA)[:, None, None, None], out, x)
 
 

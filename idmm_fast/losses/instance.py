@@ -135,8 +135,8 @@ def check_targets(
             )
     lowest, highest = (float(v) for v in (lam.aminmax() if isinstance(lam, torch.Tensor) else (lam, lam)))
     if not (lowest >= 0 and highest <= 1):
-        found = lowest if not lowest >= 0 else highest
-        raise ValueError(f"lam, the weight of idx_a, must be within 0..1, and holds {found}")
+        wrong = lowest if not lowest >= 0 else highest
+        raise ValueError(f"lam, the weight of idx_a, must be within 0..1, and holds {wrong}")
 
 
 def _check_types(

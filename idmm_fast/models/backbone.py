@@ -58,9 +58,9 @@ def create_backbone(
 
 def size_options(name: str, image_size: int) -> dict[str, int]:
     """The argument that tells timm's model its resolution; none for PVTv2, which takes any as it is."""
-    return {} if "pvt" in inspect.getmodule(timm.model_entrypoint(name)).__name__ else {"img_size": image_size}
+    return {} if "pvt" in inspect.getmodule(timm.model_entrypoint(name)).__name__ else {"img_size": image_size}  # type: ignore[union-attr]
 
 
 def feature_dim(backbone: nn.Module) -> int:
     """Length of the backbone's feature vector."""
-    return int(backbone.num_features)  # type: ignore[arg-type]  of timm's models, an int
+    return backbone.num_features  # type: ignore[return-value]  # timm's models have an int

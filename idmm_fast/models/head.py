@@ -38,5 +38,5 @@ class Classifier(nn.Module):
         """
         x = self.normalize(images)
         if partner is not None:
-            x = lam * x + (1 - lam) * x[partner]  # type: ignore[operator]  lam comes with partner
+            x = lam * x + (1 - lam) * x[partner]  # type: ignore[operator]  # lam comes with partner
         return self.head(self.backbone(x))

@@ -80,7 +80,7 @@ class Tokens(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, module: type[nn.Module], token_dim: int = 64) -> None:
         super().__init__()
-        self.splits = nn.ModuleList(
+        self.splits: Any = nn.ModuleList(
             [nn.Unfold(7, stride=4, padding=2), *(nn.Unfold(3, stride=2, padding=1) for _ in range(2))]
         )
         self.attention = nn.ModuleList([module(in_chans * 49, token_dim), module(token_dim * 9, token_dim)])

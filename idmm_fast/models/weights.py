@@ -73,7 +73,7 @@ def timm_config(
     return {
         "architecture": name,
         "num_classes": classes,
-        "model_args": options | size_options(name, image_size),
+        "model_args": {**options, **size_options(name, image_size)},
         "pretrained_cfg": {
             "input_size": [3, image_size, image_size],
             "interpolation": "bicubic",
@@ -168,7 +168,7 @@ def _resampled(backbone: nn.Module, key: str, value: torch.Tensor, shape: torch.
             return resample_abs_pos_embed(value, new_size=list(grid), num_prefix_tokens=prefix)
     elif key.endswith("relative_position_bias_table") and value.ndim == len(shape) == 2 and value.shape[1] == shape[1]:
         # In Swin: over a smaller map the window is smaller too.
-        attention = backbone.get_submodule(key.removesuffix(".relative_position_bias_table"))
+        attention: Any = backbone.get_submodule(key.removesuffix(".relative_position_bias_table"))
         return resize_rel_pos_bias_table(value, attention.window_size, shape)
     return value
 

@@ -75,7 +75,7 @@ class Runtime:
                 *getattr(module, "_ddp_params_and_buffers_to_ignore", ()),
                 *(n for n, _ in module.named_buffers()),
             ]
-            module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]  DDP's own list of names
+            module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]  # DDP's list
             devices = [self.device] if self.device.type == "cuda" else None
             module = DistributedDataParallel(module, devices, gradient_as_bucket_view=True)
         if not self.compile:
@@ -153,6 +153,7 @@ def choose_attention(module: nn.Module, runtime: Runtime) -> None:
     """
     if runtime.device.type != "cpu":
         return
+    network: Any
     for network in module.modules():
         if not hasattr(network, "blocks") or not hasattr(network, "patch_embed"):
             continue

@@ -175,7 +175,7 @@ class _Heartbeat:
     _WORKING, _DONE, _FAILED = 0, 1, -1  # of which all processes see the smallest
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=HEARTBEAT_TIMEOUT))
+        self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=HEARTBEAT_TIMEOUT))
         self._state, self.timed_out = self._WORKING, False
         self._why: str | None = None
         self._leaving, self._left = threading.Event(), threading.Event()

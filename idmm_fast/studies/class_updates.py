@@ -13,6 +13,7 @@ What is shown is the median gradient norm of the classes whose image is not in t
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,8 @@ def _train(cfg: SimpleNamespace, variant: Variant, length: Length, head_lr: floa
         drop_last=True,
     )
     backbone = create_backbone(cfg.model.name, size, 0.0, cfg.model.options)
-    normalize, head = Normalize(pretraining=True), init_head(feature_dim(backbone), length.images)
+    normalize = Normalize(pretraining=True)
+    head: Any = init_head(feature_dim(backbone), length.images)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=cfg.training.lr, weight_decay=cfg.training.weight_decay)
     result = {key: np.zeros(length.epochs) for key in FIGURES}
     for epoch in range(length.epochs):

@@ -23,7 +23,7 @@ USABLE_FRACTION = 0.8  # of what is free; the rest is for what backward needs fo
 DEFAULT_BATCH_SIZE = 256  # images a step, the recipe's: the learning rate is not meant for more
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> float:
     """Bytes that this process may still take.
 
     On a GPU those of the device, else the least of what the system, its cgroup and ulimit allow.

@@ -44,7 +44,7 @@ def write(path: str | Path, state: dict[str, Any]) -> None:
     _sum_path(path).unlink(missing_ok=True)  # a file without a sum is believed, one with a wrong sum is not
     with replacing(path, unique=False) as temporary, open(temporary, "wb") as file:
         hashing = _HashingFile(file)
-        torch.save(state, hashing)
+        torch.save(state, hashing)  # type: ignore[arg-type]  # write and flush are all that it needs
     with replacing(_sum_path(path), unique=False) as temporary:
         temporary.write_text(hashing.digest.hexdigest(), encoding="utf-8")
 

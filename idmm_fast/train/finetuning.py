@@ -91,8 +91,8 @@ class Finetuning(Task):
         ((images, idx_a, idx_b, lam),) = groups
         alpha, device = self.cfg.mixup_cutmix.alpha, idx_a.device
         if alpha > 0 and epoch % 2 == 0:
-            lam_mixup, partner = sample_mixup(self.cfg.training.seed, epoch, step, idx_a.numel(), alpha)
-            partner = torch.from_numpy(partner).to(device, non_blocking=True)
+            lam_mixup, chosen = sample_mixup(self.cfg.training.seed, epoch, step, idx_a.numel(), alpha)
+            partner = torch.from_numpy(chosen).to(device, non_blocking=True)
             idx_b, lam = idx_a[partner], torch.full_like(lam, lam_mixup)
         else:
             partner, lam_mixup = torch.arange(idx_a.numel(), device=device), 1.0

@@ -30,7 +30,7 @@ class MetricsLog:
         step = state["step"] if state else 0
         kept = _lines_before(path, step)
         self.line: dict[str, Any] = json.loads(kept[-1]) if kept else {}
-        if step and self.line.get("step") != step - 1 and "line" in state:  # it is lost, or this is another folder
+        if state and step and self.line.get("step") != step - 1 and "line" in state:  # lost, or this is another folder
             self.line = state["line"]
             kept.append(json.dumps(self.line))
         write_text(path, "".join(line + "\n" for line in kept))

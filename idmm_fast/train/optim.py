@@ -24,7 +24,7 @@ def make_optimizer(model: nn.Module, training: SimpleNamespace) -> torch.optim.A
     Returns:
         torch.optim.AdamW, fused, with learning rate 0.
     """
-    head = {id(p) for p in model.head.parameters()}
+    head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for p in model.parameters():
         if not p.requires_grad:

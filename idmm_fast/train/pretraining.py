@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -93,7 +93,7 @@ class Pretraining(Task):
         every = self.cfg.online_eval.every
         if self.online_evaluation is None or not every or ((epoch + 1) % every and not last):
             return None
-        found = distributed.broadcast_from_main(lambda: self.online_evaluation(self.model.encoder, self.runtime))
+        found = distributed.broadcast_from_main(lambda: self.online_evaluation(self.model.encoder, self.runtime))  # type: ignore[misc]
         self.model.train()
         if distributed.rank() == 0:
             tqdm.write(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.2f} %" for name, value in found.items()))
@@ -122,7 +122,7 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
             f"cutmix.chunk_size {cfg.cutmix.chunk_size} does not divide the {args['batch_size']} images a step of a "
             f"process (training.batch_size {cfg.training.batch_size}, processes: {args['world_size']})"
         )
-    make = MultiCropLoader
+    make: Callable[..., MultiCropLoader] = MultiCropLoader
     if cfg.data.augment_on == "device":
         from ..loader.gpu import DeviceLoader
 
@@ -140,7 +140,7 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
     )
 
 
-def _crop_groups(cfg: SimpleNamespace) -> list[tuple[int, int, Sequence[float]]]:
+def _crop_groups(cfg: SimpleNamespace) -> list[tuple[int, int, Any]]:
     """(count, size, scale) of every group of crops."""
     return [(g["count"], g.get("size", cfg.model.image_size), g["scale"]) for g in cfg.crops.groups]
 
@@ -150,7 +150,7 @@ def _make_model(cfg: SimpleNamespace, labels: torch.Tensor, runtime: Runtime) ->
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
     counts = [count for count, _, _ in _crop_groups(cfg)]
     if cfg.method.name == "idmm":
-        model = _make_idmm(cfg, backbone, labels.numel())
+        model: Method = _make_idmm(cfg, backbone, labels.numel())
     else:
         if cfg.cutmix.alpha > 0 and not METHODS[cfg.method.name].uses_mixed_images:
             raise ConfigError(

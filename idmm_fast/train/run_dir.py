@@ -91,7 +91,7 @@ class RunDir:
         self.is_main = distributed.rank() == 0
         self._writer = checkpoint.Writer()
         self._fingerprints: dict[str, str] = {}
-        self.state: dict[str, Any] | None = None
+        self.state: Any = None
         resume = effective_resume(folder, cfg.training.resume)
         path = distributed.broadcast_from_main(lambda: self._open(as_dict(cfg), resume, betons))
         if not self.is_main and path:

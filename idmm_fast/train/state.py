@@ -34,7 +34,7 @@ class TrainState:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self._is_sharded = getattr(model.head, "is_sharded", False)
-        head = {id(p) for p in model.head.parameters()}
+        head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         self._head_indices = [k for k, p in enumerate(parameters) if id(p) in head]
 

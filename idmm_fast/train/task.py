@@ -126,7 +126,7 @@ def make_augment(cfg: SimpleNamespace) -> Augment:
     return Augment(**vars(cfg.augment))
 
 
-def loader_args(cfg: SimpleNamespace) -> dict[str, int]:
+def loader_args(cfg: SimpleNamespace) -> dict[str, Any]:
     """The loader's arguments that depend on the processes: {"batch_size", "num_workers", "rank", "world_size"}.
 
     Raises:

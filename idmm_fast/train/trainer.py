@@ -104,7 +104,7 @@ class Trainer:
         for groups in prefetch_to_device(self.loader, self.runtime.device):
             self._train_step(groups, epoch)
             # The clocks of other processes don't count: all must write the same checkpoint.
-            due = self.clock.is_due() and distributed.rank() == 0
+            due: float = self.clock.is_due() and distributed.rank() == 0
             stop, due = consensus.all_reduce_max(signals.signal, due)
             due = due and self.step - self.clock.step > consensus.delay  # else it was asked before the last was written
             if stop:
@@ -137,7 +137,7 @@ class Trainer:
         if not self.scaler.is_enabled():
             # The fused AdamW skips a step by this flag, which GradScaler sets for it (torch/amp/grad_scaler.py). So
             # nothing has to be read back from the device.
-            self.optimizer.found_inf = looked_at[1]
+            self.optimizer.found_inf = looked_at[1]  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
