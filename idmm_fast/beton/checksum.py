@@ -34,13 +34,13 @@ def _mix(lane, word):
 
 
 @kernel
-def checksum(data):
+def checksum(data: np.ndarray) -> np.uint64:
     """uint64 of `data` (uint8, 1-d, contiguous)."""
     n = data.size
     a, b, c, d = np.uint64(n), np.uint64(1), np.uint64(2), np.uint64(3)
     k = 0
     while k + 32 <= n:
-        a = _mix(a, _word(data, k))
+        a = _mix(a, _word(data, k))  # type: ignore[call-arg]  # numba gives the first argument
         b = _mix(b, _word(data, k + 8))
         c = _mix(c, _word(data, k + 16))
         d = _mix(d, _word(data, k + 24))
@@ -51,7 +51,7 @@ def checksum(data):
 
 
 @kernel
-def checksums(file, ptr, length, out):
+def checksums(file: np.ndarray, ptr: np.ndarray, length: np.ndarray, out: np.ndarray) -> None:
     """Checksums of parts of a file.
 
     Args:

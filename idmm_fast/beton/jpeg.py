@@ -112,7 +112,7 @@ def _decode(handle, data, height, width, out_height, out_width, out):
 
 
 @kernel
-def decode_jpeg(handle, data, height, width, out):
+def decode_jpeg(handle: int, data: np.ndarray, height: int, width: int, out: np.ndarray) -> int:
     """Decode a JPEG to RGB.
 
     The JPEG's own header is compared with the expected size first, so that `out` can't be overrun.
@@ -131,7 +131,7 @@ def decode_jpeg(handle, data, height, width, out):
 
 
 @kernel
-def test_jpeg(handle, data, height, width, out):
+def test_jpeg(handle: int, data: np.ndarray, height: int, width: int, out: np.ndarray) -> int:
     """The code that `decode_jpeg` would return, in two thirds of its time.
 
     Every bit is read, but the pixels are made at an eighth of the size.

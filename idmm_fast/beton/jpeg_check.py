@@ -213,7 +213,7 @@ def _has_name(name, data, at, end, size):
 
 
 @kernel
-def is_intact(data):
+def is_intact(data: np.ndarray) -> bool:
     """Whether all of `data` (uint8, 1-d) is a plain JPEG that can be read to its end."""
     lookup, symbols = np.empty((8, 1 << LOOKUP_BITS), np.int32), np.empty((4, 256), np.uint8)
     max_code, offset = np.empty((4, 17), np.int32), np.empty((4, 17), np.int32)

@@ -6,6 +6,8 @@ a line of `sample_augment` and one of `apply_augment`.
 Every value has a counter of its own (see `philox`), so switching one augmentation off leaves all others as they were.
 """
 
+from typing import Any
+
 import numpy as np
 
 from ..kernels.blur import gaussian_blur
@@ -36,7 +38,7 @@ _SWITCHES, _FACTORS, _SHAPES = 16, 17, 18
 
 
 @kernel
-def sample_augment(seed, epoch, row, stream, spec, sample):
+def sample_augment(seed: int, epoch: int, row: int, stream: int, spec: Any, sample: Any) -> None:
     """Sample the augmentations of one crop.
 
     Args:
@@ -77,7 +79,7 @@ def sample_augment(seed, epoch, row, stream, spec, sample):
 
 
 @kernel
-def recolor_crop(sample, planes, scratch):
+def recolor_crop(sample: Any, planes: np.ndarray, scratch: np.ndarray) -> None:
     """The colour jitter and the grayscale that were sampled, in place."""
     program = scratch[:PROGRAM]
     if sample.jitter:
@@ -96,7 +98,7 @@ def recolor_crop(sample, planes, scratch):
 
 
 @kernel
-def apply_augment(sample, planes, scratch):
+def apply_augment(sample: Any, planes: np.ndarray, scratch: np.ndarray) -> None:
     """The augmentations that were sampled, in place; but for the flip, which comes with the resampling.
 
     Args:

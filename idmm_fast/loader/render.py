@@ -1,5 +1,7 @@
 """The heart of the loader: decode an image once, and write each of its crops, mixed, to its place in the batch."""
 
+from typing import Any
+
 import numpy as np
 
 from ..beton.checksum import checksum
@@ -46,7 +48,7 @@ def max_taps(specs: np.ndarray, max_height: int, max_width: int) -> int:
 
 
 @kernel
-def resized_shape(height, width, shorter):
+def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
     """(height, width) after torchvision's Resize: the shorter side is `shorter`, the longer one is rounded down."""
     if height <= width:
         return shorter, shorter * width // height
@@ -54,7 +56,15 @@ def resized_shape(height, width, shorter):
 
 
 @kernel
-def resample_crop(source, spec, sample, planes, scratch, starts, tables):
+def resample_crop(
+    source: np.ndarray,
+    spec: Any,
+    sample: Any,
+    planes: np.ndarray,
+    scratch: np.ndarray,
+    starts: np.ndarray,
+    tables: np.ndarray,
+) -> None:
     """The crop that was sampled, resized and flipped.
 
     Args:
@@ -107,14 +117,22 @@ def resample_crop(source, spec, sample, planes, scratch, starts, tables):
 
 
 @kernel
-def render_crop(source, spec, sample, planes, scratch, starts, tables):
+def render_crop(
+    source: np.ndarray,
+    spec: Any,
+    sample: Any,
+    planes: np.ndarray,
+    scratch: np.ndarray,
+    starts: np.ndarray,
+    tables: np.ndarray,
+) -> None:
     """One crop of `source`, augmented. For the arguments see `resample_crop`."""
     resample_crop(source, spec, sample, planes, scratch, starts, tables)
     apply_augment(sample, planes, scratch)
 
 
 @kernel
-def write_mixed(planes, box, out, at, dest_box, dest):
+def write_mixed(planes: np.ndarray, box: np.ndarray, out: np.ndarray, at: int, dest_box: np.ndarray, dest: int) -> None:
     """Round a crop to uint8 pixels (S, S, 3), in its own row outside its box, in another row inside that row's box.
 
     Args:
@@ -139,31 +157,31 @@ def write_mixed(planes, box, out, at, dest_box, dest):
 
 @kernel
 def render_batch(
-    first,
-    last,
-    rows,
-    file,
-    mode,
-    height,
-    width,
-    ptr,
-    length,
-    sums,
-    seed,
-    epoch,
-    specs,
-    offsets,
-    boxes,
-    dest_rows,
-    out,
-    decoder,
-    pixels,
-    planes,
-    scratch,
-    starts,
-    tables,
-    sample,
-):
+    first: int,
+    last: int,
+    rows: np.ndarray,
+    file: np.ndarray,
+    mode: np.ndarray,
+    height: np.ndarray,
+    width: np.ndarray,
+    ptr: np.ndarray,
+    length: np.ndarray,
+    sums: np.ndarray,
+    seed: int,
+    epoch: int,
+    specs: np.ndarray,
+    offsets: np.ndarray,
+    boxes: np.ndarray,
+    dest_rows: np.ndarray,
+    out: np.ndarray,
+    decoder: int,
+    pixels: np.ndarray,
+    planes: np.ndarray,
+    scratch: np.ndarray,
+    starts: np.ndarray,
+    tables: np.ndarray,
+    sample: np.ndarray,
+) -> tuple[int, int]:
     """Make every crop of the images first .. last - 1 of a batch.
 
     Args:

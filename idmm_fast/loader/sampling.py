@@ -1,6 +1,7 @@
 """What is sampled for one crop of one image: its box, and its augmentations (see `augment`)."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,9 @@ CROP_SAMPLE = np.dtype([("top", "i4"), ("left", "i4"), ("height", "i4"), ("width
 
 
 @kernel
-def sample_crop_box(seed, epoch, row, stream, height, width, scale, ratio):
+def sample_crop_box(
+    seed: int, epoch: int, row: int, stream: int, height: int, width: int, scale: np.ndarray, ratio: np.ndarray
+) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop.get_params, from blocks 0..9 of the counter.
 
     Args:
@@ -47,7 +50,7 @@ def sample_crop_box(seed, epoch, row, stream, height, width, scale, ratio):
 
 
 @kernel
-def sample_crop(seed, epoch, row, stream, height, width, spec, sample):
+def sample_crop(seed: int, epoch: int, row: int, stream: int, height: int, width: int, spec: Any, sample: Any) -> None:
     """Fill `sample` (CROP_SAMPLE record) for crop number `stream` of an image of this size; spec: CROP_SPEC record."""
     if spec.resize > 0:
         sample.top, sample.left, sample.height, sample.width = 0, 0, height, width
@@ -58,7 +61,15 @@ def sample_crop(seed, epoch, row, stream, height, width, spec, sample):
 
 
 @kernel
-def sample_crops(seed, epoch, rows, heights, widths, specs, samples):
+def sample_crops(
+    seed: int,
+    epoch: int,
+    rows: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    specs: np.ndarray,
+    samples: np.ndarray,
+) -> None:
     """Sample all crops of some images.
 
     Args:
