@@ -90,7 +90,8 @@ def albumentations(beton: Beton, data: list[bytes], workers: int) -> System:
     crops = [crop(group.scale) for group in IDMM_VIEWS for _ in range(group.count)]
 
     def one(source: bytes) -> list:
-        image = cv2.cvtColor(cv2.imdecode(np.frombuffer(source, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)  # type: ignore[arg-type]
+        decoded: Any = cv2.imdecode(np.frombuffer(source, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
         return [transform(image=image)["image"] for transform in crops]
 
     return _over(data, workers, one)

@@ -136,11 +136,11 @@ def blur(x: torch.Tensor, sigma: torch.Tensor, radius: int) -> torch.Tensor:
     clamped = sigma[:, None].clamp(min=MIN_SIGMA)
     weights = torch.exp(-0.5 * (offset / clamped) ** 2) * (offset.abs() <= torch.ceil(3 * clamped))
     weights = weights / weights.sum(1, keepdim=True)
-    size, out = x.shape[-1], x
+    out: Any = x
     for dim in (3, 2):
         padding = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
         padded = torch.nn.functional.pad(out, padding, mode="replicate")
-        out = sum(weights[:, k, None, None, None] * padded.narrow(dim, k, size) for k in range(2 * radius + 1))  # type: ignore[assignment]
+        out = sum(weights[:, k, None, None, None] * padded.narrow(dim, k, x.shape[-1]) for k in range(2 * radius + 1))
     return torch.where((sigma >= MIN_SIGMA)[:, None, None, None], out, x)
 
 

@@ -71,7 +71,7 @@ class Method(nn.Module):
         """The backbone that is kept after pretraining."""
         return self.backbone
 
-    def project(self, networks: Sequence[nn.Module], images: Tensors) -> torch.Tensor:
+    def project(self, networks: Sequence[nn.Module] | nn.ModuleList, images: Tensors) -> torch.Tensor:
         """Run networks, one after another, on the images of all crop groups.
 
         Args:

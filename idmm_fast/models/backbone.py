@@ -58,7 +58,8 @@ def create_backbone(
 
 def size_options(name: str, image_size: int) -> dict[str, int]:
     """The argument that tells timm's model its resolution; none for PVTv2, which takes any as it is."""
-    return {} if "pvt" in inspect.getmodule(timm.model_entrypoint(name)).__name__ else {"img_size": image_size}  # type: ignore[union-attr]
+    module: Any = inspect.getmodule(timm.model_entrypoint(name))
+    return {} if "pvt" in module.__name__ else {"img_size": image_size}
 
 
 def feature_dim(backbone: nn.Module) -> int:

@@ -7,6 +7,7 @@ without that pretraining; kNN evaluates the frozen features. report.md, report.p
 import platform
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,8 +116,8 @@ def _run_seed(configs: _DemoConfigs, folder: Path, seed: int) -> dict[str, dict[
         own |= {"logging.run_dir": str(run_dir), "model.init": str(pretrained) if arm == "idmm" else None}
         finetune = configs.make(FINETUNE, own)
         evaluate = configs.make(EVALUATE, own | {"linear.enabled": False})
-        tuned = load_or_compute(run_dir / "result.json", lambda cfg=finetune: finetuning.finetune(cfg))  # type: ignore[misc]
-        frozen = load_or_compute(run_dir / "frozen.json", lambda cfg=evaluate: evaluate_frozen(cfg))  # type: ignore[misc]
+        tuned = load_or_compute(run_dir / "result.json", partial(finetuning.finetune, finetune))
+        frozen = load_or_compute(run_dir / "frozen.json", partial(evaluate_frozen, evaluate))
         found[arm] = {**tuned, **frozen}
         print(f"seed {seed}, {title}: " + ", ".join(f"{m} {found[arm][m]:.2f} %" for m in MEASURES))
     return found

@@ -26,7 +26,7 @@ from .run_dir import RunDir
 from .task import Groups, Task, check_warmup, loader_args, make_augment, train
 
 if TYPE_CHECKING:
-    from ..evaluate.frozen import OnlineEvaluation
+    from ..evaluate.online import OnlineEvaluation
 
 
 def pretrain(cfg: SimpleNamespace, online_evaluation: OnlineEvaluation | None = None) -> Path:
@@ -93,7 +93,9 @@ class Pretraining(Task):
         every = self.cfg.online_eval.every
         if self.online_evaluation is None or not every or ((epoch + 1) % every and not last):
             return None
-        found = distributed.broadcast_from_main(lambda: self.online_evaluation(self.model.encoder, self.runtime))  # type: ignore[misc]
+        found = distributed.broadcast_from_main(
+            lambda: self.online_evaluation(self.model.encoder, self.runtime)  # type: ignore[misc]
+        )
         self.model.train()
         if distributed.rank() == 0:
             tqdm.write(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.2f} %" for name, value in found.items()))

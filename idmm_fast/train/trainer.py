@@ -52,9 +52,8 @@ class Trainer:
         self.state = TrainState(self.model, self.optimizer, self.scaler)
         self.nonfinite = NonFiniteGuard(self.training.max_nonfinite_steps)
         self.step, self.best = 0, -1.0
-        self._pending: tuple[dict[str, Any], torch.Tensor, torch.Tensor] | None = (
-            None  # what a step logs, once its loss has arrived
-        )
+        # What a step logs, once its loss has arrived.
+        self._pending: tuple[dict[str, Any], torch.Tensor, torch.Tensor] | None = None
         if run.state is not None:
             self._resume()
         self.clock = CheckpointClock(self.training.checkpoint_minutes, self.step)
