@@ -3,7 +3,8 @@
 import fcntl
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs a worker on each core; torch reads it when imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # `make test` runs a worker on each core; torch reads this when imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -168,9 +168,10 @@ def run_script(script, *args):
 
 
 class ForkedScript:
-    """A script in a process of its own, with Popen's interface, started in a tenth of a second instead of five.
+    """A script in a process of its own, with Popen's interface, started in a second instead of five.
 
-    It is forked from a process that has only imported torch and this package (multiprocessing's forkserver).
+    It is forked from a process that has imported torch and what takes as long, but not numba: LLVM's state does not
+    survive a fork (multiprocessing's forkserver, as in compare/pool.py).
 
     Args:
         script: path of the script; then its arguments.
@@ -179,12 +180,13 @@ class ForkedScript:
 
     def __init__(self, script, *args, env=()):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["idmm_fast.train.pretraining", "idmm_fast.train.finetuning"])
+        context.set_forkserver_preload(["torch", "timm", "sklearn.pipeline", "matplotlib.figure"])
         with tempfile.NamedTemporaryFile(delete=False) as file:
             self._output = Path(file.name)
         given = os.environ | {"PYTHONPATH": str(ROOT)} | dict(env)
         self._process = context.Process(target=_run_forked, args=([str(script), *map(str, args)], given, self._output))
         self._process.start()
+        self._said = ""
         self.pid = self._process.pid
         self.kill = self._process.kill
 
@@ -203,14 +205,15 @@ class ForkedScript:
         self._process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired(self._process.name, timeout)
+        if self._output.exists():
+            self._said = self._output.read_text()
+            self._output.unlink()
         return self.returncode
 
     def communicate(self, timeout=120):
         """Wait, then what it printed and wrote to stderr, together."""
         self.wait(timeout)
-        said = self._output.read_text()
-        self._output.unlink()
-        return said
+        return self._said
 
 
 def _run_forked(argv, environment, output):

@@ -7,7 +7,6 @@ moments and the workspace of the fused loss, but never the logits.
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -110,7 +109,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "steps": len(losses),
         "seconds": seconds,
         "peak_mb": peak,
-        "cores": os.cpu_count(),
         "losses": losses,
         "said": said,
         "machine": describe_machine(),

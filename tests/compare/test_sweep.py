@@ -79,21 +79,29 @@ def check_records(records, methods):
 
 
 @pytest.mark.integration
-def test_a_killed_sweep_resumes_and_reports(sweep_dir):
-    process = running_process(sweep_dir, *TWO_METHODS)
+@pytest.mark.parametrize(
+    ("methods", "args"),
+    [
+        (("random", "idmm"), TWO_METHODS),
+        pytest.param(("random", "idmm", "simclr"), THREE_METHODS, marks=pytest.mark.slow),
+    ],
+    ids=["two methods", "three methods"],
+)
+def test_a_killed_sweep_resumes_and_reports(sweep_dir, methods, args):
+    process = running_process(sweep_dir, *args)
     process.kill()
     process.wait()
     before = ResultStore(sweep_dir / "out").records
-    assert 0 < len(before) < 4
+    assert 0 < len(before) < 2 * len(methods)
     began = time.monotonic()
     while alive(sweep_dir):  # its children end by themselves
         time.sleep(0.1)
         assert time.monotonic() - began < 60
-    shown = run_script("compare.py", *sweep_args(sweep_dir, *TWO_METHODS))
+    shown = run_script("compare.py", *sweep_args(sweep_dir, *args))
     assert shown.returncode == 0, shown.stderr
     lines = ResultStore(sweep_dir / "out").records
     assert lines[: len(before)] == before  # not run again
-    check_records(lines, ("random", "idmm"))
+    check_records(lines, methods)
     alone = run_script(
         "evaluate.py",
         "--data",
@@ -108,9 +116,9 @@ def test_a_killed_sweep_resumes_and_reports(sweep_dir):
     random = next(line for line in lines if line["method"] == "random" and line["seed"] == 0)
     assert alone.stdout.split() == [t for k in ("knn10", "knn20", "linear") for t in (k, f"{random[k]:.2f}", "%")]
     assert not list((sweep_dir / "out").rglob("checkpoints"))  # tidied up
-    assert len(list((sweep_dir / "out").rglob("backbone.safetensors"))) == 2
+    assert len(list((sweep_dir / "out").rglob("backbone.safetensors"))) == 2 * (len(methods) - 1)
     text = (sweep_dir / "out" / "results.jsonl").read_text()
-    assert run_script("compare.py", *sweep_args(sweep_dir, *TWO_METHODS)).returncode == 0
+    assert run_script("compare.py", *sweep_args(sweep_dir, *args)).returncode == 0
     assert (sweep_dir / "out" / "results.jsonl").read_text() == text
     shown = run_script("compare.py", "report", "--out", sweep_dir / "out")
     assert shown.returncode == 0, shown.stderr
@@ -134,11 +142,19 @@ def test_a_signal_stops_a_sweep_with_checkpoints(sweep_dir):
     assert len(list((sweep_dir / "out").rglob("backbone.safetensors"))) == 4
 
 
-@pytest.mark.slow
-def test_fewer_images_other_targets_and_one_that_fails(sweep_dir):
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "length",
+    [
+        ("--budget", "864", "--finetune-budget", "24", "--jobs", "2"),
+        pytest.param(("--budget", "1500", "--finetune-budget", "128", "--jobs", "1"), marks=pytest.mark.slow),
+    ],
+    ids=["six epochs", "ten epochs"],
+)
+def test_fewer_images_other_targets_and_one_that_fails(sweep_dir, length):
     """The failing one is named and harms no other; subsets are balanced; a transfer is evaluated on its target."""
     args = ("--datasets", "tiny", "--methods", "wild", "idmm_plain", "--images", "24", "--targets", "same", "tiny")
-    shown = run_script("compare.py", *sweep_args(sweep_dir, *args))
+    shown = run_script("compare.py", *sweep_args(sweep_dir, *args, *length))
     assert shown.returncode == 1
     assert "tiny 24 balanced, wild, seed 0" in shown.stderr
     assert "FloatingPointError" in shown.stderr
