@@ -33,7 +33,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     if argv[:1] == ["report"]:
         parser.add_argument("report")
-        add("--page", metavar="FILE", help="the Markdown page; pictures go beside it (default: DIR/report.md)")
+        add(
+            "--page",
+            metavar="FILE",
+            help="the Markdown page; pictures go to assets/ beside it (default: DIR/report.md)",
+        )
         return parser.parse_args(argv)
     add(
         "--config",

@@ -113,7 +113,6 @@ def dali(beton: Beton, data: list[bytes], workers: int) -> System:
             yield [images[(k + i) % len(images)] for i in range(batch)]
             k += batch
 
-    batches = endless()
     built = pipeline_def(
         batch_size=batch,
         num_threads=workers,
@@ -122,7 +121,7 @@ def dali(beton: Beton, data: list[bytes], workers: int) -> System:
         exec_async=False,
         exec_pipelined=False,
         prefetch_queue_depth=1,
-    )(_dali_crops)(batches)
+    )(_dali_graph(endless()))()
     built.build()
 
     def everything() -> None:
@@ -132,36 +131,39 @@ def dali(beton: Beton, data: list[bytes], workers: int) -> System:
     return System(everything, len(images) // batch * batch)
 
 
-def _dali_crops(batches: Iterator[list[np.ndarray]]) -> tuple:
-    """The graph of DALI's pipeline."""
+def _dali_graph(batches: Iterator[list[np.ndarray]]) -> Callable[[], tuple]:
+    """The function that DALI makes a pipeline of. DALI rewrites it for its conditions, so imports stay outside."""
     from nvidia.dali import fn, types
 
-    decoded = fn.decoders.image(fn.external_source(source=batches, batch=True), device="cpu")
-    crops = []
-    for group in IDMM_VIEWS:
-        for _ in range(group.count):
-            x = fn.random_resized_crop(decoded, size=(SIZE, SIZE), random_area=group.scale, antialias=True)
-            x = fn.flip(x, horizontal=fn.random.coin_flip(probability=0.5))
-            if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
-                x = fn.color_twist(
-                    x,
-                    brightness=fn.random.uniform(range=(0.2, 1.8)),
-                    contrast=fn.random.uniform(range=(0.2, 1.8)),
-                    saturation=fn.random.uniform(range=(0.2, 1.8)),
-                    hue=fn.random.uniform(range=(-72.0, 72.0)),
-                )
-            else:
-                x = x  # DALI needs both branches
-            if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
-                x = fn.saturation(x, saturation=0.0)
-            else:
-                x = x
-            if fn.random.coin_flip(probability=0.5, dtype=types.BOOL):
-                x = fn.gaussian_blur(x, sigma=fn.random.uniform(range=(0.1, 2.0)))
-            else:
-                x = x
-            crops.append(x)
-    return tuple(crops)
+    def crops_of_images() -> tuple:
+        decoded = fn.decoders.image(fn.external_source(source=batches, batch=True), device="cpu")
+        crops = []
+        for group in IDMM_VIEWS:
+            for _ in range(group.count):
+                x = fn.random_resized_crop(decoded, size=(SIZE, SIZE), random_area=group.scale, antialias=True)
+                x = fn.flip(x, horizontal=fn.random.coin_flip(probability=0.5))
+                if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
+                    x = fn.color_twist(
+                        x,
+                        brightness=fn.random.uniform(range=(0.2, 1.8)),
+                        contrast=fn.random.uniform(range=(0.2, 1.8)),
+                        saturation=fn.random.uniform(range=(0.2, 1.8)),
+                        hue=fn.random.uniform(range=(-72.0, 72.0)),
+                    )
+                else:
+                    x = x  # DALI needs both branches
+                if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
+                    x = fn.saturation(x, saturation=0.0)
+                else:
+                    x = x
+                if fn.random.coin_flip(probability=0.5, dtype=types.BOOL):
+                    x = fn.gaussian_blur(x, sigma=fn.random.uniform(range=(0.1, 2.0)))
+                else:
+                    x = x
+                crops.append(x)
+        return tuple(crops)
+
+    return crops_of_images
 
 
 def ffcv(beton: Beton, data: list[bytes], workers: int) -> System:

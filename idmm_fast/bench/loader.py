@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     baselines = [name for name in args.peers.split(",") if name]
     unknown = set(baselines) - set(BASELINES)
     if unknown:
-        raise ValueError(f"unknown peers {sorted(unknown)}; there are: {', '.join(BASELINES)}")
+        raise ValueError(f"unknown baselines {sorted(unknown)}; there are: {', '.join(BASELINES)}")
     cores = sorted(os.sched_getaffinity(0))
     if args.workers > len(cores):
         raise ValueError(f"--workers {args.workers} is more than the {len(cores)} cores of this machine")

@@ -271,26 +271,27 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
     if temporary.exists():
         tqdm.write(f"{temporary}: left by a conversion that was interrupted; beginning anew", file=sys.stderr)
     try:
-        # The beton is renamed first. Between the two the tables' checksum tells that the sidecar is of another file.
-        with lock, replacing(sidecar, unique=False) as draft, replacing(path, unique=False) as temporary:
-            places, skipped, tables = _write_file(temporary, path.name, split, mode, chosen)
-            content = {
-                "dataset": dataset,
-                "split": name,
-                "count": len(places),
-                "classes": split.classes,
-                "mode": mode,
-                "max_resolution": chosen.max_resolution,
-                "quality": chosen.quality,
-                "order_seed": chosen.seed,
-                "skipped": skipped,
-                "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
-                "tables_sum": tables,
-                "sha256": _digest(temporary),
-            }
-            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        sync(path.parent)  # the renaming is on the disk too
+        with lock:
+            # The beton is renamed first. In between the tables' checksum tells that the sidecar is of another file.
+            with replacing(sidecar, unique=False) as draft, replacing(path, unique=False) as temporary:
+                places, skipped, tables = _write_file(temporary, path.name, split, mode, chosen)
+                content = {
+                    "dataset": dataset,
+                    "split": name,
+                    "count": len(places),
+                    "classes": split.classes,
+                    "mode": mode,
+                    "max_resolution": chosen.max_resolution,
+                    "quality": chosen.quality,
+                    "order_seed": chosen.seed,
+                    "skipped": skipped,
+                    "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
+                    "tables_sum": tables,
+                    "sha256": _digest(temporary),
+                }
+                draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            sync(path.parent)  # the renamings are on the disk too, before another process may write
     except OSError as error:
         free = shutil.disk_usage(path.parent).free >> 20
         raise WriteError(

@@ -1,8 +1,8 @@
 """How every kernel is compiled: without the GIL, and cached on disk.
 
 numba's cache notices a change in the file that holds a function, not one in the functions it calls from other files,
-and would go on running the old machine code after an update. So the key of the cache is a digest of the sources of all
-kernels.
+and would go on running the old machine code after an update. So the key of the cache is a digest of all files of the
+package that hold kernels or the vector operations that they are made of, in whatever room.
 """
 
 import contextlib
@@ -24,11 +24,13 @@ if not (numba.config.CACHE_DIR or os.access(Path(__file__).parent, os.W_OK)):
 _FAST = {"contract", "nsz", "arcp"}
 
 
-def _stamp():
+def _stamp(package=Path(__file__).parent.parent):
+    """The digest of numba's version and of every file below `package` that defines a kernel."""
     digest = hashlib.sha256(numba.__version__.encode())
-    package = Path(__file__).parent.parent
-    for source in sorted(path for room in ("kernels", "beton", "loader") for path in (package / room).glob("*.py")):
-        digest.update(source.read_bytes())
+    for path in sorted(package.rglob("*.py")):
+        source = path.read_bytes()
+        if b"@kernel" in source or b"@intrinsic" in source:
+            digest.update(source)
     return digest.hexdigest()
 
 
