@@ -40,6 +40,9 @@ reasons for skipping an image; images_per_s and the share of waiting in metrics.
 checkpoint's tensors; logging.run_dir in recipes/.
 What is not covered: pictures, compare.py, benchmark.py, demo.py, analyze.py, export to ONNX, the readers of downloaded
 datasets (the tests have small trees for them), CUDA, torch.compile.
+
+The file is long because most of it is tables of cases, which are read best in one place: they are the list of what is
+covered.
 """
 
 import argparse

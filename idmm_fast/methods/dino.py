@@ -63,7 +63,7 @@ class DINO(Method):
 
     center: torch.Tensor
 
-    def __init__(
+    def __init__(  # so many: all after `crops` are keys of method.options
         self,
         backbone: nn.Module,
         crops: Sequence[int],

@@ -7,12 +7,13 @@ from PIL import Image
 
 
 @pytest.mark.integration
-def test_class_updates_report_four_variants(tiny_beton, tmp_path):
+@pytest.mark.parametrize("epochs", [10, pytest.param(40, marks=pytest.mark.slow)])
+def test_class_updates_report_four_variants(tiny_beton, tmp_path, epochs):
     """All variants; with smoothing the classes outside the batch keep moving, and never as far as those inside."""
     from idmm_fast.studies.class_updates import summary, updates
 
     result = updates(
-        tiny_config(tiny_beton, tmp_path / "x"), tmp_path / "out", images=64, epochs=10, batch_size=8, head_lr=10.0
+        tiny_config(tiny_beton, tmp_path / "x"), tmp_path / "out", images=64, epochs=epochs, batch_size=8, head_lr=10.0
     )
     assert set(result) == {"plain", "label smoothing", "CutMix", "both"}
     outside = {way: values["outside"][-1] for way, values in result.items()}
