@@ -4,7 +4,7 @@ TORCH_INDEX ?=
 VENV        := .venv
 PY          := $(VENV)/bin/python
 READY       := $(VENV)/.ready
-PYTEST      := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST      := $(PY) -m pytest -n 2 --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-slow cov lint format docs bench lock wheel clean
 

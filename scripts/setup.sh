@@ -75,4 +75,7 @@ elif ! command -v nvidia-smi >/dev/null; then
 fi
 pip_install --build-constraint constraints.txt -e '.[dev]'
 "$VENV/bin/python" -c 'import ffcv, torch, idmm_fast' || fail "the installation does not import; see the message above"
+say "compiling the loader's kernels"
+"$VENV/bin/python" -c 'from idmm_fast.loader.compile import compile_kernels; compile_kernels()' ||
+    fail "the loader does not run; see the message above"
 say "done"

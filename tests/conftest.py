@@ -19,9 +19,9 @@ WITHOUT_KERNELS = ("config", "docs", "losses", "models")  # most files of these 
 
 
 def pytest_collection_modifyitems(items):
-    """The order of files for several workers, each of which takes the next file when it is done with one.
+    """The order of tests for several workers, which start at different places and take tests from each other.
 
-    The first compiles the kernels, while other workers run files that need none; then long files, so that none is last.
+    The first compiles the kernels, while other workers run tests that need none; then long files.
     """
     if WORKER is None:
         return
@@ -41,13 +41,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def compiled_kernels(tmp_path_factory):
     """The loader's kernels in numba's cache. The first worker compiles them, the others wait for it and load them."""
-    from idmm_fast.loader import MultiCropLoader, Views
+    from idmm_fast.loader.compile import compile_kernels
 
     folder = tmp_path_factory.mktemp("kernels")
     with open((folder.parent.parent if WORKER else folder) / "kernels.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        path = _beton(folder, photographs(2), "raw")
-        next(iter(MultiCropLoader(path, 2, num_workers=1, views=[Views(1, 16)])))
+        compile_kernels()
 
 
 @pytest.fixture(scope="session")
