@@ -28,7 +28,7 @@ TINY_METHODS = {
     "moco_v3": {"hidden": 16, "dim": 8},
     "dino": {"hidden": 16, "bottleneck": 8, "outputs": 32, "momentum": 0.9},
 }
-TINY_OPTIONS = {"hidden": 16, "dim": 8, "bottleneck": 8, "outputs": 32, "momentum": 0.9}
+TINY_OPTIONS = {"hidden": 64, "dim": 8, "bottleneck": 8, "outputs": 32, "momentum": 0.9}
 
 
 def photographs(count, seed=0, low=90, high=260):
