@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +93,7 @@ def oom_hint(batch_size: int, fits: Callable[[], int]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         short = str(error).splitlines()[0][:120]
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed step
     else:
         return
     number = fits() * distributed.world()  # here, where nothing of the failed step is held any more

@@ -113,13 +113,13 @@ def test_auto_asks_the_run_folder_itself_and_no_other(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_no_memory_is_a_sentence_with_a_number_that_fits(tiny_beton, tmp_path):
-    shown = limited(tiny_beton, tmp_path / "a", 9, "--training.batch_size=64")
+    shown = limited(tiny_beton, tmp_path / "a", 8, "--training.batch_size=64")
     assert shown.returncode == 1, shown.stderr
     assert "error: out of memory with training.batch_size 64" in shown.stderr
     assert "Traceback" not in shown.stderr
     number = int(shown.stderr.split("--training.batch_size=")[1].split()[0])
     assert 1 <= number <= 32
     for size in (number, "auto"):
-        again = limited(tiny_beton, tmp_path / f"{size}", 9, f"--training.batch_size={size}")
+        again = limited(tiny_beton, tmp_path / f"{size}", 8, f"--training.batch_size={size}")
         assert again.returncode == 0, again.stderr
     assert distributed.world() == 1
