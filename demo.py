@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Everything in one go, on 2,040 photographs: convert, pretrain without labels, fine-tune with 200 labels, report.
 
-About 10 minutes on 2 cores.
+About 12 minutes on 2 cores.
 
 python demo.py                                    # what is done is not done again; a stopped demo resumes
 python demo.py --out runs/quick --seeds 2 --training.epochs=2

@@ -31,7 +31,7 @@ from ..plots.figure import new_figure
 from .baselines import BASELINES
 from .machine import describe_machine
 from .photographs import open_betons
-from .rounds import System, median_min_max
+from .rounds import System, median_min_max, print_systems
 from .stages import STAGES, Stages, kernel_microseconds
 
 _PASSES = 4  # of the fast systems over the images in a turn, so that their turns are long enough to time
@@ -217,10 +217,7 @@ def _print(result: dict[str, Any]) -> None:
         f"{result['images']} images of about {width} x {height}, six crops each, {result['workers']} worker(s), "
         f"medians of {result['repeats']}"
     )
-    for name, ratio in result["ratios"].items():
-        print(f"{name:<24} {ratio:6.2f}")
-    for name, r in result["images_per_s"].items():
-        print(f"{name:<24} {r['median']:6.0f} images/s   ({r['min']:.0f} .. {r['max']:.0f})")
+    print_systems(result["ratios"], result["images_per_s"], 24)
     for mode, stages in result["microseconds_per_image"].items():
         print(f"microseconds an image, {mode}: " + ", ".join(f"{stage} {t:.0f}" for stage, t in stages.items()))
     print("microseconds a crop: " + ", ".join(f"{name} {t:.1f}" for name, t in result["microseconds_per_view"].items()))

@@ -39,3 +39,11 @@ def time_rounds(functions: Mapping[str, Callable[[], object]], repeats: int) -> 
             function()
             seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def print_systems(ratios: Mapping[str, float], rates: Mapping[str, Spread], width: int) -> None:
+    """The ratios first, then each system's images a second, a line each; `width`: of their names, in characters."""
+    for name, ratio in ratios.items():
+        print(f"{name:<{width}} {ratio:6.2f}")
+    for name, rate in rates.items():
+        print(f"{name:<{width}} {rate['median']:6.0f} images/s   ({rate['min']:.0f} .. {rate['max']:.0f})")

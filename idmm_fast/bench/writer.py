@@ -29,7 +29,7 @@ from ..files import write_json
 from ..limits import cores
 from .machine import describe_machine
 from .photographs import sample_photographs
-from .rounds import median_min_max
+from .rounds import median_min_max, print_systems
 
 SYSTEMS = ("ours, as they are", "ours, encoded", "ffcv", "ffcv, jpg", "ffcv, encoded")
 RATIOS = (
@@ -164,10 +164,7 @@ def _print(result: dict[str, Any]) -> None:
         f"{count} JPEGs of about {width} x {height}, {result['workers']} workers, medians of {result['repeats']}; "
         f"encoded: longer side at most {result['max_resolution']}"
     )
-    for name, ratio in result["ratios"].items():
-        print(f"{name:<32} {ratio:6.2f}")
-    for name, r in result["images_per_s"].items():
-        print(f"{name:<32} {r['median']:6.0f} images/s   ({r['min']:.0f} .. {r['max']:.0f})")
+    print_systems(result["ratios"], result["images_per_s"], 32)
     print(
         f"peak memory of ours: {peak['all']:.0f} MB for {count} images, "
         f"{peak['a tenth of the images']:.0f} MB for {count // 10}"

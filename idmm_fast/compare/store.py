@@ -1,7 +1,6 @@
 """results.jsonl, a line per finished run, and the digest by which a finished run is recognised."""
 
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from ..config import ConfigError, as_dict
 from ..config.evaluate import SCHEMA as EVALUATE
 from ..config.finetune import SCHEMA as FINETUNE
 from ..config.pretrain import SCHEMA as PRETRAIN
+from ..files import write_text
 from .spec import RANDOM, SAME, Config, RunSpec, SweepConfig, digest
 from .subsets import DatasetFiles, open_cached
 
@@ -114,12 +114,7 @@ class ResultStore:
     def add(self, record: Record) -> None:
         """Write a record, through to the disk."""
         self.records.append(record)
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w") as file:
-            file.write("".join(json.dumps(entry) + "\n" for entry in self.records))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in self.records))
 
     def done(self) -> dict[tuple[RunSpec, str], Record]:
         """The records by run and settings digest."""

@@ -181,12 +181,8 @@ class RunDir:
 
     def announce(self, text: str) -> None:
         """Say at the start what is run, and where it resumes."""
-        self.print(f"{self.folder}: {text}" + (f"; resuming at step {self.state['step']}" if self.state else ""))
-
-    def print(self, text: str) -> None:
-        """Print a line above the progress bar."""
         if self.is_main:
-            tqdm.write(text)
+            tqdm.write(f"{self.folder}: {text}" + (f"; resuming at step {self.state['step']}" if self.state else ""))
 
     def log(self, **values: float) -> None:
         """One line of metrics.jsonl, of one step, and the same numbers for TensorBoard."""
