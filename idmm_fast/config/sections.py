@@ -61,11 +61,14 @@ def _schedule(lr: float, epochs: int) -> dict[str, Param]:
             "images a step (each with all its crops), of all processes; auto: 256, or as many as fit in memory",
             default=256,
         ),
-        "lr": Param(Float(0), "peak learning rate of AdamW", default=lr),
+        "optimizer": Param(
+            Choice("adamw", "muon"), "muon: for the backbone's linear layers, and AdamW for the rest", default="adamw"
+        ),
+        "lr": Param(Float(0), "peak learning rate", default=lr),
         "head_lr_scale": Param(
             Float(0), "the head learns at this multiple of lr (above 1 helps short runs)", default=1.0
         ),
-        "weight_decay": Param(Float(0), "weight decay of AdamW", default=1e-3),
+        "weight_decay": Param(Float(0), "weight decay", default=1e-3),
         "weight_decay_end": Param(Float(0), "weight decay moves there along a cosine; none: it stays", default=None),
         "decay_norm_bias": Param(Bool(), "weight decay on biases and norms too", default=True),
         "clip_grad": Param(

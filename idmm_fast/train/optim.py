@@ -1,4 +1,4 @@
-"""The optimiser: groups of weights, and the schedules of learning rate and weight decay."""
+"""The optimisers: groups of weights, and the schedules of learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -10,39 +10,51 @@ from typing import Any
 import torch
 from torch import nn
 
+from .muon import Muon
 
-def make_optimizer(model: nn.Module, training: SimpleNamespace) -> torch.optim.AdamW:
-    """Make AdamW over the weights of `model` that are trained.
 
-    The head and the rest form a group each, and each of the two one with and one without weight decay. A group's
-    `scale` multiplies the learning rate, its `decays` (0 or 1) the weight decay; see `set_schedule`.
+def make_optimizers(model: nn.Module, training: SimpleNamespace) -> list[torch.optim.Optimizer]:
+    """Make the optimisers of the weights of `model` that are trained.
+
+    AdamW has the head and the rest as a group each, and each of the two one with and one without weight decay. With
+    training.optimizer=muon the weights of the backbone's linear layers leave it for `Muon`, which has one group. A
+    group's `scale` multiplies the learning rate, its `decays` (0 or 1) the weight decay; see `set_schedule`.
 
     Args:
-        model: a module with a `head`.
+        model: a module with a `head` and a `backbone`.
         training: the section `training` of a configuration.
 
     Returns:
-        torch.optim.AdamW, fused, with learning rate 0.
+        torch.optim.AdamW, fused, and Muon where it is asked for, with learning rate 0. A step changes nothing where the
+        optimiser's attribute `found_inf`, float32 on the device, is not 0.
     """
     head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
+    matrices = _matrices(model.backbone) - head if training.optimizer == "muon" else set()  # type: ignore[arg-type]
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for p in model.parameters():
-        if not p.requires_grad:
+        if not p.requires_grad or id(p) in matrices:
             continue
         in_head, decays = id(p) in head, training.decay_norm_bias or p.dim() > 1
         scale = training.head_lr_scale if in_head else 1.0
         group = groups.setdefault((in_head, decays), {"params": [], "scale": scale, "decays": float(decays)})
         group["params"].append(p)
-    return torch.optim.AdamW([groups[key] for key in sorted(groups)], lr=0.0, fused=True)
+    adamw = torch.optim.AdamW([groups[key] for key in sorted(groups)], lr=0.0, fused=True)
+    chosen = [p for p in model.parameters() if p.requires_grad and id(p) in matrices]
+    return [adamw, Muon([{"params": chosen, "scale": 1.0, "decays": 1.0}])] if chosen else [adamw]
+
+
+def _matrices(backbone: nn.Module) -> set[int]:
+    """The ids of the weights of the backbone's linear layers; embeddings, convolutions, norms, biases are none."""
+    return {id(m.weight) for m in backbone.modules() if isinstance(m, nn.Linear)}
 
 
 def set_schedule(
-    optimizer: torch.optim.Optimizer, training: SimpleNamespace, step: int, steps: int, warmup: float
+    optimizers: Iterable[torch.optim.Optimizer], training: SimpleNamespace, step: int, steps: int, warmup: float
 ) -> float:
     """Set learning rate and weight decay of every group for a step.
 
     Args:
-        optimizer: made by `make_optimizer`.
+        optimizers: made by `make_optimizers`.
         training: the section `training` of a configuration.
         step: number of the step, 0 .. steps - 1.
         steps: steps of the whole training.
@@ -55,7 +67,7 @@ def set_schedule(
     decay = training.weight_decay
     if training.weight_decay_end is not None:
         decay = cosine(step, steps, training.weight_decay, training.weight_decay_end)
-    for group in optimizer.param_groups:
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"], group["weight_decay"] = lr * group["scale"], decay * group["decays"]
     return lr
 

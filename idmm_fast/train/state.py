@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,22 +21,25 @@ def _copied(tree: Any) -> Any:
 
 
 class TrainState:
-    """Weights, AdamW's moments, the scaler of fp16, and the random generators of every process.
+    """Weights, the optimisers' moments, the scaler of fp16, and the random generators of every process.
 
     A head that is sharded over the processes is gathered in process 0, so that one file holds everything and any
     number of processes can resume from it.
 
     Args:
         model: a module with a `head`.
-        optimizer: the optimizer of its weights.
+        optimizers: the optimisers of its weights; the first one has the head.
         scaler: a torch.amp.GradScaler.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+    ) -> None:
+        self.model, self.scaler = model, scaler
+        self.optimizer, *self.others = optimizers
         self._is_sharded = getattr(model.head, "is_sharded", False)
         head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         self._head_indices = [k for k, p in enumerate(parameters) if id(p) in head]
 
     def weights(self) -> dict[str, Any]:
@@ -47,6 +51,7 @@ class TrainState:
         """The whole tree in process 0, elsewhere {}; every process must call it."""
         rest = {
             "optimizer": self._with_moments(self.optimizer.state_dict(), "gather_full"),
+            **({"other_optimizers": [optimizer.state_dict() for optimizer in self.others]} if self.others else {}),
             "scaler": self.scaler.state_dict(),
             "random": distributed.all_gather_objects(_random_state()),
         }
@@ -56,6 +61,8 @@ class TrainState:
         """Make everything as it was when `tree` was taken by `state_dict`."""
         self.model.load_state_dict(self._with_head(tree["model"], "local_shard"))
         self.optimizer.load_state_dict(self._with_moments(tree["optimizer"], "local_shard"))
+        for optimizer, state in zip(self.others, tree.get("other_optimizers", ())):
+            optimizer.load_state_dict(state)
         if tree["scaler"]:  # empty if that part ran in fp32 or bf16: fp16 then begins with its first scale
             self.scaler.load_state_dict(tree["scaler"])
         if len(tree["random"]) == distributed.world():

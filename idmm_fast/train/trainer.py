@@ -11,7 +11,7 @@ from ..config import ConfigError, as_dict
 from ..runtime import distributed
 from ..runtime.device import prefetch_to_device
 from .nonfinite import NonFiniteGuard, loss_and_bad
-from .optim import clip_each_grad, make_optimizer, set_schedule
+from .optim import clip_each_grad, make_optimizers, set_schedule
 from .signals import Interrupted, SignalFlag
 from .state import TrainState
 from .throughput import Throughput
@@ -47,9 +47,9 @@ class Trainer:
         self.steps = self.training.epochs * self.steps_per_epoch
         self.warmup = self.training.warmup_epochs * self.steps_per_epoch
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.model, self.training)
+        self.optimizers = make_optimizers(self.model, self.training)
         self.scaler = self.runtime.scaler()
-        self.state = TrainState(self.model, self.optimizer, self.scaler)
+        self.state = TrainState(self.model, self.optimizers, self.scaler)
         self.nonfinite = NonFiniteGuard(self.training.max_nonfinite_steps)
         self.step, self.best = 0, -1.0
         # What a step logs, once its loss has arrived.
@@ -123,23 +123,25 @@ class Trainer:
 
     def _train_step(self, groups: Groups, epoch: int) -> None:
         """One step: forward, backward, update. Its loss is logged a step later, so that a GPU is never waited for."""
-        lr = set_schedule(self.optimizer, self.training, self.step, self.steps, self.warmup)
+        lr = set_schedule(self.optimizers, self.training, self.step, self.steps, self.warmup)
         in_epoch = self.step % self.steps_per_epoch
         with self.runtime.autocast():
             loss = self.task.loss(groups, epoch, in_epoch)
         self.scaler.scale(loss).backward()
         self.task.after_backward(epoch)
+        if self.scaler.is_enabled():
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
         if self.training.clip_grad:
-            self.scaler.unscale_(self.optimizer)
             clip_each_grad(self.parameters, self.training.clip_grad)
         looked_at = loss_and_bad(loss, self.parameters)
-        if not self.scaler.is_enabled():
-            # The fused AdamW skips a step by this flag, which GradScaler sets for it (torch/amp/grad_scaler.py). So
-            # nothing has to be read back from the device.
-            self.optimizer.found_inf = looked_at[1]  # type: ignore[attr-defined]
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            # All skip a step together by this flag, which GradScaler sets for a fused optimiser
+            # (torch/amp/grad_scaler.py). So nothing has to be read back from the device.
+            optimizer.found_inf = looked_at[1]  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(self.step / self.steps)
         self.throughput.step(self.loader.global_batch_len(in_epoch))
         self._log_pending()

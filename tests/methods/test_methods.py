@@ -397,11 +397,12 @@ with distributed.process_group("cpu"):
 
 
 def test_weight_decay_follows_its_schedule_and_spares_vectors(tiny_beton, tmp_path):
-    from idmm_fast.train.optim import cosine, make_optimizer
+    from idmm_fast.train.optim import cosine, make_optimizers
 
     model = tiny(SimCLR, **TINY_METHODS["simclr"])
     cfg = tiny_config(tiny_beton, tmp_path, training__decay_norm_bias=False)
-    groups = make_optimizer(model, cfg.training).param_groups
+    (optimizer,) = make_optimizers(model, cfg.training)
+    groups = optimizer.param_groups
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     assert all((p.dim() > 1) == bool(g["decays"]) for g in groups for p in g["params"])
     assert [cosine(s, 10, 0.04, 0.4) for s in (0, 5, 10)] == pytest.approx([0.04, 0.22, 0.4])

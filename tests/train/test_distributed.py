@@ -45,51 +45,51 @@ def train(processes, beton, folder, *args, **options):
 
 @pytest.fixture(scope="module")
 def single_process_losses(tiny_beton, tmp_path_factory):
-    """Called with "dense" or "fused": the losses of one process."""
+    """Called with "dense" or "fused", and "adamw" or "muon": the losses of one process."""
 
     @functools.cache
-    def losses_of(kind):
-        folder = tmp_path_factory.mktemp("alone") / "run"
-        return read_losses(pretrain(tiny_config(tiny_beton, folder, head__loss=kind, model__drop_path=0.0, **CASE)))
+    def losses_of(kind, optimizer):
+        values = {"head__loss": kind, "training__optimizer": optimizer, "model__drop_path": 0.0, **CASE}
+        return read_losses(pretrain(tiny_config(tiny_beton, tmp_path_factory.mktemp("alone") / "run", **values)))
 
     return losses_of
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("processes", "kind"),
+    ("processes", "kind", "optimizer"),
     [
-        (2, "fused"),
-        pytest.param(2, "dense", marks=pytest.mark.slow),
-        pytest.param(4, "dense", marks=pytest.mark.slow),
-        pytest.param(4, "fused", marks=pytest.mark.slow),
+        (2, "fused", "adamw"),
+        (2, "fused", "muon"),
+        pytest.param(2, "dense", "adamw", marks=pytest.mark.slow),
+        pytest.param(4, "dense", "adamw", marks=pytest.mark.slow),
+        pytest.param(4, "fused", "adamw", marks=pytest.mark.slow),
     ],
 )
-def test_the_curve_is_that_of_one_process(single_process_losses, tiny_beton, tmp_path, processes, kind):
+def test_the_curve_is_that_of_one_process(single_process_losses, tiny_beton, tmp_path, processes, kind, optimizer):
     """To 1e-4 at every step. With the fused loss each holds a slice of the head; one process resumes their run."""
+    alone = single_process_losses(kind, optimizer)
     shown = train(
         processes,
         tiny_beton,
         tmp_path / "run",
         "--cutmix.chunk_size=3",
         f"--head.loss={kind}",
+        f"--training.optimizer={optimizer}",
         "--training.checkpoint_every=4",
     )
     assert f"{processes} processes" in shown.stdout + shown.stderr
     assert shown.stdout.count("done:") == 1
     curve = read_losses(tmp_path / "run")
     assert len(curve) == 20
-    assert np.abs(curve / single_process_losses(kind) - 1).max() < 1e-4
+    assert np.abs(curve / alone - 1).max() < 1e-4
     last = checkpoint.listing(tmp_path / "run" / "checkpoints")[-1]
     assert checkpoint.load(last)["model"]["head.weight"].shape == (64, 32)
     last.unlink()
-    folder = pretrain(
-        tiny_config(
-            tiny_beton, tmp_path / "run", head__loss=kind, model__drop_path=0.0, training__resume="auto", **CASE
-        )
-    )
+    values = {"head__loss": kind, "training__optimizer": optimizer, "model__drop_path": 0.0, **CASE}
+    folder = pretrain(tiny_config(tiny_beton, tmp_path / "run", training__resume="auto", **values))
     assert len(read_losses(folder)) == 20
-    assert np.abs(read_losses(folder) / single_process_losses(kind) - 1).max() < 1e-4
+    assert np.abs(read_losses(folder) / alone - 1).max() < 1e-4
 
 
 @pytest.mark.slow
@@ -345,7 +345,9 @@ def test_a_run_goes_on_in_another_precision(before, after):
         model = torch.nn.Module()
         model.head = torch.nn.Linear(2, 2)
         return TrainState(
-            model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=enabled, init_scale=scale)
+            model,
+            [torch.optim.AdamW(model.parameters())],
+            torch.amp.GradScaler("cpu", enabled=enabled, init_scale=scale),
         )
 
     old, new = state(before, 8.0), state(after, 2.0**16)

@@ -171,6 +171,7 @@ _options = strategies.fixed_dictionaries(
         "training__keep_checkpoints": strategies.integers(1, 3),
         "model__drop_path": strategies.sampled_from([0.0, 0.3]),
         "training__head_lr_scale": strategies.sampled_from([1.0, 3.0]),
+        "training__optimizer": strategies.sampled_from(["adamw", "muon"]),
     }
 )
 _own = {
