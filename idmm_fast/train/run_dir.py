@@ -40,6 +40,8 @@ _MAY_CHANGE = {
     "online_eval": ("every", "linear"),
     "progressive": ("stages",),
 }
+# What runs did that were begun before there was such a key.
+_BEFORE_THE_KEY = {"training": {"optimizer": "adamw"}}
 _ABSENT = "nothing (there was no such key)"
 
 
@@ -162,7 +164,7 @@ class RunDir:
         """Refuse to resume with another configuration: it would not be the same run."""
         before = self.state["config"]
         for section in dict.fromkeys([*before, *config]):
-            was, now = before.get(section, {}), config.get(section, {})
+            was, now = _BEFORE_THE_KEY.get(section, {}) | before.get(section, {}), config.get(section, {})
             for key in dict.fromkeys([*was, *now]):
                 if key not in _MAY_CHANGE.get(section, ()) and was.get(key, _ABSENT) != now.get(key, _ABSENT):
                     raise ConfigError(

@@ -5,9 +5,11 @@ import pytest
 import torch
 from helpers import FINETUNE, TINY_VIT, read_losses, tiny_config
 
+from idmm_fast.config import ConfigError
 from idmm_fast.methods import IDMM
 from idmm_fast.models import create_backbone
 from idmm_fast.runtime.device import Runtime
+from idmm_fast.train import checkpoint
 from idmm_fast.train import muon as muon_module
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.optim import make_optimizers, set_schedule
@@ -124,3 +126,19 @@ def test_muon_learns_in_both_trainings(tiny_beton, tmp_path):
         values = {"training__optimizer": name, "training__epochs": 2, "model__init": str(tmp_path / "run")}
         finetune(tiny_config(tiny_beton, tmp_path / f"tuned_{name}", FINETUNE, **values))
     assert not np.allclose(*(read_losses(tmp_path / f"tuned_{name}") for name in ("muon", "adamw")))
+
+
+def test_a_run_begun_before_the_key_existed_goes_on_with_adamw(tiny_beton, tmp_path):
+    folder = pretrain(tiny_config(tiny_beton, tmp_path / "run", training__epochs=2))
+    whole = read_losses(folder)
+    first, last = checkpoint.listing(folder / "checkpoints")
+    state = checkpoint.load(first)
+    del state["config"]["training"]["optimizer"]
+    last.unlink()
+    checkpoint.write(first, state)
+    with pytest.raises(ConfigError, match=r"training\.optimizer=adamw, not muon"):
+        pretrain(
+            tiny_config(tiny_beton, folder, training__epochs=2, training__resume="auto", training__optimizer="muon")
+        )
+    pretrain(tiny_config(tiny_beton, folder, training__epochs=2, training__resume="auto"))
+    assert np.array_equal(read_losses(folder), whole)
