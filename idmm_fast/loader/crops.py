@@ -1,6 +1,6 @@
 """What crops are asked for, and what a batch of them holds; with the table of them that kernels read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -78,7 +78,7 @@ class CutMixSpec:
     """How crops are mixed. See cutmix.sample_cutmix.
 
     Attributes:
-        alpha: of the Beta distribution of lam; 0: no mixing.
+        alpha: of the Beta distribution of lam; 0: no mixing. Or a function of the epoch.
         chunk: so many neighbouring images mix among themselves; 0: the whole batch.
         per_row: a box for each row, instead of one for all.
 
@@ -86,15 +86,26 @@ class CutMixSpec:
         ValueError: a value is out of its bounds.
     """
 
-    alpha: float = 0.5
+    alpha: float | Callable[[int], float] = 0.5
     chunk: int = 0
     per_row: bool = False
 
     def __post_init__(self) -> None:
-        if self.alpha < 0:
-            raise ValueError(f"cutmix_alpha is at least 0 (0: no CutMix), not {self.alpha}")
+        if not callable(self.alpha):
+            self.alpha_of(0)
         if self.chunk < 0:
             raise ValueError(f"cutmix_chunk is at least 0 (0: the whole batch), not {self.chunk}")
+
+    def alpha_of(self, epoch: int) -> float:
+        """`alpha` of an epoch.
+
+        Raises:
+            ValueError: it is below 0.
+        """
+        alpha = self.alpha(epoch) if callable(self.alpha) else self.alpha
+        if alpha < 0:
+            raise ValueError(f"cutmix_alpha is at least 0 (0: no CutMix), not {alpha}")
+        return alpha
 
 
 def _field(name: str, default: Any) -> tuple:

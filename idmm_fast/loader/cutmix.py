@@ -64,7 +64,7 @@ def sample_cutmix(
         first: place of the batch's first image in the global batch, a multiple of `spec.chunk`.
     """
     seed, epoch, step, group = counter
-    count, size, alpha, chunk = views.count, views.size, spec.alpha, spec.chunk
+    count, size, alpha, chunk = views.count, views.size, spec.alpha_of(epoch), spec.chunk
     rows = batch * count
     if alpha == 0:
         return CutMix(np.ones(rows), np.zeros((rows, 4), np.int64), np.arange(rows))

@@ -9,12 +9,10 @@ import functools
 import os
 import queue
 import sys
-import threading
-import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +20,12 @@ import torch
 
 from ..beton import Beton
 from ..beton.format import JPG
-from ..beton.jpeg import MESSAGES, OK
+from ..beton.jpeg import OK
 from ..errors import LoaderError
 from ..kernels.jit import is_cached
 from .crops import Augment, CutMixSpec, Group, Views, crop_table
 from .cutmix import CutMix, sample_cutmix
+from .failed import FailedImages, Found
 from .ffcv_compat import Operation
 from .render import Scratch, render_batch
 from .sampling import CROP_SAMPLE, sample_crops
@@ -58,79 +57,85 @@ class BatchPosition:
         step: number of the batch in the epoch.
         first: place of the first image in the global batch.
         buffer: uint8, where the images are written.
+        cutmix: how crops are mixed.
+        found: the images that failed, added while the batch is made.
     """
 
     epoch: int
     step: int
     first: int
     buffer: np.ndarray
+    cutmix: CutMixSpec
+    found: Found = field(default_factory=dict)
 
 
-class FailedImages:
-    """What is done about images that can't be decoded.
+class PendingBatch:
+    """A batch whose slices run in the decoder's threads; `result` waits for them.
+
+    Each thread takes the next slice until none is left. Then it begins the next batch, and waits for no slower one.
 
     Args:
-        path: the beton, for messages.
-        rows: those that the loader reads; a replacement is one of them.
-        on_error: "raise"; "replace" an image by the next row's; "skip" it.
-
-    Attributes:
-        replaced: {row: (the row that replaces it, why)}.
-        skipped: {row: why}.
+        slices: [(first image, the one after the last), ...].
+        render: called with a slice, writes its crops; in a thread.
+        finish: called with the error of the first slice that failed, or None, gives the groups or raises.
     """
 
-    def __init__(self, path: Path, rows: np.ndarray, on_error: str) -> None:
-        self.on_error = on_error
-        self.replaced: dict[int, tuple[int, str]] = {}
-        self.skipped: dict[int, str] = {}
-        self._path, self._rows, self._lock = path, np.sort(rows), threading.Lock()
-        self._distinct = 1 + np.count_nonzero(np.diff(self._rows))  # one may come twice
+    def __init__(
+        self,
+        slices: Sequence[tuple[int, int]],
+        render: Callable[[int, int], None],
+        finish: Callable[[BaseException | None], list[Group]],
+    ) -> None:
+        self._slices, self._render, self._finish = deque(slices), render, finish
+        self._errors: dict[int, BaseException] = {}
+        self._futures: list[Future] = []
 
-    def handle(self, rows: np.ndarray, place: int, code: int) -> int:
-        """Change a batch where an image failed.
+    def submit(self, pool: ThreadPoolExecutor, threads: int) -> None:
+        """Begin."""
+        self._futures = [pool.submit(self._run) for _ in range(min(threads, len(self._slices)))]
 
-        Args:
-            rows: int64 (B,), of the batch; the failed one becomes its replacement, or -1 if it is skipped.
-            place: of the failed image in the batch.
-            code: of beton.jpeg, why it failed.
+    def _run(self) -> None:
+        while True:
+            try:
+                first, last = self._slices.popleft()
+            except IndexError:
+                return
+            try:
+                self._render(first, last)
+            except BaseException as error:  # whatever it is, the consumer must hear of it
+                self._errors[first] = error
+                self.cancel()
 
-        Returns:
-            The place at which to continue.
+    def cancel(self) -> None:
+        """Begin no further slice."""
+        self._slices.clear()
+
+    def result(self) -> list[Group]:
+        """The groups, once all slices are written.
 
         Raises:
-            LoaderError: with on_error="raise", or when no row can be decoded.
+            LoaderError: an image can't be decoded, see FailedImages, or a thread failed. Slices begin in their order,
+                so the first image that fails is named, whatever the number of threads.
         """
-        row = int(rows[place])
-        reason = f"row {row} of {self._path} can't be decoded: {MESSAGES[code]}"
-        if self.on_error == "raise":
-            raise LoaderError(
-                f"{reason}. Convert the dataset again with write_datasets.py, or use on_error='replace', "
-                f"in evaluation 'skip'."
-            )
-        if self.on_error == "skip":
-            rows[place] = -1
-            if self._is_new(self.skipped, row, MESSAGES[code]):
-                warnings.warn(f"{reason}; it is left out ({len(self.skipped)} skipped so far)", stacklevel=2)
-            return place + 1
-        rows[place] = other = int(self._rows[np.searchsorted(self._rows, row, side="right") % self._rows.size])
-        if self._is_new(self.replaced, row, (other, MESSAGES[code])):
-            warnings.warn(f"{reason}; row {other} replaces it ({len(self.replaced)} replaced so far)", stacklevel=2)
-        if len(self.replaced) == self._distinct:
-            raise LoaderError(
-                f"no row of {self._path} can be decoded; convert the dataset again with write_datasets.py"
-            )
-        return place
+        for future in self._futures:
+            future.result()
+        error = self._errors[min(self._errors)] if self._errors else None
+        return self._finish(error)
 
-    def _is_new(self, seen: dict, row: int, entry: Any) -> bool:
-        """Whether `row` was not in `seen`, where it is now; true for one thread only."""
-        with self._lock:
-            return row not in seen and not seen.update({row: entry})
+
+def as_loader_error(error: BaseException) -> LoaderError:
+    """What the consumer gets for an error in a thread."""
+    if isinstance(error, LoaderError):
+        return error
+    result = LoaderError(f"the loader's thread failed: {type(error).__name__}: {error}")
+    result.__cause__ = error
+    return result
 
 
 class MultiCropDecoder(Operation):
     """Decodes each image once and writes all its crops, mixed by CutMix. Made by MultiCropLoader.
 
-    In FFCV's graph its input is the rows of a batch and its memory a BatchPosition; its output is a list of Group.
+    In FFCV's graph its input is the rows of a batch and its memory a BatchPosition; its output is a PendingBatch.
 
     Args:
         beton: the images.
@@ -165,7 +170,7 @@ class MultiCropDecoder(Operation):
         return replace(previous_state, jit_mode=False), None  # the loader passes the memory, see BatchPosition
 
     def generate_code(self) -> Callable:
-        def decode(rows: np.ndarray, position: BatchPosition, metadata: Any, storage: Any) -> list[Group]:
+        def decode(rows: np.ndarray, position: BatchPosition, metadata: Any, storage: Any) -> PendingBatch:
             return self.decode_batch(rows, position)
 
         return decode
@@ -174,12 +179,12 @@ class MultiCropDecoder(Operation):
         """Bytes that the images of one batch take."""
         return sum(v.count * v.size * v.size * 3 for v in self.views) * batch_size
 
-    def sample_cutmix(self, epoch: int, step: int, batch: int, first: int = 0) -> list[CutMix]:
-        """The mixing of each group of a batch of `batch` images; `first` as in BatchPosition."""
-        seed = np.uint64(self.seed)
-        return [
-            sample_cutmix((seed, epoch, step, g), batch, view, self.cutmix, first) for g, view in enumerate(self.views)
-        ]
+    def sample_cutmix(
+        self, epoch: int, step: int, batch: int, first: int = 0, cutmix: CutMixSpec | None = None
+    ) -> list[CutMix]:
+        """The mixing of each group of a batch of `batch` images; `first` and `cutmix` as in BatchPosition."""
+        seed, cutmix = np.uint64(self.seed), cutmix or self.cutmix
+        return [sample_cutmix((seed, epoch, step, g), batch, view, cutmix, first) for g, view in enumerate(self.views)]
 
     def sample_crops(self, epoch: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """What is sampled for every crop of `rows`: CROP_SAMPLE (crops, len(rows)). The pixels follow from it alone."""
@@ -202,32 +207,34 @@ class MultiCropDecoder(Operation):
         for _ in range(self.num_workers):
             self._scratch.put(Scratch(height, width, self.specs, decode))
 
-    def decode_batch(self, rows: np.ndarray, position: BatchPosition) -> list[Group]:
-        """The groups of a batch, over the position's buffer.
+    def decode_batch(self, rows: np.ndarray, position: BatchPosition) -> PendingBatch:
+        """Begin a batch, over the position's buffer.
 
         Args:
             rows: int64 (B,), of the dataset.
             position: of the batch.
-
-        Raises:
-            LoaderError: an image can't be decoded, see FailedImages.
         """
         self._start()
         rows = rows.copy()  # the caller's may be a part of the whole order, and a row may be replaced
-        mixes = self.sample_cutmix(position.epoch, position.step, len(rows), position.first)
+        mixes = self.sample_cutmix(position.epoch, position.step, len(rows), position.first, position.cutmix)
         sizes = np.array([v.count * v.size * v.size * 3 * len(rows) for v in self.views])
         offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         boxes = np.concatenate([m.box for m in mixes])
         dest_rows = np.concatenate([np.argsort(m.partner) for m in mixes])
-        work = functools.partial(self._render, rows, position, (offsets, boxes, dest_rows))
-        futures = [self._pool.submit(work, first, last) for first, last in _slices(len(rows), self.num_workers)]
-        wait(futures)  # all of them: no thread may still write when this returns
-        for future in futures:
-            future.result()
-        return [
-            _group(view, mix, rows, position.buffer[offset : offset + size])
-            for view, mix, offset, size in zip(self.views, mixes, offsets, sizes)
-        ]
+
+        def finish(error: BaseException | None) -> list[Group]:
+            self.failed.count(position.found)
+            if error is not None:
+                raise as_loader_error(error)
+            return [
+                _group(view, mix, rows, position.buffer[offset : offset + size])
+                for view, mix, offset, size in zip(self.views, mixes, offsets, sizes)
+            ]
+
+        render = functools.partial(self._render, rows, position, (offsets, boxes, dest_rows))
+        batch = PendingBatch(_slices(len(rows), self.num_workers), render, finish)
+        batch.submit(self._pool, self.num_workers)
+        return batch
 
     def _render(
         self, rows: np.ndarray, position: BatchPosition, layout: tuple[np.ndarray, ...], first: int, last: int
@@ -257,7 +264,7 @@ class MultiCropDecoder(Operation):
                 )
                 if code == OK:
                     return
-                first = self.failed.handle(rows, place, code)
+                first = self.failed.handle(rows, place, code, position.found)
         finally:
             self._scratch.put(scratch)
 

@@ -12,10 +12,11 @@ import numpy as np
 from .. import limits
 from ..beton import open_beton
 from ..beton.read import row_numbers
-from ..kernels.philox import ORDER_STREAM, permutation
 from .crops import IDMM_VIEWS, Augment, CutMixSpec, Views
-from .decoder import FailedImages, MultiCropDecoder
-from .ffcv_compat import Compiler, Graph, Loader, PipelineSpec, RGBImageField, TraversalOrder
+from .decoder import MultiCropDecoder
+from .failed import FailedImages
+from .ffcv_compat import Compiler, Graph, Loader, PipelineSpec, RGBImageField
+from .order import Order
 from .prefetch import Buffers, EpochHandle, SafeEpochIterator
 
 _SKIP = (
@@ -24,18 +25,7 @@ _SKIP = (
 )
 
 
-class _Order(TraversalOrder):
-    def __init__(self, loader: "MultiCropLoader", shuffle: bool) -> None:
-        self.loader, self.shuffle = loader, shuffle
-
-    def sample_order(self, epoch: int) -> np.ndarray:
-        indices = self.loader.indices
-        if not self.shuffle:
-            return indices
-        return indices[permutation(np.uint64(self.loader.seed), 0, epoch, ORDER_STREAM, indices.size)]
-
-
-def _check_skip(on_error: str, alpha: float, views: Sequence[Views]) -> None:
+def _check_skip(on_error: str, alpha: float | Callable[[int], float], views: Sequence[Views]) -> None:
     if on_error == "skip" and (alpha or any(v.count > 1 for v in views)):
         raise ValueError(_SKIP)
 
@@ -59,18 +49,22 @@ class MultiCropLoader(Loader):
     out stay valid as long as they are held. A batch is a function of (seed, epoch, step) alone, bit for bit, whatever
     the number of workers.
 
+    While an epoch is consumed, the first batches of the next one are made ahead. They are handed out if the next
+    iteration is that epoch's, with the same settings, and else thrown away.
+
     Args:
         path: the file.
         batch_size: images of a batch of this process, at least 1.
         num_workers: threads; 0: one a core.
         seed: of everything random, 0..2**64 - 1.
-        cutmix_alpha: of the Beta distribution of CutMix's lam; 0: no CutMix.
+        cutmix_alpha: of the Beta distribution of CutMix's lam; 0: no CutMix. Or a function of the epoch.
         views: the multi-crop groups.
         augment: which augmentations run; None: all of IDMM's.
         shuffle: a new order each epoch.
         rows: use these dataset rows only: integers (a row may come twice), or a mask of bool of the dataset's length.
         drop_last: leave out the last partial batch.
         batches_ahead: batches made in advance, at least 1.
+        epochs: number of epochs, at least 1: no batch of a later one is made ahead; None: it is not known.
         cutmix_chunk: so many neighbouring images mix among themselves; 0: all of a batch.
         cutmix_per_row: a box for each row.
         on_error: "raise"; "replace" an image that can't be decoded by the next row's, with a warning, counted in
@@ -95,7 +89,7 @@ class MultiCropLoader(Loader):
         batch_size: int,
         num_workers: int = 0,
         seed: int = 0,
-        cutmix_alpha: float = 0.5,
+        cutmix_alpha: float | Callable[[int], float] = 0.5,
         views: Sequence[Views] = IDMM_VIEWS,
         augment: Augment | None = None,
         *,
@@ -103,6 +97,7 @@ class MultiCropLoader(Loader):
         rows: Any = None,
         drop_last: bool = False,
         batches_ahead: int = 2,
+        epochs: int | None = None,
         cutmix_chunk: int = 0,
         cutmix_per_row: bool = False,
         on_error: str = "raise",
@@ -113,7 +108,7 @@ class MultiCropLoader(Loader):
         self.fname = str(path)  # FFCV's name of it
         self.batch_size, self.seed, self.drop_last = int(batch_size), int(seed), drop_last
         self.batches_ahead, self.views = int(batches_ahead), tuple(views)
-        self.rank, self.world_size = int(rank), int(world_size)
+        self.rank, self.world_size, self.epochs = int(rank), int(world_size), epochs
         cutmix = CutMixSpec(cutmix_alpha, int(cutmix_chunk), bool(cutmix_per_row))
         self._check(cutmix, on_error)
         self.num_workers = _usable_workers(num_workers)
@@ -128,7 +123,11 @@ class MultiCropLoader(Loader):
         self.next_epoch, self._first_step = 0, 0  # where the next iteration begins
         self._position_is_set = False  # whether set_epoch or load_state_dict told so since the current one began
         self._iterator: Any = None  # the current iteration
-        self._set_up_ffcv(shuffle)
+        self._iterations = 0  # that were begun or ended by load_state_dict; tells old handles from the current one
+        self.traversal_order = Order(
+            self.indices, self.seed, shuffle, drop_last, self.batch_size, self.rank, self.world_size, cutmix.chunk or 1
+        )
+        self._set_up_ffcv()
         weakref.finalize(self, self.decoder.close)
 
     def _check(self, cutmix: CutMixSpec, on_error: str) -> None:
@@ -137,6 +136,8 @@ class MultiCropLoader(Loader):
             raise ValueError(
                 f"batch_size and batches_ahead are at least 1, not {self.batch_size} and {self.batches_ahead}"
             )
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs is at least 1, or None where it is not known, not {self.epochs}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is an integer in 0..2**64 - 1, not {self.seed}")
         if on_error not in ("raise", "replace", "skip"):
@@ -149,10 +150,9 @@ class MultiCropLoader(Loader):
             raise ValueError("views is empty: name at least one group, e.g. [Views(2, 112)]")
         _check_skip(on_error, cutmix.alpha, self.views)
 
-    def _set_up_ffcv(self, shuffle: bool) -> None:
+    def _set_up_ffcv(self) -> None:
         """Set what FFCV's Loader expects its own constructor to have set."""
         self.distributed, self.recompile = False, False
-        self.traversal_order = _Order(self, shuffle)
         self.first_traversal_order = self.indices  # FFCV's __len__ counts these
         self.pipeline_specs = {"image": PipelineSpec("image", decoder=self.decoder)}
         fields, columns = {"image": RGBImageField()}, {"image": int(self.beton.image_column[1:])}
@@ -173,12 +173,12 @@ class MultiCropLoader(Loader):
         self.next_epoch, self._first_step, self._position_is_set = int(epoch), 0, True
 
     @property
-    def cutmix_alpha(self) -> float:
+    def cutmix_alpha(self) -> float | Callable[[int], float]:
         """Of the Beta distribution of CutMix's lam; may be set between two epochs."""
         return self.decoder.cutmix.alpha
 
     @cutmix_alpha.setter
-    def cutmix_alpha(self, alpha: float) -> None:
+    def cutmix_alpha(self, alpha: float | Callable[[int], float]) -> None:
         _check_skip(self.decoder.failed.on_error, alpha, self.views)
         self.decoder.cutmix = replace(self.decoder.cutmix, alpha=alpha)
 
@@ -194,13 +194,7 @@ class MultiCropLoader(Loader):
 
     def __len__(self) -> int:
         """Batches an epoch. With several processes the last one counts if each of them gets an image of it."""
-        full, left = divmod(self.indices.size, self.batch_size * self.world_size)
-        return full + (not self.drop_last and left > self._local_len(left) * (self.world_size - 1))
-
-    def _local_len(self, images: int) -> int:
-        """How many of a global batch of `images` a process gets, the last one perhaps fewer: chunks are not divided."""
-        unit = self.decoder.cutmix.chunk or 1
-        return -(-images // (self.world_size * unit)) * unit
+        return len(self.traversal_order)
 
     def local_rows(self, order: np.ndarray, step: int) -> tuple[np.ndarray, int]:
         """The part of a global batch that is this process's.
@@ -212,11 +206,7 @@ class MultiCropLoader(Loader):
         Returns:
             (int64 (B,), its rows; place of the first of them in the global batch).
         """
-        size = self.batch_size * self.world_size
-        batch = order[step * size : (step + 1) * size]
-        length = self._local_len(batch.size)
-        first = self.rank * length
-        return batch[first : first + length], first
+        return self.traversal_order.local_rows(order, step)
 
     def global_batch_len(self, step: int) -> int:
         """How many images batch `step` of an epoch has, those of all processes together."""
@@ -232,14 +222,18 @@ class MultiCropLoader(Loader):
             The number of this process's images over that of the average process.
         """
         images = self.global_batch_len(step)
-        length = self._local_len(images)
+        length = self.traversal_order.local_len(images)
         return max(0, min(length, images - self.rank * length)) * self.world_size / images
 
     def __iter__(self) -> EpochHandle:
-        self.close()
-        self.epoch = self.next_epoch
-        self._iterator = self._iterate(self.next_traversal_order(), self._first_step)
+        self.epoch, first_step, ahead = self.next_epoch, self._first_step, self._iterator
+        if not (
+            isinstance(ahead, SafeEpochIterator) and ahead.begin_epoch(self.epoch, first_step, self.decoder.cutmix)
+        ):
+            self.close()
+            self._iterator = self._iterate(self.next_traversal_order(), first_step)
         self.next_epoch, self._first_step, self._position_is_set = self.epoch + 1, 0, False
+        self._iterations += 1
         return EpochHandle(self, self._iterator)
 
     def _iterate(self, order: np.ndarray, first_step: int) -> Any:
@@ -247,7 +241,7 @@ class MultiCropLoader(Loader):
         return SafeEpochIterator(self, order, self.epoch, first_step)
 
     def close(self) -> None:
-        """End the current iteration, if there is one; its thread has ended when this returns."""
+        """End the current iteration, and drop what is made ahead; the thread has ended when this returns."""
         if self._iterator is not None:
             self._iterator.close()
 
@@ -266,6 +260,7 @@ class MultiCropLoader(Loader):
         """End the current iteration; the next one resumes where `state_dict` was taken, with the same batches."""
         self.close()
         self._iterator = None
+        self._iterations += 1
         self.next_epoch, self._first_step, self._position_is_set = int(state["epoch"]), int(state["step"]), True
 
     def filter(self, field_name: str, condition: Callable) -> None:
@@ -286,6 +281,5 @@ def evaluation_loader(
     Yields a list of one Group for each batch. For the arguments see MultiCropLoader and Views.
     """
     views = [Views(1, size, interpolation=interpolation, resize=round(size * 256 / 224))]
-    return MultiCropLoader(
-        path, batch_size, num_workers, 0, 0, views, Augment.none(), shuffle=False, rows=rows, on_error=on_error
-    )
+    options: dict[str, Any] = {"shuffle": False, "rows": rows, "epochs": 1, "on_error": on_error}
+    return MultiCropLoader(path, batch_size, num_workers, 0, 0, views, Augment.none(), **options)

@@ -1,19 +1,19 @@
 """FFCV's epoch thread, with what it lacks: errors that reach the consumer, and an end that leaves nothing behind."""
 
+import os
 import queue
 import sys
 import time
 import weakref
 from collections.abc import Iterator
-from threading import Event, Thread
+from threading import Event, Semaphore, Thread, current_thread
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import LoaderError
-from .crops import Group
-from .decoder import BatchPosition
+from .crops import CutMixSpec, Group
+from .decoder import BatchPosition, PendingBatch, as_loader_error
 from .ffcv_compat import EpochIterator
 
 
@@ -41,98 +41,129 @@ class Buffers:
 
 
 class SafeEpochIterator(EpochIterator):
-    """One pass over the rows of an epoch, made ahead of time in a thread of its own.
+    """Makes the batches of an epoch, and then those of the following ones, ahead of time in a thread of its own.
+
+    At most batches_ahead + 1 batches are made, or in the making, and not handed out. The thread does not hold the
+    loader, and ends with it.
 
     Args:
         loader: a MultiCropLoader.
-        order: int64 (n,), rows.
-        epoch: 0, 1, ...
-        first_step: the batch to begin with.
+        order: int64 (n,), rows of the first epoch.
+        epoch: the first epoch, 0, 1, ...
+        first_step: its batch to begin with.
 
     Attributes:
-        yielded: the number of the next batch.
+        yielded: the number of the next batch of the current epoch.
     """
 
     def __init__(self, loader: Any, order: np.ndarray, epoch: int, first_step: int) -> None:
         Thread.__init__(self, daemon=True, name="idmm-epoch")  # not FFCV's constructor: it allocates every epoch anew
-        self.loader, self.order, self.epoch = loader, order, epoch
-        self.metadata = loader.beton.metadata
-        self.steps = range(first_step, len(loader))
-        self.yielded = first_step
-        self.output_queue: queue.Queue = queue.Queue(loader.batches_ahead)
+        self.code, self.nodes, self.metadata = loader.code, tuple(loader.graph.id_to_node), loader.beton.metadata
+        self.traversal_order, self.cutmix, self.buffers = loader.traversal_order, loader.decoder.cutmix, loader.buffers
+        self.epoch, self.epochs, self.yielded = epoch, loader.epochs, first_step
+        self.output_queue: queue.SimpleQueue = queue.SimpleQueue()
         self.terminate_event = Event()
+        self._room, self._is_between_epochs = Semaphore(loader.batches_ahead + 1), False
+        self._begin, self._process = (order, epoch, first_step), os.getpid()
+        self._loader = weakref.ref(loader)
+        self._finalizer = weakref.finalize(loader, self.close)
         self.start()
 
-    def _put(self, item: Any) -> bool:
-        """Whether `item` could be handed over before the end."""
-        while not self.terminate_event.is_set():
-            try:
-                self.output_queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
     def run(self) -> None:
+        order, epoch, first_step = self._begin
         try:
-            for step in self.steps:
-                rows, first = self.loader.local_rows(self.order, step)
-                item = self.run_pipeline(step, rows, BatchPosition(self.epoch, step, first, self.loader.buffers.take()))
-                if not self._put(item):
+            while True:
+                for step in range(first_step, len(self.traversal_order)):
+                    self._room.acquire()
+                    if self.terminate_event.is_set():
+                        return
+                    rows, first = self.traversal_order.local_rows(order, step)
+                    position = BatchPosition(epoch, step, first, self.buffers.take(), self.cutmix)
+                    self.output_queue.put(self.run_pipeline(step, rows, position))
+                    del position
+                self.output_queue.put(None)
+                epoch, first_step = epoch + 1, 0
+                if self.epochs is not None and epoch >= self.epochs:
                     return
-                del item
-            self._put(None)
+                order = self.traversal_order.sample_order(epoch)
         except BaseException as error:  # whatever it is, the consumer must hear of it
-            self._put(error)
+            self.output_queue.put(error)
 
-    def run_pipeline(self, step: int, rows: np.ndarray, position: BatchPosition) -> list[Group]:
+    def run_pipeline(self, step: int, rows: np.ndarray, position: BatchPosition) -> PendingBatch:
         """Run FFCV's stages on one batch."""
-        stages, outputs = self.loader.code
+        stages, (output,) = self.code
         args = {"batch_indices": np.ascontiguousarray(rows, np.int64), "storage_state": None, "metadata": self.metadata}
-        args |= {f"memory_{node}": position for node in self.loader.graph.id_to_node}
-        args |= {f"shared_memory_{node}": None for node in self.loader.graph.id_to_node}
+        args |= {f"memory_{node}": position for node in self.nodes}
+        args |= {f"shared_memory_{node}": None for node in self.nodes}
         for stage, defined in stages:
             args |= {f"result_{node}": result for node, result in zip(defined, stage(**args))}
-        (output,) = outputs
         return args[f"result_{output}"]
+
+    def begin_epoch(self, epoch: int, first_step: int, cutmix: CutMixSpec) -> bool:
+        """Go on with this epoch, if it is the one whose batches are made ahead, and as they are made; else False."""
+        if (
+            not self._is_between_epochs
+            or self.terminate_event.is_set()
+            or self._process != os.getpid()
+            or (epoch, first_step, cutmix) != (self.epoch + 1, 0, self.cutmix)
+        ):
+            return False
+        self.epoch, self.yielded, self._is_between_epochs = epoch, 0, False
+        return True
 
     def __next__(self) -> list[Group]:
         if self.terminate_event.is_set():
             raise StopIteration
         began = time.perf_counter()
         item = self.output_queue.get()
-        self.loader.waited += time.perf_counter() - began
-        if item is None:
+        try:
+            if item is None:
+                self._is_between_epochs = True
+                raise StopIteration
+            if isinstance(item, BaseException):
+                raise as_loader_error(item)
+            groups = item.result()
+        except StopIteration:
+            if self.epochs is not None and self.epoch + 1 >= self.epochs:
+                self.close()
+            raise
+        except BaseException:
             self.close()
-            raise StopIteration
-        if isinstance(item, BaseException):
-            self.close()
-            if isinstance(item, LoaderError):
-                raise item
-            raise LoaderError(f"the loader's thread failed: {type(item).__name__}: {item}") from item
+            raise
+        finally:
+            loader = self._loader()
+            if loader is not None:
+                loader.waited += time.perf_counter() - began
+        self._room.release()
         self.yielded += 1
-        return item
+        return groups
 
     def close(self) -> None:
         """Stop the thread and drop what it made; safe to call again."""
+        self._finalizer.detach()
         self.terminate_event.set()
-        while self.is_alive():
-            try:
-                self.output_queue.get_nowait()
-            except queue.Empty:
-                self.join(timeout=0.01)
+        if self._process != os.getpid():  # in a forked child there is no thread, and its locks may be taken for ever
+            return
+        self._room.release()
+        if self is not current_thread():
+            self.join()
         while not self.output_queue.empty():
-            self.output_queue.get_nowait()
+            item = self.output_queue.get()
+            if isinstance(item, PendingBatch):
+                item.cancel()
+        self.output_queue.put(None)  # for a consumer that waits in another thread
 
 
 class EpochHandle:
     """What a `for` loop holds: when it is left early, by `break` or an exception, the thread behind it ends.
 
-    A loader has one iteration at a time: a handle that is advanced after another one was begun raises RuntimeError.
+    After a whole epoch the thread goes on with the next one. A loader has one iteration at a time: a handle that is
+    advanced after another one was begun raises RuntimeError.
     """
 
     def __init__(self, loader: Any, iterator: Any) -> None:
         self._loader, self._iterator, self._ended = loader, iterator, False
+        self._number = loader._iterations
         self._finalizer = weakref.finalize(self, iterator.close)
 
     def __iter__(self) -> Iterator[list[Group]]:
@@ -141,13 +172,17 @@ class EpochHandle:
     def __next__(self) -> list[Group]:
         if self._ended:
             raise StopIteration
-        if self._loader._iterator is not self._iterator:
+        if self._loader._iterations != self._number:
             raise RuntimeError(
                 f"this iteration over {self._loader.fname} was ended by a later iter() or load_state_dict() of the "
                 f"same loader, which has one at a time; make a second MultiCropLoader to have two"
             )
         try:
             return next(self._iterator)
+        except StopIteration:
+            self._ended = True
+            self._finalizer.detach()
+            raise
         except BaseException:
             self._ended = True
             raise

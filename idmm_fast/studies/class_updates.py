@@ -103,6 +103,7 @@ def _train(cfg: SimpleNamespace, variant: Variant, length: Length, head_lr: floa
         Augment(flip_prob=0.5, jitter_prob=0, grayscale_prob=0, blur_prob=0),
         rows=np.arange(length.images),
         drop_last=True,
+        epochs=length.epochs,
     )
     backbone = create_backbone(cfg.model.name, size, 0.0, cfg.model.options)
     normalize = Normalize(pretraining=True)

@@ -82,10 +82,6 @@ class Finetuning(Task):
             f"{self.classes} classes"
         )
 
-    def on_epoch_start(self, epoch: int) -> None:
-        """Mix by CutMix in odd epochs."""
-        self.loader.cutmix_alpha = self.cfg.mixup_cutmix.alpha if epoch % 2 == 1 else 0.0
-
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
         """Cross-entropy of the two labels of each image, mixed by mixup in even epochs; see Task.loss."""
         ((images, idx_a, idx_b, lam),) = groups
@@ -170,11 +166,11 @@ def choose_rows(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 
 def _make_loader(cfg: SimpleNamespace, rows: np.ndarray) -> MultiCropLoader:
-    """The loader of the training images `rows`."""
+    """The loader of the training images `rows`, which mixes by CutMix in odd epochs."""
     return MultiCropLoader(
         cfg.data.train,
         seed=cfg.training.seed,
-        cutmix_alpha=0.0,
+        cutmix_alpha=lambda epoch: cfg.mixup_cutmix.alpha if epoch % 2 else 0.0,
         views=[Views(1, cfg.model.image_size, tuple(cfg.crops.scale), interpolation="bicubic")],
         augment=make_augment(cfg),
         rows=rows,

@@ -66,9 +66,6 @@ class Task:
         """(the loss of a step of n images, whatever they show, as a function of n; bytes of an image in the loader)."""
         raise NotImplementedError
 
-    def on_epoch_start(self, epoch: int) -> None:
-        """Runs before an epoch."""
-
     def after_backward(self, epoch: int) -> None:
         """Runs when the gradients are there, before the optimizer uses them."""
 
@@ -127,7 +124,10 @@ def make_augment(cfg: SimpleNamespace) -> Augment:
 
 
 def loader_args(cfg: SimpleNamespace) -> dict[str, Any]:
-    """The loader's arguments that depend on the processes: {"batch_size", "num_workers", "rank", "world_size"}.
+    """The loader's arguments that depend on the processes and the length of training.
+
+    Returns:
+        {"batch_size", "num_workers", "rank", "world_size", "epochs"}.
 
     Raises:
         ConfigError: the number of processes does not divide training.batch_size.
@@ -136,7 +136,13 @@ def loader_args(cfg: SimpleNamespace) -> dict[str, Any]:
     if size % world:
         raise ConfigError(f"training.batch_size {size} is shared by {world} processes, which does not divide it")
     workers = cfg.data.num_workers or distributed.cores()
-    return {"batch_size": size // world, "num_workers": workers, "rank": distributed.rank(), "world_size": world}
+    return {
+        "batch_size": size // world,
+        "num_workers": workers,
+        "rank": distributed.rank(),
+        "world_size": world,
+        "epochs": cfg.training.epochs,
+    }
 
 
 def check_warmup(cfg: SimpleNamespace) -> None:

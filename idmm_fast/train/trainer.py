@@ -99,7 +99,6 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, signals: SignalFlag, consensus: distributed.Consensus) -> bool:
         """Train the rest of an epoch; return False where a dry run (training.max_steps) ends in it."""
-        self.task.on_epoch_start(epoch)
         for groups in prefetch_to_device(self.loader, self.runtime.device):
             self._train_step(groups, epoch)
             # The clocks of other processes don't count: all must write the same checkpoint.
