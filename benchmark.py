@@ -4,6 +4,7 @@
 python benchmark.py loader --images my_photos                       # ours, decoding alone, PIL/torchvision
 python benchmark.py loader --beton data/flowers_train.beton --workers 1 --repeats 5 --json bench.json \\
     --peers official,ffcv,albumentations,dali
+python benchmark.py loader --epochs 50 --limit 2040                 # many short epochs, against one as long
 python benchmark.py writer --images my_photos                       # conversion, against FFCV's own writer
 python benchmark.py loss                                            # fused loss, index targets, against dense
 python benchmark.py head                                            # 20 steps of 1,281,167 instances, their memory
@@ -70,6 +71,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="comma-separated: official (default), ffcv, albumentations, dali; `make bench` installs and runs all",
     )
     loader.add_argument("--limit", type=int, default=256, metavar="N", help="images a run (default: 256)")
+    loader.add_argument(
+        "--epochs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="instead: N epochs of --limit images in eight batches, against one epoch as long",
+    )
     loader.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of them here")
 
     writer = command("writer", "images/s of conversion to .beton, against FFCV's own writer, and its memory")

@@ -9,6 +9,8 @@ rate is the median over the rounds, a ratio the median of the rounds' ratios, wh
   decode         libjpeg-turbo alone on the same bytes, into one buffer: the floor of a loader that decodes in full
   decode, twice  the same with twice the workers: what the machine gives at best
   baselines      see baselines.py
+
+With --epochs it measures what it costs to begin an epoch instead, see epochs.py.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from ..beton.read import Beton
 from ..files import write_json
 from ..loader import MultiCropLoader
 from ..plots.figure import new_figure
+from . import epochs
 from .baselines import BASELINES
 from .machine import describe_machine
 from .photographs import open_betons
@@ -61,6 +64,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))
     if args.workers > len(cores):
         raise ValueError(f"--workers {args.workers} is more than the {len(cores)} cores of this machine")
+    if args.epochs:
+        return epochs.run(args)
     torch.set_num_threads(args.workers)
     with tempfile.TemporaryDirectory() as scratch:
         jpg, raw = open_betons(args, scratch)
@@ -110,9 +115,10 @@ def _our_systems(jpg: Beton, raw: Beton, rows: np.ndarray, workers: int, cores: 
 
 def _ours(beton: Beton, rows: np.ndarray, workers: int) -> System:
     """The loader, over all images."""
-    loader = MultiCropLoader(beton.path, 64, workers, rows=rows)
+    loader = MultiCropLoader(beton.path, 64, workers, rows=rows, epochs=_PASSES)
 
     def everything() -> None:
+        loader.set_epoch(0)
         for _ in range(_PASSES):
             for _ in loader:
                 pass

@@ -68,9 +68,30 @@ def test_loader_benchmark_reports_everything(jpg_beton, tmp_path, peers):
     assert np.asarray(Image.open(plot)).std() > 10
 
 
+def test_epochs_benchmark_reports_everything(jpg_beton, tmp_path):
+    """Its 40 images an epoch are too few for figures that mean anything."""
+    out, cores = tmp_path / "out.json", os.sched_getaffinity(0)
+    shown = run_script(
+        "benchmark.py", "loader", "--beton", jpg_beton, "--epochs", 3, "--limit", 43, "--repeats", 2, "--json", out
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert os.sched_getaffinity(0) == cores
+    result = json.loads(out.read_text())
+    assert (result["images"], result["batch"], result["epochs"]) == (40, 5, 3)
+    rates = result["images_per_s"]
+    steps = ["epochs, steps", "one epoch, steps", "cold, steps"]
+    assert list(rates) == list(result["waited"]) == ["epochs", "one epoch", *steps]
+    for a, b in (("epochs", "one epoch"), ("epochs, steps", "one epoch, steps"), ("epochs, steps", "cold, steps")):
+        assert rates[a]["min"] / rates[b]["max"] <= result["ratios"][f"{a} / {b}"] <= rates[a]["max"] / rates[b]["min"]
+        assert f"{a} / {b}" in shown.stdout
+    assert rates["epochs, steps"]["max"] < 5 / (result["step_ms"] / 1000)
+    assert all(0 < share < 1 for share in result["waited"].values())
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
+        (("--epochs", "2", "--limit", "7"), "--limit 7 is less than the 8 batches"),
         (("--peers", "nobody"), "unknown baselines"),
         (("--beton", "/nowhere.beton"), "does not exist"),
         (("--images", "/nowhere"), "not a folder"),
