@@ -82,12 +82,16 @@ class SafeEpochIterator(EpochIterator):
                     self.output_queue.put(self.run_pipeline(step, rows, position))
                     del position
                 self.output_queue.put(None)
-                epoch, first_step = epoch + 1, 0
-                if self.epochs is not None and epoch >= self.epochs:
+                if not self._runs_on(epoch):
                     return
+                epoch, first_step = epoch + 1, 0
                 order = self.traversal_order.sample_order(epoch)
         except BaseException as error:  # whatever it is, the consumer must hear of it
             self.output_queue.put(error)
+
+    def _runs_on(self, epoch: int) -> bool:
+        """Whether batches are made ahead of the epoch after this one."""
+        return len(self.traversal_order) > 0 and (self.epochs is None or epoch + 1 < self.epochs)
 
     def run_pipeline(self, step: int, rows: np.ndarray, position: BatchPosition) -> PendingBatch:
         """Run FFCV's stages on one batch."""
@@ -124,7 +128,7 @@ class SafeEpochIterator(EpochIterator):
                 raise as_loader_error(item)
             groups = item.result()
         except StopIteration:
-            if self.epochs is not None and self.epoch + 1 >= self.epochs:
+            if not self._runs_on(self.epoch):
                 self.close()
             raise
         except BaseException:

@@ -99,6 +99,12 @@ def test_nothing_is_made_beyond_the_last_epoch(raw_beton):
     assert "idmm-epoch" not in [thread.name for thread in threading.enumerate()]
 
 
+def test_epochs_without_a_batch_end(raw_beton):
+    loader = make(raw_beton, batch_size=41, drop_last=True)
+    assert [list(loader) for _ in range(3)] == [[], [], []]
+    assert loader.state_dict() == {"epoch": 3, "step": 0}
+
+
 def test_mixing_that_alternates_from_epoch_to_epoch_keeps_what_was_made_ahead(raw_beton):
     loader = make(raw_beton, cutmix_alpha=lambda epoch: 0.5 if epoch % 2 else 0.0)
     _, wait_for = record_made(loader)
