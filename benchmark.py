@@ -10,16 +10,38 @@ python benchmark.py loss                                            # fused loss
 python benchmark.py head                                            # 20 steps of 1,281,167 instances, their memory
 python benchmark.py end_to_end --images my_photos                   # training with the loader, against ready batches
 python benchmark.py step --model deit_tiny_patch16_224 --batch 8    # a step against the reference, a switch at a time
+python benchmark.py paper --train data/flowers_train.beton --test data/flowers_test.beton --out runs/paper
 python benchmark.py gpu --images my_photos --json gpu.json          # all figures of a GPU in one go
 """
 
 import argparse
 import json
+import shlex
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from idmm_fast.cli import run
+
+BEGAN = time.perf_counter()  # of the program: what takes long is imported later
+
+
+def network(added: argparse.ArgumentParser) -> None:
+    """The arguments that name a model."""
+    added.add_argument(
+        "--model",
+        default="deit_tiny_patch16_224",
+        metavar="NAME",
+        help="timm's name (default: deit_tiny_patch16_224)",
+    )
+    added.add_argument(
+        "--options",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="further arguments of the model, e.g. '{\"depth\": 6}'",
+    )
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -44,22 +66,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             metavar="DIR",
             help="a tree of JPEGs (default: crops of scikit-learn's two photographs)",
         )
-
-    def network(added: argparse.ArgumentParser) -> None:
-        added.add_argument(
-            "--model",
-            default="deit_tiny_patch16_224",
-            metavar="NAME",
-            help="timm's name (default: deit_tiny_patch16_224)",
-        )
-        added.add_argument(
-            "--options",
-            type=json.loads,
-            default={},
-            metavar="JSON",
-            help="further arguments of the model, e.g. '{\"depth\": 6}'",
-        )
-        added.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
 
     loader = command("loader", "images/s of the six-crop pipeline, against baselines, in one run, alternating")
     images(loader)
@@ -117,11 +123,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     end.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
     end.add_argument("--workers", type=int, default=0, metavar="N", help="loader threads (default: one a core)")
     network(end)
+    end.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
     end.add_argument("--batch", type=int, default=16, metavar="B", help="images a step, six crops each (default: 16)")
     end.add_argument("--steps", type=int, default=6, metavar="N", help="steps that are timed in a round (default: 6)")
 
     step = command("step", "crops/s of a training step against the reference implementation, a switch at a time")
     network(step)
+    step.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
     step.add_argument("--batch", type=int, default=8, metavar="B", help="images a step, six crops each (default: 8)")
     step.add_argument("--instances", type=int, default=2040, metavar="N", help="classes of the head (default: 2040)")
     step.add_argument("--steps", type=int, default=4, metavar="N", help="steps of a system in a round (default: 4)")
@@ -132,6 +140,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="lower precision too, where the hardware has it (auto, the default), always, or never",
     )
     step.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)")
+
+    add_paper(commands.add_parser("paper", help=PAPER, description=PAPER))
 
     gpu = command("gpu", "step, end_to_end and the projected pretraining on a GPU, in under 8 minutes")
     images(gpu)
@@ -144,6 +154,34 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+PAPER = "the paper's whole schedule on a dataset, stage by stage: minutes, rates, accuracy; called again, it resumes"
+
+
+def add_paper(paper: argparse.ArgumentParser) -> None:
+    """The arguments of `benchmark.py paper`."""
+    paper.add_argument("--train", type=Path, required=True, metavar="BETON", help="the training images")
+    paper.add_argument("--test", type=Path, required=True, metavar="BETON", help="the test images")
+    paper.add_argument("--out", type=Path, required=True, metavar="RUNS", help="folder of the runs; paper.json is here")
+    paper.add_argument("--json", type=Path, metavar="OUT", help="write all figures here too, and a table beside it")
+    network(paper)
+    paper.add_argument(
+        "--stages",
+        default="pretrain,finetune,random,ladder",
+        metavar="LIST",
+        help="comma-separated (default: pretrain,finetune,random,ladder, which is all)",
+    )
+    paper.add_argument(
+        "--epochs-scale", type=float, default=1.0, metavar="F", help="multiply all epochs by F (default: 1.0)"
+    )
+    paper.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value in the recipes, e.g. training.batch_size=64; may be given several times",
+    )
+
+
 def benchmark(argv: Sequence[str]) -> None:
     """Run the benchmark that the arguments name."""
     args = parse(argv)
@@ -151,6 +189,7 @@ def benchmark(argv: Sequence[str]) -> None:
         raise FileNotFoundError(f"--beton {args.beton} does not exist")
     if getattr(args, "images", None) and not args.images.is_dir():
         raise FileNotFoundError(f"--images {args.images} is not a folder")
+    args.began, args.command_line = BEGAN, shlex.join(["python", "benchmark.py", *argv])
     import_module(f"idmm_fast.bench.{args.command}").run(args)
 
 
