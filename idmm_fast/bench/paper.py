@@ -153,7 +153,7 @@ class Recipes:
         """The trainings of a stage."""
         folder, start = self._out / stage, str(self._out / "pretrain")
         if stage == "pretrain":
-            return [Part(stage, folder, self._pretrain, _pretrain, PRETRAIN, Pretraining)]
+            return [pretraining_part(self._pretrain)]
         changes = {"logging.run_dir": str(folder), "model.init": None if stage == "random" else start}
         cfg = replace(FINETUNE, self._finetune, changes)
         if stage != "ladder":
@@ -163,6 +163,11 @@ class Recipes:
             Part(f"{stage}_{k}", folder / f"stage_{k}", cfg, partial(_climb, rung=k), FINETUNE, Finetuning)
             for k in rungs
         ]
+
+
+def pretraining_part(cfg: SimpleNamespace) -> Part:
+    """The pretraining of a configuration."""
+    return Part("pretrain", Path(cfg.logging.run_dir), cfg, _pretrain, PRETRAIN, Pretraining)
 
 
 def _pretrain(cfg: SimpleNamespace) -> dict[str, Any]:
@@ -179,21 +184,29 @@ def _climb(cfg: SimpleNamespace, rung: int) -> dict[str, Any]:
 def run_part(report: Report, part: Part) -> None:
     """Train a part to its end, and put its figures into the report."""
     state = report.content["parts"].setdefault(part.name, {"calls": []})
-    runtime = resolve_runtime(part.cfg.training, 0)
-    figures.reset_peak_memory(runtime)
-    compiled = figures.compile_seconds()
     with report.timed(state["calls"], part.folder, time.perf_counter()) as call:
-        try:
-            found = part.train(part.cfg)
-        finally:
-            call |= {
-                "compile_seconds": figures.compile_seconds() - compiled,
-                "peak_memory_mb": figures.peak_memory_mb(runtime),
-            }
+        found = train_part(part, call)
     state |= measure(part, state["calls"]) | {key: found[key] for key in ("top1", "top5") if key in found}
     state["done"] = True
     report.write()
     print(table({part.name: state}), flush=True)
+
+
+def train_part(part: Part, call: dict[str, Any]) -> dict[str, Any]:
+    """Train what is left of a part and return its results.
+
+    Args:
+        part: The training.
+        call: "compile_seconds" and "peak_memory_mb" are noted here, even if the training ends early.
+    """
+    runtime = resolve_runtime(part.cfg.training, 0)
+    figures.reset_peak_memory(runtime)
+    compiled = figures.compile_seconds()
+    try:
+        return part.train(part.cfg)
+    finally:
+        call["compile_seconds"] = figures.compile_seconds() - compiled
+        call["peak_memory_mb"] = figures.peak_memory_mb(runtime)
 
 
 def measure(part: Part, calls: list[dict[str, Any]]) -> dict[str, Any]:
@@ -201,7 +214,7 @@ def measure(part: Part, calls: list[dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         part: The training.
-        calls: What Report.timed noted of it.
+        calls: What Report.timed and train_part noted of it.
     """
     cfg = load_config(part.schema, part.folder / "config.yaml", {}, ())
     task = figures.make_task_on_cpu(part.task, part.schema, cfg)
