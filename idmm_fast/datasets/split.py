@@ -1,10 +1,10 @@
 """What a dataset is to the rest of the project."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -55,15 +55,19 @@ class Split:
 
     Attributes:
         images: One source an image, see ImageSource.
-        labels: Of each image, indexes of `classes`.
+        labels: Of each image, indexes of `classes`; -1 for none.
         classes: Names of the classes.
         names: Of each image, the same on every machine; may be left out.
+        left_out: What the dataset's raw files hold beside, {"reason", "count", "first"} each; of all splits together.
+        remarks: Sentences on how the raw files were read; of all splits together.
     """
 
     images: Sequence[ImageSource]
     labels: Sequence[int]
     classes: Sequence[str]
     names: Sequence[str] = field(default_factory=list)
+    left_out: Sequence[Mapping[str, Any]] = ()
+    remarks: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,6 +78,11 @@ class Split:
             return self.names[i]
         source = self.images[i]
         return "/".join(source.parts[-2:]) if isinstance(source, Path) else f"image {i}"
+
+    def images_per_class(self) -> list[int]:
+        """How many images each class has; those without a label are not counted."""
+        labels = np.asarray(self.labels, np.int64)
+        return np.bincount(labels[labels >= 0], minlength=len(self.classes)).tolist()
 
     def choose(self, rows: Sequence[int]) -> "Split":
         """The split of these rows only, in this order."""
@@ -90,7 +99,7 @@ class Split:
     def hold_out(self, fraction: float, seed: int) -> tuple["Split", "Split"]:
         """Divide into a training and a test split, each class alike.
 
-        Images are chosen as in `sample`.
+        Images are chosen as in `sample`. Those without a label stay in the training split.
 
         Args:
             fraction: Of each class that goes into the test split, 0 to 1; at least one image of a class that has two.
@@ -102,11 +111,11 @@ class Split:
         Raises:
             DatasetError: No class has two images.
         """
-        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        counts = self.images_per_class()
         left = [min(max(1, round(fraction * count)), count - 1) for count in counts]
         test = set()
         for i in self._shuffled(seed):
-            if left[self.labels[i]] > 0:
+            if self.labels[i] >= 0 and left[self.labels[i]] > 0:
                 left[self.labels[i]] -= 1
                 test.add(i)
         if not test:
@@ -135,10 +144,10 @@ class Split:
             left = np.full(len(self.classes), per_class)
             chosen = []
             for i in order:
-                if left[self.labels[i]] > 0:
+                if self.labels[i] >= 0 and left[self.labels[i]] > 0:
                     left[self.labels[i]] -= 1
                     chosen.append(i)
-            present = np.bincount(self.labels, minlength=len(self.classes)) > 0
+            present = np.array(self.images_per_class()) > 0
             short = [self.classes[c] for c in np.flatnonzero((left > 0) & present).tolist()]
             if short:
                 raise DatasetError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .folder import EXTENSIONS
+from .image_files import image_endings
 from .split import DatasetError, FileSlice, Split
 
 OPTIONS = ("shards",)
@@ -93,7 +93,7 @@ def _read_shard(path: Path) -> tuple[list[FileSlice], dict[str, str]]:
                 stem, _, extension = member.name.rpartition(".")
                 if not member.isfile():
                     continue
-                if f".{extension.lower()}" in EXTENSIONS:
+                if f".{extension.lower()}" in image_endings():
                     images.append(FileSlice(path, member.offset_data, member.size, member.name))
                 elif extension == "cls":
                     labels[stem] = _content(file, member).decode().strip()

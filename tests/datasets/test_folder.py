@@ -1,0 +1,213 @@
+"""Folders of images as people have them: every layout with what is read from it, and what is refused."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from idmm_fast import datasets
+from idmm_fast.datasets import DatasetError
+from idmm_fast.datasets.image_files import image_files, natural_order
+
+KINDS = {".jpg": "JPEG"} | ({".avif": "AVIF"} if features.check("avif") else {})
+
+
+def plant(root, *files):
+    """Small images under `root`; a name without a known ending gets a PNG's bytes."""
+    for k, name in enumerate(files):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 8), (k, 0, 0)).save(path, KINDS.get(path.suffix, "PNG"))
+
+
+def read(root):
+    """{split: {file below root: class, None for no label}}"""
+    return {
+        name: {
+            str(Path(image).relative_to(root)): split.classes[label] if label >= 0 else None
+            for image, label in zip(split.images, split.labels)
+        }
+        for name, split in datasets.load("folder", root).items()
+    }
+
+
+LAYOUTS = {
+    "classes": (["a/1.jpg", "b/1.jpg"], {"train": {"a/1.jpg": "a", "b/1.jpg": "b"}}),
+    "flat": (["1.jpg", "2.jpg"], {"train": {"1.jpg": "all", "2.jpg": "all"}}),
+    "capitals": (
+        ["Train/a/1.jpg", "Train/b/1.jpg", "TEST/b/1.jpg"],
+        {"train": {"Train/a/1.jpg": "a", "Train/b/1.jpg": "b"}, "test": {"TEST/b/1.jpg": "b"}},
+    ),
+    "training and testing": (
+        ["Training/a/1.jpg", "Training/b/1.jpg", "Testing/a/1.jpg"],
+        {"train": {"Training/a/1.jpg": "a", "Training/b/1.jpg": "b"}, "test": {"Testing/a/1.jpg": "a"}},
+    ),
+    "three splits": (
+        ["train/a/1.jpg", "val/a/1.jpg", "test/a/1.jpg"],
+        {"train": {"train/a/1.jpg": "a"}, "val": {"val/a/1.jpg": "a"}, "test": {"test/a/1.jpg": "a"}},
+    ),
+    "dev beside test": (
+        ["train/a/1.jpg", "Dev/a/1.jpg", "test_set/a/1.jpg"],
+        {"train": {"train/a/1.jpg": "a"}, "val": {"Dev/a/1.jpg": "a"}, "test": {"test_set/a/1.jpg": "a"}},
+    ),
+    "a validation split alone is the test split": (
+        ["train/a/1.jpg", "Valid/a/1.jpg"],
+        {"train": {"train/a/1.jpg": "a"}, "test": {"Valid/a/1.jpg": "a"}},
+    ),
+    "an archive in an archive": (
+        ["x/y/train/a/1.jpg", "x/y/train/b/1.jpg", "x/y/test/b/1.jpg"],
+        {"train": {"x/y/train/a/1.jpg": "a", "x/y/train/b/1.jpg": "b"}, "test": {"x/y/test/b/1.jpg": "b"}},
+    ),
+    "classes in an archive": (["x/a/1.jpg", "x/b/1.jpg"], {"train": {"x/a/1.jpg": "a", "x/b/1.jpg": "b"}}),
+    "doubled split folders": (
+        ["train/train/a/1.jpg", "train/train/b/1.jpg", "test/test/a/1.jpg"],
+        {"train": {"train/train/a/1.jpg": "a", "train/train/b/1.jpg": "b"}, "test": {"test/test/a/1.jpg": "a"}},
+    ),
+    "a flat test folder": (
+        ["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg", "test/2.jpg"],
+        {"train": {"train/a/1.jpg": "a", "train/b/1.jpg": "b"}, "test": {"test/1.jpg": None, "test/2.jpg": None}},
+    ),
+    "a doubled flat test folder": (
+        ["train/a/1.jpg", "train/b/1.jpg", "test/images/1.jpg"],
+        {"train": {"train/a/1.jpg": "a", "train/b/1.jpg": "b"}, "test": {"test/images/1.jpg": None}},
+    ),
+    "flat splits": (["train/1.jpg", "test/1.jpg"], {"train": {"train/1.jpg": "all"}, "test": {"test/1.jpg": None}}),
+    "one class of which some are deeper": (["a/1.jpg", "a/x/2.jpg"], {"train": {"a/1.jpg": "a", "a/x/2.jpg": "a"}}),
+    "folders inside classes": (["a/x/1.jpg", "b/y/1.jpg"], {"train": {"a/x/1.jpg": "a", "b/y/1.jpg": "b"}}),
+    "hidden and system folders": (
+        [
+            "a/1.jpg",
+            "a/.ipynb_checkpoints/1-checkpoint.jpg",
+            "b/1.jpg",
+            "b/@eaDir/1.jpg/SYNOPHOTO.jpg",
+            "b/._1.jpg",
+            "__MACOSX/a/1.jpg",
+            ".thumbnails/1.jpg",
+        ],
+        {"train": {"a/1.jpg": "a", "b/1.jpg": "b"}},
+    ),
+    "other endings": (
+        ["a/1.jfif", "a/2.avif", "a/noext", "b/1.JPG", "b/2.jpe"],
+        {"train": {"a/1.jfif": "a", "a/2.avif": "a", "a/noext": "a", "b/1.JPG": "b", "b/2.jpe": "b"}},
+    ),
+    "images beside folders of splits": (
+        ["train/a/1.jpg", "test/a/1.jpg", "sample.jpg", "extra/1.jpg"],
+        {"train": {"train/a/1.jpg": "a"}, "test": {"test/a/1.jpg": "a"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_read_as_it_is_meant(name, tmp_path):
+    files, wanted = LAYOUTS[name]
+    plant(tmp_path, *files)
+    (tmp_path / "empty" / "deep").mkdir(parents=True)  # is no class and makes nothing ambiguous
+    (tmp_path / files[0]).parent.joinpath("notes.txt").write_text("no image")
+    assert read(tmp_path) == wanted
+
+
+REFUSED = {
+    "class or split": (["cat/1.jpg", "dog/1.jpg", "test/1.jpg"], "can be read in two ways: test/ as a split"),
+    "a vehicle named train": (["bus/1.jpg", "train/1.jpg"], "train/ and bus/ as classes"),
+    "splits without training": (["test/a/1.jpg", "val/a/1.jpg", "x/1.jpg"], "beside which x/ does not belong"),
+    "splits in each class": (
+        ["a/train/1.jpg", "a/test/1.jpg", "b/train/1.jpg"],
+        r"/a looks like a class, and has .* inside.*--root .*/a.*ROOT/train/CLASS",
+    ),
+    "a dataset beside others": (["set/train/a/1.jpg", "set/Test/a/1.jpg", "other/1.jpg"], "/set looks like a class"),
+    "two folders for a split": (["train/a/1.jpg", "Training/a/1.jpg"], "two folders for the train split, Training and"),
+    "images beside classes": (["a/1.jpg", "1.jpg"], "1 images beside its folders"),
+    "a class that training lacks": (
+        ["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/c/1.jpg"],
+        "classes that the training split does not: c",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_tree_with_two_readings_is_refused(name, tmp_path):
+    files, said = REFUSED[name]
+    plant(tmp_path, *files)
+    with pytest.raises(DatasetError, match=said):
+        datasets.load("folder", tmp_path)
+
+
+def test_classes_sort_as_people_count(tmp_path):
+    plant(tmp_path, *(f"{name}/1.jpg" for name in ("10", "2", "1", "rose", "x10", "x9", "Rose")))
+    split = datasets.load("folder", tmp_path)["train"]
+    assert split.classes == ["1", "2", "10", "Rose", "rose", "x9", "x10"]
+    assert [Path(image).parent.name for image in split.images] == split.classes
+    words = ["Maple", "maple", "oak tree", "ash", "Ash", "b-c", "b_c", "bc"]
+    assert sorted(words, key=natural_order) == sorted(words)
+
+
+def test_links_are_followed_and_loops_and_dangling_ones_listed(tmp_path):
+    root = tmp_path / "root"
+    plant(tmp_path, "root/a/1.jpg", "root/b/2.jpg", "more/3.jpg", "class/4.jpg", "5.jpg")
+    for link, target in (
+        ("a/more", tmp_path / "more"),
+        ("a/loop", root),
+        ("b/up", Path("..")),
+        ("c", tmp_path / "class"),
+        ("b/5.jpg", tmp_path / "5.jpg"),
+        ("b/gone.jpg", Path("/nowhere.jpg")),
+    ):
+        (root / link).symlink_to(target)
+    os.mkfifo(root / "a" / "pipe.jpg")
+    split = datasets.load("folder", root)["train"]
+    found = {
+        str(Path(image).relative_to(root)): split.classes[label] for image, label in zip(split.images, split.labels)
+    }
+    assert found == {"a/1.jpg": "a", "a/more/3.jpg": "a", "b/2.jpg": "b", "b/5.jpg": "b", "c/4.jpg": "c"}
+    said = {item["reason"]: (item["count"], item["first"]) for item in split.left_out}
+    assert said["links that lead nowhere"] == (1, str(root / "b/gone.jpg"))
+    assert said["links to folders that were read already"] == (2, str(root / "a/loop"))
+    assert said["neither files nor folders"] == (1, str(root / "a/pipe.jpg"))
+
+
+def test_what_is_left_out_is_counted_with_its_first_example(tmp_path):
+    plant(tmp_path, "train/a/1.jpg", "test/a/1.jpg", "extra/2.jpg", "extra/1.jpg", "train/a/.hidden.jpg")
+    for name in ("train/a/b.heic", "train/a/a.heic", "readme", "list.csv"):
+        (tmp_path / name).write_bytes(b"no image")
+    splits = datasets.load("folder", tmp_path)
+    for split in splits.values():
+        assert [(item["count"], item["first"]) for item in split.left_out] == [
+            (1, str(tmp_path / "train/a/.hidden.jpg")),
+            (4, str(tmp_path / "list.csv")),
+            (2, str(tmp_path / "extra/1.jpg")),
+        ]
+        assert "2 .heic, 1 without an ending, 1 .csv; HEIC needs" in split.left_out[1]["reason"]
+    plant(tmp_path / "deep", "x/y/a/1.jpg", "x/y/b/1.jpg")
+    assert [remark.split(" was")[0] for remark in datasets.load("folder", tmp_path / "deep")["train"].remarks] == [
+        str(tmp_path / "deep/x"),
+        str(tmp_path / "deep/x/y"),
+    ]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.heic").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"No image was found under .*none\. Left out: 1, no images.*a\.heic"):
+        datasets.load("folder", tmp_path / "none")
+
+
+def test_names_that_are_not_utf_8_are_read(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    Image.new("RGB", (9, 8)).save(tmp_path / "1.jpg")
+    os.rename(tmp_path / "1.jpg", folder + b"/cr\xe8me.jpg")
+    split = datasets.load("folder", tmp_path)["train"]
+    assert [os.fsencode(path) for path in split.images] == [folder + b"/cr\xe8me.jpg"]
+    assert [os.fsencode(name) for name in split.classes] == [b"caf\xe9"]
+
+
+def test_images_without_labels_are_neither_held_out_nor_sampled():
+    split = datasets.Split([np.zeros((8, 8), np.uint8)] * 9, [0, 0, 0, 1, 1, 1, -1, -1, -1], ["a", "b"])
+    train, test = split.hold_out(0.3, 0)
+    assert sorted(test.labels) == [0, 1]
+    assert train.labels.count(-1) == 3
+    assert sorted(split.sample(0, per_class=2).labels) == [0, 0, 1, 1]
+
+
+def test_image_files_of_a_folder_are_those_of_all_its_folders(tmp_path):
+    plant(tmp_path, "b/1.jpg", "a/2", "3.png", ".x/4.jpg")
+    assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)] == ["3.png", "a/2", "b/1.jpg"]
