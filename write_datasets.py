@@ -2,7 +2,7 @@
 """Convert a dataset to .beton files, once, so that training can read it fast; or look at a file that was converted.
 
 python write_datasets.py --ds flowers                    # downloads to data/raw/flowers, writes data/flowers_*.beton
-python write_datasets.py --ds folder --root my_images --name mine --test-fraction 0.2
+python write_datasets.py --ds folder --root my_images --name mine --test-share 0.2
 python write_datasets.py --ds sin10k --root imagenet --per-class 10 --seed 0
 python write_datasets.py --ds webdataset --shards 'shards/{000..011}.tar' --name mine
 python write_datasets.py --ds flowers --split-list results/splits/flowers90.txt --name flowers90
@@ -56,10 +56,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name.replace('_', '-')} {value} is not in {low}..{high}")
-    if not 0 <= args.test_fraction < 1:
-        parser.error(f"--test-fraction {args.test_fraction:g} is not between 0 and 1")
-    if args.split_list and (args.subset or args.per_class or args.total or args.test_fraction):
-        parser.error("--split-list names the images; leave out --subset, --per-class, --total and --test-fraction")
+    if not 0 <= args.test_share < 1:
+        parser.error(f"--test-share {args.test_share:g} is not between 0 and 1")
+    if args.split_list and (args.subset or args.per_class or args.total or args.test_share):
+        parser.error("--split-list names the images; leave out --subset, --per-class, --total and --test-share")
     return args
 
 
@@ -80,11 +80,12 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         "SPLIT<tab>CLASS<tab>FILE, as in results/splits/*.txt. An image that can't be read stops the conversion",
     )
     group.add_argument(
-        "--test-fraction",
+        "--test-share",
         type=float,
         default=0,
         metavar="F",
-        help="hold out this fraction of each class, e.g. 0.2, as the test split of a dataset that has none",
+        help="hold out this share of each class, e.g. 0.2, as the test split of a dataset that has none; chosen by a "
+        "hash of the files' names, so that it is the same on every machine",
     )
     group.add_argument(
         "--subset", type=int, default=0, metavar="N", help="at most N images of each split, for a quick look"
@@ -161,10 +162,10 @@ def load(args: argparse.Namespace) -> dict[str, datasets.Split]:
         shards=args.shards,
         name=args.name,
     )
-    if args.test_fraction:
-        if "test" in splits:
-            raise datasets.DatasetError(f"{args.ds} has a test split; leave out --test-fraction.")
-        splits["train"], splits["test"] = splits["train"].hold_out(args.test_fraction, args.seed)
+    if args.test_share:
+        if "test" in splits and splits["test"].has_labels():
+            raise datasets.DatasetError(f"{args.ds} has a test split; leave out --test-share.")
+        splits = datasets.with_test_split(splits, args.test_share, args.seed)
     return datasets.choose_listed(splits, listing) if listing else splits
 
 
@@ -179,10 +180,10 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
         DatasetError, WriteError, Locked, OSError: The message says why and what to do.
     """
     splits = load(args)
-    from idmm_fast.beton import open_beton, write_beton
+    from idmm_fast.beton import account_lines, open_beton, write_beton
 
     stem = (args.name or args.ds).rstrip("/").rsplit("/", 1)[-1]
-    skipped = 0
+    skipped, accounts = 0, {}
     for split, content in splits.items():
         written = write_beton(
             args.out / f"{stem}_{split}.beton",
@@ -196,7 +197,9 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
             seed=None if args.split_list else args.seed,  # a list has the order of the rows
             on_error="fail" if args.split_list else args.on_error,  # and a skipped image would move those after it
             should_stop=stopped,
+            splits={name: len(each) for name, each in splits.items()},
         )
+        accounts[split] = written.account
         if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
             chosen = written.path.with_suffix(".txt")
             names = "".join(f"{content.name(i)}\n" for i in range(len(content)))
@@ -209,6 +212,7 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
         for skip in written.skipped:
             print(f"  skipped {skip['file']}: {skip['reason']}", file=sys.stderr)
         skipped += len(written.skipped)
+    print("\n".join(account_lines(accounts, {split: content.classes for split, content in splits.items()})))
     if skipped:
         print(f"{skipped} images were skipped; the .json beside each beton lists them.", file=sys.stderr)
 

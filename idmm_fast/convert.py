@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .datasets import Split
 
 
-def convert(data: str | Path) -> dict[str, Path]:
+def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
     """The FFCV datasets of `data`.
 
     A folder is converted once, and again when its files change. The results are kept under ~/.cache/idmm_fast, or where
@@ -26,12 +26,14 @@ def convert(data: str | Path) -> dict[str, Path]:
     Args:
         data: a .beton file, or a folder of images: FOLDER/CLASS/*, FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or
             images without classes.
+        test_share: 0 to 1. Above 0, a folder without a labelled test split gets one: its validation split, or else this
+            share of each class of its training images. Which images is the same on every machine.
 
     Returns:
-        {"train": path}, and "test" if there is one.
+        {"train": path}, and of "val", "test" (whose images have labels) and "unlabelled" those that there are.
 
     Raises:
-        DatasetError: for a folder that is not laid out so.
+        DatasetError: for a folder that is not laid out so, or has no training images.
         WriteError: if the conversion fails.
     """
     from .datasets import folder
@@ -39,8 +41,8 @@ def convert(data: str | Path) -> dict[str, Path]:
     data = Path(data)
     if data.suffix == ".beton":
         return {"train": data}
-    splits = folder.load(data)
-    target = cache_folder() / f"{data.resolve().name}-{_fingerprint(data, splits)[:12]}"
+    splits, held_out = _with_tests(folder.load(data), test_share, data)
+    target = cache_folder() / f"{data.resolve().name}-{_fingerprint(data, splits, held_out)[:12]}"
     betons = {name: target / f"{name}.beton" for name in splits}
 
     def missing() -> list[str]:
@@ -49,14 +51,34 @@ def convert(data: str | Path) -> dict[str, Path]:
     if missing():
         target.mkdir(parents=True, exist_ok=True)
         with Lock(target / ".lock", str(target), wait=True):
-            for name in missing():  # perhaps none, after waiting for another process
-                _write(betons[name], splits[name], name, data)
+            _write(betons, splits, missing(), data)  # perhaps none, after waiting for another process
+    elif held_out:
+        print(splits["test"].remarks[-1])
     return betons
 
 
-def _fingerprint(data: Path, splits: Mapping[str, Split]) -> str:
-    """Hex digits that change with the folder's name and with the names, sizes and times of its images."""
+def _with_tests(splits: dict[str, Split], test_share: float, data: Path) -> tuple[dict[str, Split], float]:
+    """(splits whose "test", if there is one, has labels; the share of the training images that it was made of)."""
+    from .datasets import DatasetError, with_test_split
+
+    if "train" not in splits:
+        raise DatasetError(
+            f"{data} has no training images, only those of: {', '.join(splits)}. Add {data}/train/CLASS."
+        )
+    if "test" in splits and not splits["test"].has_labels():
+        splits["unlabelled"] = splits.pop("test")
+    if "val" in splits and "test" not in splits and test_share and splits["val"].has_labels():
+        splits["test"] = splits.pop("val")
+    if "test" in splits or not test_share:
+        return splits, 0.0
+    return with_test_split(splits, test_share, 0), test_share
+
+
+def _fingerprint(data: Path, splits: Mapping[str, Split], held_out: float) -> str:
+    """Hex digits that change with the folder's name, its images' names, sizes and times, and the share held out."""
     seen = hashlib.sha256(_bytes(str(data.resolve())))
+    if held_out:
+        seen.update(_bytes(f"test share {held_out}\n"))
     for split in splits.values():
         for path in cast(Sequence[Path], split.images):
             state = path.stat()
@@ -64,24 +86,25 @@ def _fingerprint(data: Path, splits: Mapping[str, Split]) -> str:
     return seen.hexdigest()
 
 
-def _write(beton: Path, split: Split, name: str, data: Path) -> None:
-    """Write a split of the folder `data`, and beside it the list of the file of every row."""
-    from .beton import write_beton
+def _write(betons: Mapping[str, Path], splits: Mapping[str, Split], names: Sequence[str], data: Path) -> None:
+    """Write splits of the folder `data`, beside each the list of the file of every row; and give an account."""
+    from .beton import account_lines, printable, write_beton
 
-    written = write_beton(beton, split, dataset="folder", name=name)
-    images = cast(Sequence[Path], split.images)
-    with replacing(beton.with_suffix(".txt")) as draft:
-        draft.write_bytes(_bytes("".join(f"{images[place]}\n" for place in written.places)))
-    skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
-    print(_printable(f"{beton}: {written.count} images of {data}{skipped}"))
+    accounts = {}
+    for name in names:
+        beton, split = betons[name], splits[name]
+        counts = {each: len(content) for each, content in splits.items()}
+        written = write_beton(beton, split, dataset="folder", name=name, splits=counts)
+        images = cast(Sequence[Path], split.images)
+        with replacing(beton.with_suffix(".txt")) as draft:
+            draft.write_bytes(_bytes("".join(f"{images[place]}\n" for place in written.places)))
+        skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
+        print(printable(f"{beton}: {written.count} images of {data}{skipped}"))
+        accounts[name] = written.account
+    for line in account_lines(accounts, {name: split.classes for name, split in splits.items()}):
+        print(line, file=sys.stderr)
 
 
 def _bytes(text: str) -> bytes:
     """Text with names of files in it, to the names' own bytes in any locale."""
     return text.encode("utf-8", "surrogateescape")
-
-
-def _printable(text: str) -> str:
-    """The same, so that any terminal takes it."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return _bytes(text).decode("utf-8", "replace").encode(encoding, "replace").decode(encoding)

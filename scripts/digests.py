@@ -342,7 +342,7 @@ def converted(folder):
     for path in sorted(Path(folder).glob("*")):
         if path.suffix == ".json":
             content = json.loads(path.read_text())
-            found[path.name] = {k: v for k, v in content.items() if k not in ("written", "versions")}
+            found[path.name] = {k: v for k, v in content.items() if k not in ("written", "versions", "account")}
             found[path.name]["skipped"] = [skip["file"] for skip in content["skipped"]]
         elif path.suffix in (".beton", ".txt"):
             found[path.name] = path

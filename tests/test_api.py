@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 import idmm_fast
 from idmm_fast.api import convert
+from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import DatasetError
 from idmm_fast.models import Classifier, Normalize, create_backbone, feature_dim, init_head, load_backbone
@@ -83,6 +85,39 @@ def test_a_folder_is_converted_once_and_again_when_it_changes(folder, capsys):
     assert "13 images" in capsys.readouterr().out
 
 
+def test_a_folder_without_labelled_tests_gets_a_test_split_for_fine_tuning(folder, capsys):
+    """A fifth of each class, the same each time and in any place; or the validation split, where there is one."""
+
+    def files(beton):
+        return {Path(line).name for line in beton.with_suffix(".txt").read_text().splitlines()}
+
+    Path("my_images/test").rename("my_images/train/c")
+    whole, betons = convert("my_images"), convert("my_images", test_share=0.2)
+    assert set(whole) == {"train"}
+    assert set(betons) == {"train", "test"}
+    assert files(betons["train"]) | files(betons["test"]) == files(whole["train"])
+    assert not files(betons["train"]) & files(betons["test"])
+    assert np.bincount(open_beton(betons["test"]).label).tolist() == [1, 1, 1]
+    assert "3 of the 20 training images, 20 % of each class by a hash" in capsys.readouterr().err
+    assert convert("my_images", test_share=0.2) == betons
+    assert "3 of the 20 training images" in capsys.readouterr().out
+    shutil.copytree("my_images", "elsewhere")
+    assert files(convert("elsewhere", test_share=0.2)["test"]) == files(betons["test"])
+    shutil.copytree("my_images/train/c/a", "my_images/test")  # flat: without labels
+    assert set(convert("my_images")) == {"train", "unlabelled"}
+    again = convert("my_images", test_share=0.2)
+    assert set(again) == {"train", "test", "unlabelled"}
+    assert files(again["test"]) == files(betons["test"])
+    assert set(open_beton(again["unlabelled"]).label.tolist()) == {-1}
+    shutil.copytree("my_images/train/b", "my_images/val/b")
+    by_val = convert("my_images", test_share=0.2)
+    assert set(by_val) == {"train", "test", "unlabelled"}
+    assert files(by_val["test"]) == {path.name for path in Path("my_images/val/b").iterdir()}
+    shutil.rmtree("my_images/train")
+    with pytest.raises(DatasetError, match="no training images, only those of: val, test"):
+        convert("my_images")
+
+
 @pytest.mark.integration
 def test_images_without_classes_will_do(folder):
     for k, photo in enumerate(photographs(6)):
@@ -92,6 +127,7 @@ def test_images_without_classes_will_do(folder):
     assert (run / "backbone.safetensors").exists()
     assert idmm_fast.pretrain("flat", "run", TINY, epochs=1, training={"compile": False}) == run  # done already
     Path("flat/deep").mkdir()
+    shutil.copy("flat/0.png", "flat/deep/0.png")
     with pytest.raises(DatasetError, match="6 images beside its folders"):
         convert("flat")
 

@@ -6,17 +6,16 @@ Here the same input and options give the same bytes, whatever the number of work
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,9 +24,10 @@ from ..errors import WriteError
 from ..files import replacing, sha256, sync
 from ..limits import cores
 from ..lock import Lock
-from .checksum import table_checksum
+from .account import make_account
 from .encode import Encoded, choose_mode, describe, encode
-from .format import ALLOCATION, DEFAULT_PAGE, HEADER, MAX_PAGE, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
+from .format import DEFAULT_PAGE, MAX_PAGE
+from .pages import Pages, PageTooSmall
 
 if TYPE_CHECKING:
     from ..datasets import Split
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["ConversionResult", "WriteError", "WriteOptions", "sidecar_path", "write_beton"]
 
 IMAGES_PER_TASK = 8  # that a thread is given at once: handing them over one by one costs as much as storing them
-
-
-class _PageTooSmall(Exception):
-    pass
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,7 @@ class WriteOptions:
         seed: of the order of the rows; None: the order of the split.
         on_error: "skip" lists an image that can't be read and continues, "fail" stops.
         quiet: no progress bar.
+        splits: images of each split of the dataset, for the sidecar; {}: this split's alone.
         should_stop: called after each image; when it returns true, the conversion ends in KeyboardInterrupt.
     """
 
@@ -63,6 +60,7 @@ class WriteOptions:
     seed: int | None = 0
     on_error: str = "skip"
     quiet: bool = False
+    splits: Mapping[str, int] = field(default_factory=dict)
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -77,6 +75,7 @@ class ConversionResult:
         mode: "jpg" or "raw".
         skipped: images that could not be read, {"file", "reason"} each.
         places: for each row, which image of the split it is.
+        account: images of each class, what was left out and why; see account.make_account.
     """
 
     path: Path
@@ -85,6 +84,7 @@ class ConversionResult:
     mode: str
     skipped: list[dict[str, str]] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
+    account: dict[str, Any] = field(default_factory=dict)
 
 
 def sidecar_path(path: str | Path) -> Path:
@@ -121,67 +121,13 @@ def _encoded(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Pages:
-    """Writes the data of samples page by page. `helper` sends full pages to the disk while the next ones are made."""
-
-    def __init__(self, file: BinaryIO, rows: int, page_size: int, helper: ThreadPoolExecutor) -> None:
-        self.file, self.page_size, self._helper = file, page_size, helper
-        self.descriptions = fields()
-        self.samples, self.sums, self.allocations = (
-            np.zeros(rows, kind) for kind in (SAMPLE, np.dtype(np.uint64), ALLOCATION)
-        )
-        self.count = 0
-        head = HEADER.itemsize + self.descriptions.nbytes + self.samples.nbytes
-        self.position = -(-(sums_start(head) + 16 + self.sums.nbytes) // page_size) * page_size
-        self._left = page_size  # bytes of the page behind `position`
-        self._flushed: Future = helper.submit(int)
-        file.seek(self.position)
-
-    def add(self, image: Encoded, label: int) -> None:
-        """Append a row. Raises _PageTooSmall."""
-        size = len(image.data)
-        if size > self.page_size:
-            raise _PageTooSmall(size)
-        if size > self._left:  # a sample never crosses the end of a page
-            self.position += self._left
-            self._left = self.page_size
-            if self._flushed.done():
-                self.file.flush()
-                self._flushed = self._helper.submit(os.fdatasync, self.file.fileno())
-            self.file.seek(self.position)
-        self.file.write(image.data)
-        row = self.count
-        self.samples[row]["f0"] = (image.mode, image.width, image.height, self.position)
-        self.samples[row]["f1"] = label
-        self.allocations[row] = (row, self.position, size)
-        self.sums[row] = image.sum
-        self.position += size
-        self._left -= size
-        self.count += 1
-
-    def finish(self) -> int:
-        """Write the tables, the header last. Returns the checksum of the tables."""
-        count, table = self.count, self.position + self._left
-        self.file.seek(table)
-        self.file.write(self.allocations[:count].tobytes())
-        header = np.zeros(1, HEADER)
-        header[0] = (VERSION, len(self.descriptions), self.page_size, count, table)
-        tables = header.tobytes() + self.descriptions.tobytes() + self.samples[:count].tobytes()
-        tables += bytes(sums_start(len(tables)) - len(tables))
-        over_all = table_checksum(tables, self.sums[:count], self.allocations[:count])
-        self.file.seek(0)
-        self.file.write(tables + np.array([SUMS_MARK, over_all], np.uint64).tobytes() + self.sums[:count].tobytes())
-        self._flushed.result()
-        return int(over_all)
-
-
 def _reason(error: Exception) -> str:
     reason = str(error) or type(error).__name__
     return "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason
 
 
 def _write_images(
-    pages: _Pages, split: "Split", encoded: Iterable[tuple[int, Encoded | Exception]], options: WriteOptions, bar: tqdm
+    pages: Pages, split: "Split", encoded: Iterable[tuple[int, Encoded | Exception]], options: WriteOptions, bar: tqdm
 ) -> tuple[list[int], list[dict[str, str]]]:
     """All images. Returns (the places of the rows in the split, skipped)."""
     skipped: list[dict[str, str]] = []
@@ -221,11 +167,11 @@ def _write_file(
             tqdm(total=len(split), desc=desc, unit="img", disable=options.quiet or None, leave=False) as bar,
             ThreadPoolExecutor(1) as helper,  # left before the file is closed
         ):
-            pages = _Pages(file, len(order), page_size, helper)
+            pages = Pages(file, len(order), page_size, helper)
             try:
                 places, skipped = _write_images(pages, split, encoded, options, bar)
                 return places, skipped, pages.finish()
-            except _PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
+            except PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
                 while page_size < small.args[0]:
                     page_size *= 2
                 if page_size > MAX_PAGE:
@@ -275,6 +221,8 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
             # The beton is renamed first. In between the tables' checksum tells that the sidecar is of another file.
             with replacing(sidecar, unique=False) as draft, replacing(path, unique=False) as temporary:
                 places, skipped, tables = _write_file(temporary, path.name, split, mode, chosen)
+                account = make_account(split, places, skipped, [])
+                account["splits"] = dict(chosen.splits) or {name: len(split)}
                 content = {
                     "dataset": dataset,
                     "split": name,
@@ -285,6 +233,7 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
                     "quality": chosen.quality,
                     "order_seed": chosen.seed,
                     "skipped": skipped,
+                    "account": account,
                     "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
                     "tables_sum": tables,
@@ -297,4 +246,4 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
         raise WriteError(
             f"{temporary} could not be written: {error.strerror or error} ({free} MB are free there)"
         ) from error
-    return ConversionResult(path, sidecar, len(places), mode, skipped, places)
+    return ConversionResult(path, sidecar, len(places), mode, skipped, places, account)

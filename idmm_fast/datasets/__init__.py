@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .fetch import locate
-from .split import DatasetError, FileSlice, ImageSource, Source, Split
+from .split import DatasetError, FileSlice, ImageSource, Source, Split, with_test_split
 from .split_list import SplitList, choose_listed, read_split_list
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "read_split_list",
     "table",
     "unknown",
+    "with_test_split",
 ]
 
 

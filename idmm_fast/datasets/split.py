@@ -122,6 +122,10 @@ class Split:
             raise DatasetError("no class has two images, so none can be held out for testing.")
         return self.choose([i for i in range(len(self)) if i not in test]), self.choose(sorted(test))
 
+    def has_labels(self) -> bool:
+        """Whether any image has a label."""
+        return any(label >= 0 for label in self.labels)
+
     def sample(self, seed: int, total: int = 0, per_class: int = 0) -> "Split":
         """Choose images at random.
 
@@ -158,6 +162,32 @@ class Split:
                 raise DatasetError(f"{total} images were asked for, and there are {len(self)}; ask for fewer.")
             chosen = order[:total]
         return self.choose(sorted(chosen))
+
+
+def with_test_split(splits: Mapping[str, Split], share: float, seed: int) -> dict[str, Split]:
+    """Make a test split of a share of the training split, for datasets that have none.
+
+    A test split without labels is renamed to "unlabelled": nothing can be tested on it.
+
+    Args:
+        splits: {"train": Split, ...}, without a test split that has labels.
+        share: Of each class, 0 to 1; see `Split.hold_out`.
+        seed: Of the choice.
+
+    Returns:
+        The splits, "train" and "test" among them. Each has a remark that says so.
+
+    Raises:
+        DatasetError: No class has two images.
+    """
+    result = {("unlabelled" if name == "test" else name): split for name, split in splits.items()}
+    whole = result["train"]
+    result["train"], result["test"] = whole.hold_out(share, seed)
+    remark = (
+        f"{len(result['test']):,} of the {len(whole):,} training images, {100 * share:g} % of each class by a hash of "
+        f"their names, are the test split, since there is no other with labels"
+    )
+    return {name: replace(split, remarks=[*split.remarks, remark]) for name, split in result.items()}
 
 
 @dataclass(frozen=True)

@@ -492,7 +492,7 @@ def test_a_fraction_of_each_class_is_held_out_the_same_everywhere(tmp_path):
         for n in range(count):
             photo(tmp_path / "mine" / c / f"{n}.jpg", n)
     out = tmp_path / "out"
-    options = ("--ds", "folder", "--out", out, "--test-fraction", "0.2")
+    options = ("--ds", "folder", "--out", out, "--test-share", "0.2")
     assert script(*options, "--root", tmp_path / "mine").returncode == 0
     labels = {split: open_beton(out / f"folder_{split}.beton").label for split in ("train", "test")}
     assert np.bincount(labels["train"], minlength=3).tolist() == [8, 2, 1]
@@ -505,7 +505,7 @@ def test_a_fraction_of_each_class_is_held_out_the_same_everywhere(tmp_path):
     assert whole.hold_out(0.2, 1)[1].images != test.images
     refused = script(*options, "--root", make_two(tmp_path / "two"))
     assert refused.returncode == 1
-    assert "has a test split; leave out --test-fraction" in refused.stderr
+    assert "has a test split; leave out --test-share" in refused.stderr
     assert script(*options[:-1], "1.5", "--root", tmp_path / "mine").returncode == 2
 
 

@@ -1,13 +1,16 @@
 """Folders of images as people have them: every layout with what is read from it, and what is refused."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import run_script
 from PIL import Image, features
 
 from idmm_fast import datasets
+from idmm_fast.beton import open_beton
 from idmm_fast.datasets import DatasetError
 from idmm_fast.datasets.image_files import image_files, natural_order
 
@@ -211,3 +214,31 @@ def test_images_without_labels_are_neither_held_out_nor_sampled():
 def test_image_files_of_a_folder_are_those_of_all_its_folders(tmp_path):
     plant(tmp_path, "b/1.jpg", "a/2", "3.png", ".x/4.jpg")
     assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)] == ["3.png", "a/2", "b/1.jpg"]
+
+
+def test_every_conversion_ends_with_an_account_that_stands_in_the_sidecar(tmp_path):
+    root, out = tmp_path / "mine", tmp_path / "out"
+    plant(root, "x/Train/a/1.jpg", "x/Train/a/2.jpg", "x/Train/b/1.jpg", "x/valid/b/1.jpg", "x/test/1.jpg")
+    (root / "x/Train/b/notes.txt").write_text("no image")
+    (root / "x/Train/b/cut.jpg").write_bytes(b"no image")
+    os.rename(root / "x/test/1.jpg", os.fsencode(root) + b"/x/test/caf\xe9.jpg")
+    done = run_script("write_datasets.py", "--ds", "folder", "--root", root, "--out", out, "--name", "mine")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()[3:]
+    assert said[:3] == [
+        "  train: 3 images, 2 classes of 1 (b) to 2 images (a)",
+        "  val: 1 images, 2 classes of 0 (a) to 1 images (b)",
+        "  test: 1 images, 1 of them without a label",
+    ]
+    assert said[3] == f"  {root}/x was entered: it is the only folder there"
+    assert said[4] == f"  {root}/x/test has no folders of classes: its images have no labels (-1)"
+    assert said[5].startswith("  left out: 1 no images, as far as PIL can tell (1 .txt); first ")
+    assert said[6].startswith(f"  left out: 1 images that can't be read; first {root}/x/Train/b/cut.jpg: ")
+    assert len(said) == 7
+    accounts = {s: json.loads((out / f"mine_{s}.json").read_text())["account"] for s in ("train", "val", "test")}
+    assert [accounts[s]["images_per_class"] for s in accounts] == [[2, 1], [0, 1], [0, 0]]
+    assert [accounts[s]["unlabelled"] for s in accounts] == [0, 0, 1]
+    assert all(account["splits"] == {"train": 4, "val": 1, "test": 1} for account in accounts.values())
+    assert [item["count"] for item in accounts["train"]["left_out"]] == [1, 1]
+    assert open_beton(out / "mine_test.beton").label.tolist() == [-1]
+    assert open_beton(out / "mine_test.beton").classes == ["a", "b"]
