@@ -1,27 +1,27 @@
 """From what a dataset holds (a file, bytes, pixels) to what a beton holds: a JPEG every decoder reads, or raw RGB."""
 
-import io
 import re
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..kernels.resize import resized
 from ..limits import memory_bytes
 from .checksum import checksum
-from .format import JPG, MAX_PIXELS_PER_BYTE, MODES, RAW
+from .format import JPG, MAX_PAGE, MAX_PIXELS_PER_BYTE, MODES, RAW
 from .jpeg import OK, Decoder, Encoder, decode_jpeg, test_jpeg
 from .jpeg_check import APP1, APP14, DHT, DQT, EOI, SOF0, SOF1, SOS, is_intact
+from .pixels import is_deep, orientation, to_rgb, with_image
 
-_ORIENTATION = 0x0112  # of EXIF; 1: upright, from 5 on: turned by a quarter
 RAW_SHARE = 0.125  # of the machine's memory
 MAX_SIDE = 65535  # the table's width and height are 16 bits
+MAX_JPEG_SIDE = 65500  # of libjpeg-turbo's encoder
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Encoded:
         height: pixels.
         width: pixels.
         data: the bytes.
+        change: what was done to the image beyond what its format asks for, for the account; "": nothing.
     """
 
     mode: int
     height: int
     width: int
     data: bytes
+    change: str = ""
 
     @cached_property
     def sum(self) -> int:
@@ -62,21 +64,12 @@ def _bytes(source: Any) -> bytes:
     return source.read_bytes()
 
 
-def _open(source: Any) -> tuple[Image.Image, bytes]:
-    """(PIL image, its encoded bytes)."""
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source), b""
-    data = _bytes(source)
-    return Image.open(io.BytesIO(data)), data
-
-
 def stored_size(source: Any, max_resolution: int | None = None) -> tuple[int, int]:
     """(height, width) of `source` as it will be stored, in pixels, from its header alone; see `encode`."""
-    image, _ = _open(source)
-    width, height = image.size
-    if image.getexif().get(_ORIENTATION, 1) >= 5:
-        width, height = height, width
-    return _limited(height, width, max_resolution)
+    if isinstance(source, np.ndarray):
+        return _limited(source.shape[0], source.shape[1], max_resolution)
+    width, height, turn = with_image(_bytes(source), lambda image: (*image.size, orientation(image)))
+    return _limited(*((width, height) if turn >= 5 else (height, width)), max_resolution)
 
 
 def choose_mode(images: Iterable[Any], max_resolution: int | None = None) -> str:
@@ -85,30 +78,12 @@ def choose_mode(images: Iterable[Any], max_resolution: int | None = None) -> str
     for source in images:
         try:
             height, width = stored_size(source, max_resolution)
-        except (OSError, ValueError, SyntaxError):
+        except Exception:  # PIL raises many kinds
             continue  # a bad image is reported when it is converted
         total += height * width * 3
         if total > most:
             return "jpg"
     return "raw"
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB.
-
-    EXIF's orientation is applied, transparency laid on white, 16 bits scaled to 8.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.float64)
-        if image.mode != "F" or levels.max(initial=0) > 255:
-            levels = levels / 257.0
-        image = Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 class _Tools:
@@ -212,9 +187,17 @@ def _limited(height: int, width: int, max_resolution: int | None) -> tuple[int, 
 
 
 def _finish(pixels: np.ndarray, mode: str, quality: int) -> Encoded:
-    """`pixels` (uint8 (H, W, 3)) as stored: raw, or a baseline JPEG with chroma at half the resolution."""
+    """`pixels` (uint8 (H, W, 3)) as stored: raw, or a baseline JPEG with chroma at half the resolution.
+
+    What is too long for the JPEG encoder is stored raw among JPEGs.
+    """
     height, width = pixels.shape[:2]
-    if MODES.index(mode) == RAW:
+    if MODES.index(mode) == RAW or max(height, width) > MAX_JPEG_SIDE:
+        if pixels.nbytes > MAX_PAGE:
+            raise ValueError(
+                f"its {width} x {height} pixels take {pixels.nbytes / 2**30:.1f} GB, and a beton holds at most 2 GB an "
+                f"image (use --max-resolution or --mode jpg)"
+            )
         return Encoded(RAW, height, width, pixels.tobytes())
     return Encoded(JPG, height, width, _tools().encoder.encode(np.ascontiguousarray(pixels), quality))
 
@@ -269,9 +252,16 @@ def encode(source: Any, mode: str, max_resolution: int | None = None, quality: i
                     return Encoded(JPG, *size, source)
             elif (pixels := _pixels(source, *size)) is not None:
                 return _finish(_shrink(pixels, max_resolution), mode, quality)
-    image, data = _open(source)
+    if isinstance(source, np.ndarray):
+        return _finish(_shrink(np.asarray(to_rgb(Image.fromarray(source))), max_resolution), mode, quality)
+    data: bytes = source
+    return with_image(data, lambda image: _encode_by_pil(image, data, mode, max_resolution, quality))
+
+
+def _encode_by_pil(image: Image.Image, data: bytes, mode: str, max_resolution: int | None, quality: int) -> Encoded:
+    """`encode` for what PIL has opened, not loaded."""
     width, height = image.size
-    if max(width, height) > MAX_SIDE:
+    if max(_limited(height, width, max_resolution)) > MAX_SIDE:
         raise ValueError(
             f"it is {width} x {height} pixels; a beton holds at most {MAX_SIDE} a side (use --max-resolution)"
         )
@@ -281,10 +271,27 @@ def encode(source: Any, mode: str, max_resolution: int | None = None, quality: i
         and image.format == "JPEG"
         and image.mode in ("RGB", "L")
         and not image.info.get("progressive")
-        and image.getexif().get(_ORIENTATION, 1) == 1
+        and orientation(image) == 1
         and height * width <= MAX_PIXELS_PER_BYTE * len(data)
         and _decodes(data, height, width)
     ):
         return Encoded(JPG, height, width, data)
-    image.load()
-    return _finish(_shrink(np.asarray(to_rgb(image)), max_resolution), mode, quality)
+    change = "of over 8 bits a level, each scaled by what it holds" if is_deep(image) else ""
+    stored = _finish(_shrink(np.asarray(to_rgb(image, data)), max_resolution), mode, quality)
+    return replace(stored, change=change)
+
+
+def read_rgb(source: Any) -> np.ndarray:
+    """The pixels of an image, those that a beton of mode raw holds of it.
+
+    Args:
+        source: as of `encode`.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        OSError, ValueError: the image can't be read.
+    """
+    stored = encode(source, "raw")
+    return np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from ..datasets.image_files import LeftOut
 from ..errors import WriteError
 from ..files import replacing, sha256, sync
 from ..limits import cores
@@ -128,10 +129,10 @@ def _reason(error: Exception) -> str:
 
 def _write_images(
     pages: Pages, split: "Split", encoded: Iterable[tuple[int, Encoded | Exception]], options: WriteOptions, bar: tqdm
-) -> tuple[list[int], list[dict[str, str]]]:
-    """All images. Returns (the places of the rows in the split, skipped)."""
+) -> tuple[list[int], list[dict[str, str]], LeftOut]:
+    """All images. Returns (the places of the rows in the split, skipped, what was changed)."""
     skipped: list[dict[str, str]] = []
-    places = []
+    places, changed = [], LeftOut()
     for place, image in encoded:
         bar.update()
         if options.should_stop():
@@ -144,18 +145,20 @@ def _write_images(
             continue
         pages.add(image, split.labels[place])
         places.append(int(place))
+        if image.change:
+            changed.add(image.change, describe(split.images[place]))
     if not places:
         raise WriteError(
             "none of the images could be converted; "
             + (f"first: {skipped[0]['file']}: {skipped[0]['reason']}" if skipped else "there are none")
         )
-    return places, skipped
+    return places, skipped, changed
 
 
 def _write_file(
     path: Path, desc: str, split: "Split", mode: str, options: WriteOptions
-) -> tuple[list[int], list[dict[str, str]], int]:
-    """The whole file. Returns (the places of the rows in the split, skipped, the checksum of the tables)."""
+) -> tuple[list[int], list[dict[str, str]], LeftOut, int]:
+    """The whole file. Returns what `_write_images` does, and the checksum of the tables."""
     order = np.arange(len(split))
     if options.seed is not None:
         order = np.random.default_rng(options.seed).permutation(len(split))
@@ -169,8 +172,7 @@ def _write_file(
         ):
             pages = Pages(file, len(order), page_size, helper)
             try:
-                places, skipped = _write_images(pages, split, encoded, options, bar)
-                return places, skipped, pages.finish()
+                return *_write_images(pages, split, encoded, options, bar), pages.finish()
             except PageTooSmall as small:  # rare: begin again with pages that hold the largest image so far
                 while page_size < small.args[0]:
                     page_size *= 2
@@ -220,8 +222,8 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
         with lock:
             # The beton is renamed first. In between the tables' checksum tells that the sidecar is of another file.
             with replacing(sidecar, unique=False) as draft, replacing(path, unique=False) as temporary:
-                places, skipped, tables = _write_file(temporary, path.name, split, mode, chosen)
-                account = make_account(split, places, skipped, [])
+                places, skipped, changed, tables = _write_file(temporary, path.name, split, mode, chosen)
+                account = make_account(split, places, skipped, changed.listing())
                 account["splits"] = dict(chosen.splits) or {name: len(split)}
                 content = {
                     "dataset": dataset,
