@@ -21,7 +21,7 @@ def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
 
     A folder is converted once, and again when its files change. The results are kept under ~/.cache/idmm_fast, or where
     the environment variable IDMM_FAST_CACHE says (without either, in a temporary folder). Beside each is a .txt with
-    the file of every row. While another process converts the same folder, this one waits for it.
+    the file of every row, one a line; where a name has a line break in it, each ends in a zero byte instead. While another process converts the same folder, this one waits for it.
 
     Args:
         data: a .beton file, or a folder of images: FOLDER/CLASS/*, FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or
@@ -95,9 +95,10 @@ def _write(betons: Mapping[str, Path], splits: Mapping[str, Split], names: Seque
         beton, split = betons[name], splits[name]
         counts = {each: len(content) for each, content in splits.items()}
         written = write_beton(beton, split, dataset="folder", name=name, splits=counts)
-        images = cast(Sequence[Path], split.images)
+        files = [str(split.images[place]) for place in written.places]
+        end = "\0" if any("\n" in file for file in files) else "\n"
         with replacing(beton.with_suffix(".txt")) as draft:
-            draft.write_bytes(_bytes("".join(f"{images[place]}\n" for place in written.places)))
+            draft.write_bytes(_bytes("".join(file + end for file in files)))
         skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
         print(printable(f"{beton}: {written.count} images of {data}{skipped}"))
         accounts[name] = written.account

@@ -118,6 +118,15 @@ def test_a_folder_without_labelled_tests_gets_a_test_split_for_fine_tuning(folde
         convert("my_images")
 
 
+def test_names_with_line_breaks_end_in_zero_bytes(folder):
+    odd = Path("my_images/train/a/line\nbreak.jpg")
+    shutil.copy(next(Path("my_images/train/a").iterdir()), odd)
+    listed = convert("my_images")["train"].with_suffix(".txt").read_text()
+    assert str(odd) in listed.split("\0")
+    assert len(listed.split("\0")) == 15 + 1
+    assert "\0" not in convert("my_images")["test"].with_suffix(".txt").read_text()
+
+
 @pytest.mark.integration
 def test_images_without_classes_will_do(folder):
     for k, photo in enumerate(photographs(6)):
