@@ -106,7 +106,7 @@ class DINO(Method):
 
     def after_step(self, progress: float) -> None:
         output_sum, own = self._pending_outputs
-        count = sum_over_processes(torch.tensor(float(own), device=output_sum.device))
+        count = sum_over_processes(torch.full((), float(own), device=output_sum.device))
         output_sum = sum_over_processes(output_sum)
         self.center.copy_(update_center(self.center, output_sum, count, self.center_momentum))
         ema_update(self.teacher, [self.backbone, self.head], cosine_momentum(self.momentum, progress))

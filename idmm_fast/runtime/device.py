@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import os
 import shutil
@@ -163,11 +165,24 @@ def choose_attention(module: nn.Module, runtime: Runtime) -> None:
                 layer.fused_attn = False
 
 
-def prefetch_to_device(batches: Iterable[list], device: torch.device) -> Iterator[list[tuple[torch.Tensor, ...]]]:
-    """Copy each batch to the device while the one before is used.
+@functools.cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a CUDA device that batches are copied on; one for all epochs, since memory is kept for each."""
+    return torch.cuda.Stream(device)
 
-    The loader reuses a pinned buffer once no tensor holds it, so each batch is held here until its copy is known to be
-    over.
+
+def _record_event(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    """An event of the work that a stream has by now; a thread that waits for it sleeps, so loader threads may work."""
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    return event
+
+
+def prefetch_to_device(batches: Iterable[list], device: torch.device) -> Iterator[list[tuple[torch.Tensor, ...]]]:
+    """Copy each batch to the device while it works on what was launched before, and hand it out at once.
+
+    The device waits for a batch's copy, the host does not. The loader reuses a pinned buffer once no tensor holds it,
+    so each batch is held here until its copy is over.
 
     Args:
         batches: lists of loader.Group.
@@ -180,28 +195,36 @@ def prefetch_to_device(batches: Iterable[list], device: torch.device) -> Iterato
         for batch in batches:
             yield [(g.images, g.idx_a, g.idx_b, g.lam) for g in batch]
         return
-    stream = torch.cuda.Stream(device)
-    ready = None
+    stream = copy_stream(device)
     for batch in batches:
+        current = torch.cuda.current_stream(device)
         with torch.cuda.stream(stream):
             copied = [
                 tuple(t.to(device, non_blocking=True) for t in (g.images, g.idx_a, g.idx_b, g.lam)) for g in batch
             ]
-        event = stream.record_event()
-        if ready is not None:
-            yield _arrived(*ready, device)
-        ready = (copied, event, batch)
-    if ready is not None:
-        yield _arrived(*ready, device)
-
-
-def _arrived(copied: list, event: torch.cuda.Event, batch: list, device: torch.device) -> list:
-    """The copies, once they are complete; `batch` is what they are copied from."""
-    current = torch.cuda.current_stream(device)
-    current.wait_event(event)
-    event.synchronize()  # the copy began a whole step ago; after this the pinned source may be reused
-    del batch
-    for group in copied:
-        for tensor in group:
+        arrived = _record_event(stream)
+        current.wait_event(arrived)
+        for tensor in itertools.chain.from_iterable(copied):
             tensor.record_stream(current)
-    return copied
+        try:
+            yield copied
+        finally:  # the step that needs it is launched meanwhile; after this the pinned buffers may be reused
+            del copied
+            arrived.synchronize()
+        del batch
+
+
+class HostCopy:
+    """A small tensor on its way to the host: reading it does not wait for what the device is given to do afterwards."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._values, self._arrived = tensor, None
+        if tensor.device.type == "cuda":
+            self._values = tensor.to("cpu", non_blocking=True)  # into pinned memory
+            self._arrived = _record_event(torch.cuda.current_stream(tensor.device))
+
+    def tolist(self) -> Any:
+        """The values, once they are here."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.tolist()

@@ -9,7 +9,7 @@ import torch
 
 from ..config import ConfigError, as_dict
 from ..runtime import distributed
-from ..runtime.device import prefetch_to_device
+from ..runtime.device import HostCopy, prefetch_to_device
 from .nonfinite import NonFiniteGuard, loss_and_bad
 from .optim import clip_each_grad, make_optimizers, set_schedule
 from .signals import Interrupted, SignalFlag
@@ -53,7 +53,7 @@ class Trainer:
         self.nonfinite = NonFiniteGuard(self.training.max_nonfinite_steps)
         self.step, self.best = 0, -1.0
         # What a step logs, once its loss has arrived.
-        self._pending: tuple[dict[str, Any], torch.Tensor, torch.Tensor] | None = None
+        self._pending: tuple[dict[str, Any], HostCopy, torch.Tensor] | None = None
         if run.state is not None:
             self._resume()
         self.clock = CheckpointClock(self.training.checkpoint_minutes, self.step)
@@ -114,8 +114,8 @@ class Trainer:
                 self._log_pending()
                 self._save(epoch)
         self.throughput.end_epoch()
-        self._log_pending()
         if (epoch + 1) % self.training.checkpoint_every == 0 or self.step == self.steps or due:
+            self._log_pending()
             self._save(epoch)  # before the evaluation, which may take long, and fail
         self._evaluate(epoch)
         return True
@@ -134,6 +134,7 @@ class Trainer:
         if self.training.clip_grad:
             clip_each_grad(self.parameters, self.training.clip_grad)
         looked_at = loss_and_bad(loss, self.parameters)
+        copied = HostCopy(looked_at)
         for optimizer in self.optimizers:
             # All skip a step together by this flag, which GradScaler sets for a fused optimiser
             # (torch/amp/grad_scaler.py). So nothing has to be read back from the device.
@@ -145,15 +146,15 @@ class Trainer:
         self.throughput.step(self.loader.global_batch_len(in_epoch))
         self._log_pending()
         entry = {"epoch": epoch, "step": self.step, "lr": lr, **self.throughput.metrics()}
-        self._pending = entry, looked_at, groups[0][1]
+        self._pending = entry, copied, groups[0][1]
         self.step += 1
 
     def _log_pending(self) -> None:
         """Log the last step, if that is not done yet."""
         if self._pending is None:
             return
-        (entry, looked_at, rows), self._pending = self._pending, None
-        loss, bad = looked_at.tolist()
+        (entry, copied, rows), self._pending = self._pending, None
+        loss, bad = copied.tolist()
         self.nonfinite.count(bad)
         self.run.log(**entry, **({"nonfinite_steps": self.nonfinite.skipped} if bad else {"loss": loss}))
         skipped = {"nonfinite_steps": self.nonfinite.skipped} if self.nonfinite.skipped else {}
@@ -181,6 +182,7 @@ class Trainer:
         results = self.task.evaluate(epoch, last)
         if not results:
             return
+        self._log_pending()
         only = last and not self.run.evaluations()  # the only evaluation is that of the last checkpoint
         if results.get("top1", -1.0) > self.best and not only:
             self.best = results["top1"]

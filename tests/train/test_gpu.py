@@ -7,7 +7,7 @@ from helpers import FINETUNE, method_values, read_losses, tiny_config
 
 from idmm_fast.loader import MultiCropLoader, Views
 from idmm_fast.methods import METHODS
-from idmm_fast.runtime.device import prefetch_to_device
+from idmm_fast.runtime.device import HostCopy, prefetch_to_device
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
 
@@ -23,6 +23,15 @@ def test_batches_arrive_whole_though_buffers_are_reused(raw_beton):
         for _ in range(20):
             busy = busy @ busy * 1e-4
         assert torch.equal(images.cpu(), reference)
+
+
+def test_a_number_is_read_while_the_device_works_on_what_came_after_it():
+    busy = torch.randn(4096, 4096, device="cuda")
+    value = HostCopy(busy.sum() * 0 + 7)
+    for _ in range(200):
+        busy = busy @ busy * 1e-4
+    assert value.tolist() == 7
+    assert not torch.cuda.current_stream().query()
 
 
 @pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])

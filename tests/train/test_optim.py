@@ -12,7 +12,7 @@ from idmm_fast.runtime.device import Runtime
 from idmm_fast.train import checkpoint
 from idmm_fast.train import muon as muon_module
 from idmm_fast.train.finetuning import finetune
-from idmm_fast.train.optim import make_optimizers, set_schedule
+from idmm_fast.train.optim import clip_each_grad, make_optimizers, set_schedule
 from idmm_fast.train.pretraining import pretrain
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -106,6 +106,22 @@ def test_a_step_that_is_skipped_leaves_weights_and_momentum(model, training):
     set_gradients(model, 1)
     step(optimizers, training)
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), weights))
+
+
+def test_clipped_gradients_are_those_of_torch_for_one_parameter_after_another(model):
+    parameters = list(model.parameters())
+    for max_norm in (0.5, 1e9):
+        set_gradients(model)
+        parameters[3].grad = None
+        wanted = [None if p.grad is None else p.grad.clone() for p in parameters]
+        for p in parameters:
+            torch.nn.utils.clip_grad_norm_([p], max_norm)
+        wanted, given = [p.grad for p in parameters], wanted
+        for p, g in zip(parameters, given):
+            p.grad = g
+        clip_each_grad(parameters, max_norm)
+        assert parameters[3].grad is None
+        assert all(torch.equal(p.grad, w) for p, w in zip(parameters, wanted) if w is not None)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
