@@ -92,7 +92,7 @@ class Finetuning(Task):
             idx_b, lam = idx_a[partner], torch.full_like(lam, lam_mixup)
         else:
             partner, lam_mixup = torch.arange(idx_a.numel(), device=device), 1.0
-        logits = self.prepared(images, partner, torch.tensor(lam_mixup, dtype=torch.float32))
+        logits = self.model_for(step)(images, partner, torch.tensor(lam_mixup, dtype=torch.float32))
         loss = instance_loss(logits, self.labels[idx_a], self.labels[idx_b], lam, self.cfg.training.label_smoothing)
         return self.loader.loss_weight(step) * loss
 

@@ -74,7 +74,7 @@ class Pretraining(Task):
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
         """The loss of the method; see Task.loss."""
-        return self.prepared(*map(list, zip(*groups)), self.loader.loss_weight(step))
+        return self.model_for(step)(*map(list, zip(*groups)), self.loader.loss_weight(step))
 
     def step_cost(self) -> tuple[Callable[[int], torch.Tensor], int]:
         """See Task.step_cost."""

@@ -17,7 +17,7 @@ from ..loader import Augment, MultiCropLoader
 from ..plots.batch import plot_batch
 from ..plots.curves import plot_curves
 from ..runtime import distributed
-from ..runtime.device import Runtime, choose_attention
+from ..runtime.device import Runtime, choose_attention, uncompiled
 from .batch_size import max_batch_size, oom_hint
 from .run_dir import RunDir
 from .trainer import Trainer
@@ -37,7 +37,7 @@ class Task:
         runtime: the runtime.device.Runtime that it is trained on.
         description: one line on what is trained.
 
-    `train` sets `prepared`, the model to call in training: compiled, and with gradients averaged over the processes.
+    `train` sets `prepared`, the model compiled, and with gradients averaged over the processes; see `model_for`.
     """
 
     title = ""
@@ -48,6 +48,20 @@ class Task:
     runtime: Runtime
     description: str
     prepared: nn.Module
+
+    def has_partial_batch(self) -> bool:
+        """Whether an epoch ends with a batch that is smaller than those before it."""
+        last = len(self.loader) - 1
+        return last > 0 and self.loader.global_batch_len(last) < self.loader.global_batch_len(0)
+
+    def model_for(self, step: int) -> nn.Module:
+        """The model to call for batch `step` of an epoch.
+
+        The last batch, where it is smaller, is not compiled: a graph of its own takes longer than it saves. All
+        processes do the same, whatever their part of the batch, since the order in which they talk depends on it.
+        """
+        is_partial = step == len(self.loader) - 1 and self.has_partial_batch()
+        return uncompiled(self.prepared) if is_partial else self.prepared
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
         """The loss of one batch.
@@ -106,7 +120,11 @@ def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) ->
         run = stack.enter_context(contextlib.closing(RunDir(cfg.logging.run_dir, cfg, task.betons)))
         if run.state is None and run.is_main:
             plot_batch(task.loader, run.folder / "crops.png")
-        run.announce(f"{task.description}, {cfg.training.epochs} epochs of {len(task.loader)} steps; {task.runtime}")
+        compiled = " in the first step" + " (not an epoch's last batch, which is smaller)" * task.has_partial_batch()
+        run.announce(
+            f"{task.description}, {cfg.training.epochs} epochs of {len(task.loader)} steps; {task.runtime}"
+            f"{compiled if task.runtime.compile else ''}"
+        )
         distributed.seed_by_rank(cfg.training.seed)
         choose_attention(task.model, task.runtime)
         task.prepared = task.runtime.prepare(task.model)
