@@ -5,7 +5,7 @@ from fastargs import Param
 from . import sections
 from .augment import Augment, augment_section
 from .load import Schema
-from .types import Bool, Int, Stages, Str
+from .types import Bool, Float, Int, Stages, Str
 
 AUGMENT = Augment(jitter_prob=0.4, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur_prob=0.0, randaugment=2)
 
@@ -42,6 +42,16 @@ SCHEMA: Schema = {
         "how it is trained",
         {
             **sections.training(lr=5e-4, epochs=200)[1],
+            "layer_decay": Param(
+                Float(0.01, 1),
+                "each layer of the backbone learns at this multiple of the next one's lr; 1: all learn alike",
+                default=1.0,
+            ),
+            "ema": Param(
+                Float(0, 0.99999999),
+                "decay of a moving average of the weights, which is evaluated and kept in their place; 0: none",
+                default=0.0,
+            ),
             "evaluate_every": Param(
                 Int(0), "epochs between evaluations on data.test; 0: only after the last", default=10
             ),

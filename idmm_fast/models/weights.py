@@ -115,7 +115,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"{path} is damaged or holds more than tensors ({type(error).__name__}); a .safetensors file is safer"
         ) from error
-    weights = state.get("model", state.get("state_dict", state))
+    weights = state.get("average", state.get("model", state.get("state_dict", state)))  # the moving average is better
     ours = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     return ours | {k: v for k, v in weights.items() if k.startswith("head.")} if ours else weights
 

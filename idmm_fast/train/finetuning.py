@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..beton import open_beton
@@ -76,6 +77,8 @@ class Finetuning(Task):
             raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
         self.runtime = resolve_runtime(cfg.training, cfg.training.epochs * len(self.loader))
         self.model = self.runtime.to_device(Classifier(backbone, head)).train()
+        self.ema = cfg.training.ema and ModelEmaV3(self.model, decay=cfg.training.ema, use_warmup=True)
+        self.average = self.ema.module if self.ema else None
         self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
         self.description = (
             f"{cfg.model.name} at {size} from {init or 'random weights'}, {self.rows.size} images, "
@@ -96,6 +99,14 @@ class Finetuning(Task):
         loss = instance_loss(logits, self.labels[idx_a], self.labels[idx_b], lam, self.cfg.training.label_smoothing)
         return self.loader.loss_weight(step) * loss
 
+    def after_step(self, progress: float) -> None:
+        """Move the average of the weights, where there is one; at first it follows them faster, see timm's ModelEmaV3.
+
+        Its decay is 1 - n ** (-2 / 3) until that exceeds training.ema, n being the number of steps.
+        """
+        if self.ema:
+            self.ema.update(self.model, step=round(progress * self.cfg.training.epochs * len(self.loader)) + 1)
+
     def step_cost(self) -> tuple[Callable[[int], torch.Tensor], int]:
         """See Task.step_cost."""
         return _step_cost(self.model, self.cfg.model.image_size, self.runtime)
@@ -113,7 +124,7 @@ class Finetuning(Task):
             self.loader.num_workers,
             on_error=cfg.data.on_error,
         )
-        return top_k(self.model, images, torch.from_numpy(beton.label), self.runtime)
+        return top_k(self.average or self.model, images, torch.from_numpy(beton.label), self.runtime)
 
     def finish(self, run: RunDir) -> dict[str, Any]:
         """Write model.safetensors, config.json and result.json; return the results, see `finetune`."""
@@ -132,7 +143,8 @@ class Finetuning(Task):
             "init": model.init,
         }
         if run.is_main:
-            backbone, head = self.model.backbone, self.model.head
+            kept: Any = self.average or self.model
+            backbone, head = kept.backbone, kept.head
             save_classifier(backbone, head, run.folder / "model.safetensors")
             config = timm_config(backbone, model.name, model.image_size, self.classes, model.options)
             write_json(run.folder / "config.json", config)

@@ -38,16 +38,16 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step with the gradients that are there; nothing is read back from the device."""
+        shapes: dict[torch.Size, list[tuple[torch.Tensor, dict[str, Any]]]] = {}
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[torch.Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append(p)
-            for matrices in shapes.values():
-                self._step(matrices, group["lr"], group["weight_decay"])
+                    shapes.setdefault(p.shape, []).append((p, group))
+        for members in shapes.values():
+            self._step(*zip(*members))
 
-    def _step(self, matrices: list[torch.Tensor], lr: float, weight_decay: float) -> None:
-        """One step of matrices of one shape."""
+    def _step(self, matrices: tuple[torch.Tensor, ...], groups: tuple[dict[str, Any], ...]) -> None:
+        """One step of matrices of one shape, each with its group."""
         grads = torch.stack([p.grad for p in matrices])  # type: ignore[misc]
         done = torch.ones((), device=grads.device)  # 0: nothing may change
         if self.found_inf is not None:
@@ -59,10 +59,13 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum_buffer"] for p in matrices]
         momenta = torch.stack(buffers).lerp_(grads, done * (1 - MOMENTUM))
         torch._foreach_copy_(buffers, momenta.unbind())
-        update = orthogonalize(grads.lerp_(momenta, MOMENTUM)).to(grads.dtype)
-        torch._foreach_mul_(matrices, 1 - done * (lr * weight_decay))
         size = 0.2 * math.sqrt(max(matrices[0].shape))
-        torch._foreach_sub_(matrices, update.mul_(done * (lr * size)).unbind())
+        updates = (orthogonalize(grads.lerp_(momenta, MOMENTUM)).to(grads.dtype) * (done * size)).unbind()
+        torch._foreach_mul_(updates, [group["lr"] for group in groups])
+        decays = torch._foreach_mul(matrices, [group["lr"] * group["weight_decay"] for group in groups])
+        torch._foreach_mul_(decays, done)
+        torch._foreach_sub_(matrices, decays)
+        torch._foreach_sub_(matrices, updates)
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:

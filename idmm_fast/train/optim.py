@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
+from ..config import ConfigError
 from .muon import Muon
 
 
@@ -17,8 +19,9 @@ def make_optimizers(model: nn.Module, training: SimpleNamespace) -> list[torch.o
     """Make the optimisers of the weights of `model` that are trained.
 
     AdamW has the head and the rest as a group each, and each of the two one with and one without weight decay. With
-    training.optimizer=muon the weights of the backbone's linear layers leave it for `Muon`, which has one group. A
-    group's `scale` multiplies the learning rate, its `decays` (0 or 1) the weight decay; see `set_schedule`.
+    training.optimizer=muon the weights of the backbone's linear layers leave it for `Muon`. A group's `scale`
+    multiplies the learning rate, its `decays` (0 or 1) the weight decay; see `set_schedule`. With training.layer_decay
+    below 1 each layer of the backbone has groups of its own, see `_layer_scales`.
 
     Args:
         model: a module with a `head` and a `backbone`.
@@ -27,25 +30,50 @@ def make_optimizers(model: nn.Module, training: SimpleNamespace) -> list[torch.o
     Returns:
         torch.optim.AdamW, fused, and Muon where it is asked for, with learning rate 0. A step changes nothing where the
         optimiser's attribute `found_inf`, float32 on the device, is not 0.
+
+    Raises:
+        ConfigError: training.layer_decay with a backbone whose layers timm can't tell.
     """
     head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
-    matrices = _matrices(model.backbone) - head if training.optimizer == "muon" else set()  # type: ignore[arg-type]
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    backbone: nn.Module = model.backbone  # type: ignore[assignment]
+    layer_decay = getattr(training, "layer_decay", 1.0)  # a key of fine-tuning alone
+    scales = _layer_scales(backbone, layer_decay) if layer_decay < 1 else {}
+    matrices = _matrices(backbone) - head if training.optimizer == "muon" else set()
+    groups: dict[tuple[bool, bool, bool, float], dict[str, Any]] = {}
     for p in model.parameters():
-        if not p.requires_grad or id(p) in matrices:
+        if not p.requires_grad:
             continue
-        in_head, decays = id(p) in head, training.decay_norm_bias or p.dim() > 1
-        scale = training.head_lr_scale if in_head else 1.0
-        group = groups.setdefault((in_head, decays), {"params": [], "scale": scale, "decays": float(decays)})
-        group["params"].append(p)
-    adamw = torch.optim.AdamW([groups[key] for key in sorted(groups)], lr=0.0, fused=True)
-    chosen = [p for p in model.parameters() if p.requires_grad and id(p) in matrices]
-    return [adamw, Muon([{"params": chosen, "scale": 1.0, "decays": 1.0}])] if chosen else [adamw]
+        in_head, is_matrix = id(p) in head, id(p) in matrices
+        decays = training.decay_norm_bias or p.dim() > 1
+        scale = training.head_lr_scale if in_head else scales.get(id(p), 1.0)
+        group: dict[str, Any] = {"params": [], "scale": scale, "decays": float(decays)}
+        groups.setdefault((is_matrix, in_head, decays, scale), group)["params"].append(p)
+    of_adamw = [groups[key] for key in sorted(groups) if not key[0]]
+    of_muon = [groups[key] for key in sorted(groups) if key[0]]
+    adamw = torch.optim.AdamW(of_adamw, lr=0.0, fused=True)
+    return [adamw, Muon(of_muon)] if of_muon else [adamw]
 
 
 def _matrices(backbone: nn.Module) -> set[int]:
     """The ids of the weights of the backbone's linear layers; embeddings, convolutions, norms, biases are none."""
     return {id(m.weight) for m in backbone.modules() if isinstance(m, nn.Linear)}
+
+
+def _layer_scales(backbone: nn.Module, decay: float) -> dict[int, float]:
+    """Layer-wise decay of the learning rate: what it is multiplied by, for the id of each weight of the backbone.
+
+    It is decay ** depth, 1 for the last block (1 being the head's 0) and one more for each layer before it; the
+    embeddings are the first layer (BEiT, Bao et al., arXiv 2106.08254, appendix; MAE, He et al., arXiv 2111.06377,
+    table 9). The layers are those that timm tells, as in its param_groups_layer_decay.
+    """
+    if not hasattr(backbone, "group_matcher"):
+        raise ConfigError(
+            f"training.layer_decay: a {type(backbone).__name__} does not tell its layers; set it to 1, or use another "
+            f"model.name"
+        )
+    layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    depth = max(layers.values()) + 1
+    return {id(p): decay ** (depth - layers[name]) for name, p in backbone.named_parameters()}
 
 
 def set_schedule(

@@ -30,12 +30,17 @@ class TrainState:
         model: a module with a `head`.
         optimizers: the optimisers of its weights; the first one has the head.
         scaler: a torch.amp.GradScaler.
+        average: the moving average of the model, where there is one.
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        scaler: torch.amp.GradScaler,
+        average: nn.Module | None = None,
     ) -> None:
-        self.model, self.scaler = model, scaler
+        self.model, self.scaler, self.average = model, scaler, average
         self.optimizer, *self.others = optimizers
         self._is_sharded = getattr(model.head, "is_sharded", False)
         head = {id(p) for p in model.head.parameters()}  # type: ignore[union-attr]
@@ -43,9 +48,14 @@ class TrainState:
         self._head_indices = [k for k, p in enumerate(parameters) if id(p) in head]
 
     def weights(self) -> dict[str, Any]:
-        """{"model": its weights, copied to the CPU} in process 0, elsewhere {}; every process must call it."""
-        model = self._with_head(self.model.state_dict(), "gather_full")
-        return {} if distributed.rank() else {"model": _copied(model)}
+        """{"model": its weights, copied to the CPU} in process 0, elsewhere {}; every process must call it.
+
+        With a moving average its weights are there too, as "average".
+        """
+        weights = {"model": self._with_head(self.model.state_dict(), "gather_full")}
+        if self.average is not None:
+            weights["average"] = self.average.state_dict()
+        return {} if distributed.rank() else _copied(weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole tree in process 0, elsewhere {}; every process must call it."""
@@ -60,6 +70,8 @@ class TrainState:
     def load_state_dict(self, tree: dict[str, Any]) -> None:
         """Make everything as it was when `tree` was taken by `state_dict`."""
         self.model.load_state_dict(self._with_head(tree["model"], "local_shard"))
+        if self.average is not None:
+            self.average.load_state_dict(tree["average"])
         self.optimizer.load_state_dict(self._with_moments(tree["optimizer"], "local_shard"))
         for optimizer, state in zip(self.others, tree.get("other_optimizers", ())):
             optimizer.load_state_dict(state)

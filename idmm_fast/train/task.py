@@ -36,6 +36,7 @@ class Task:
         model: the module that is trained, with a `head`, on the device.
         runtime: the runtime.device.Runtime that it is trained on.
         description: one line on what is trained.
+        average: a moving average of the model, which checkpoints hold too; None: there is none.
 
     `train` sets `prepared`, the model compiled, and with gradients averaged over the processes; see `model_for`.
     """
@@ -47,6 +48,7 @@ class Task:
     model: nn.Module
     runtime: Runtime
     description: str
+    average: nn.Module | None = None
     prepared: nn.Module
 
     def has_partial_batch(self) -> bool:

@@ -49,7 +49,7 @@ class Trainer:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = make_optimizers(self.model, self.training)
         self.scaler = self.runtime.scaler()
-        self.state = TrainState(self.model, self.optimizers, self.scaler)
+        self.state = TrainState(self.model, self.optimizers, self.scaler, task.average)
         self.nonfinite = NonFiniteGuard(self.training.max_nonfinite_steps)
         self.step, self.best = 0, -1.0
         # What a step logs, once its loss has arrived.

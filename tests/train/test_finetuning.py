@@ -1,15 +1,22 @@
 """Fine-tuning: accuracy, the best checkpoint, resuming, labelled subsets."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
+import torch
 from helpers import FINETUNE, TINY_VIT, read_losses, remove_later_checkpoints, tiny_config
+from safetensors.torch import load_file
 
+from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError
-from idmm_fast.models import create_backbone, load_backbone
+from idmm_fast.evaluate import EvaluationImages
+from idmm_fast.evaluate.accuracy import top_k
+from idmm_fast.models import Classifier, create_backbone, init_head, load_backbone
+from idmm_fast.runtime.device import resolve_runtime
 from idmm_fast.train import checkpoint
-from idmm_fast.train.finetuning import choose_rows, finetune
+from idmm_fast.train.finetuning import Finetuning, choose_rows, finetune
 
 pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.integration]
 
@@ -51,6 +58,41 @@ def test_finetuning_resumes_bit_for_bit(tiny_beton, tmp_path):
     assert again == first
     assert np.array_equal(read_losses(tmp_path / "f"), wanted)
     assert finetune(cfg) == first  # a finished run is judged again, not trained
+
+
+def test_a_moving_average_of_the_weights_is_evaluated_and_kept(tiny_beton, tmp_path, monkeypatch):
+    """It is that of the weights after each step, with the decay of timm's warm-up; also where the run was stopped."""
+    folder, seen, after_step = tmp_path / "f", [], Finetuning.after_step
+
+    def recorded(self, progress):
+        after_step(self, progress)
+        seen.append(copy.deepcopy(self.model.state_dict()))
+
+    monkeypatch.setattr(Finetuning, "after_step", recorded)
+    values = {"training__ema": 0.8, "training__resume": "auto", "training__keep_checkpoints": 100, "training__lr": 1e-2}
+    result = finetune(tiny_config(tiny_beton, folder, FINETUNE, **values))
+    wanted = seen[0]
+    for step, weights in enumerate(seen):
+        decay = min(0.8, 1 - (step + 1) ** (-2 / 3))
+        wanted = {k: decay * v + (1 - decay) * weights[k] for k, v in wanted.items()}
+    saved = load_file(folder / "model.safetensors")
+    for key, value in wanted.items():
+        name = key.removeprefix("backbone.")
+        assert torch.allclose(saved[name], value, atol=1e-6)
+    assert not torch.allclose(saved["head.weight"], seen[-1]["head.weight"], atol=1e-4)
+
+    last = checkpoint.listing(folder / "checkpoints")[-1]
+    model = Classifier(create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), init_head(32, 4))
+    load_backbone(model.backbone, last, model.head)
+    assert torch.equal(model.head.weight, saved["head.weight"])
+    labels = torch.from_numpy(open_beton(tiny_beton).label)
+    runtime = resolve_runtime(tiny_config(tiny_beton, folder, FINETUNE).training, 0)
+    again = top_k(model, EvaluationImages(tiny_beton, 32, 16), labels, runtime)
+    assert {k: result[k] for k in again} == again
+
+    remove_later_checkpoints(folder, 2)
+    assert finetune(tiny_config(tiny_beton, folder, FINETUNE, **values)) == result
+    assert all(torch.equal(value, saved[key]) for key, value in load_file(folder / "model.safetensors").items())
 
 
 def test_choose_rows_takes_as_many_of_each_class():

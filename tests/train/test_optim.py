@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import FINETUNE, TINY_VIT, read_losses, tiny_config
+from timm.optim import param_groups_layer_decay
 
 from idmm_fast.config import ConfigError
 from idmm_fast.methods import IDMM
-from idmm_fast.models import create_backbone
+from idmm_fast.models import Classifier, create_backbone, init_head
 from idmm_fast.runtime.device import Runtime
 from idmm_fast.train import checkpoint
 from idmm_fast.train import muon as muon_module
@@ -122,6 +123,39 @@ def test_clipped_gradients_are_those_of_torch_for_one_parameter_after_another(mo
         clip_each_grad(parameters, max_norm)
         assert parameters[3].grad is None
         assert all(torch.equal(p.grad, w) for p, w in zip(parameters, wanted) if w is not None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_layers_learn_at_the_rates_of_timms_layer_decay(tiny_beton, tmp_path, optimizer):
+    values = {"training__layer_decay": 0.5, "training__optimizer": optimizer, "training__decay_norm_bias": False}
+    training = tiny_config(tiny_beton, tmp_path, FINETUNE, **values).training
+    theirs = create_backbone("vit_tiny_patch16_224", 32, 0.0, TINY_VIT)
+    model = Classifier(theirs, init_head(32, 4))
+    optimizers = make_optimizers(model, training)
+    mine = {id(p): group for o in optimizers for group in o.param_groups for p in group["params"]}
+    assert len(mine) == sum(1 for _ in model.parameters())
+    theirs.head = model.head  # timm counts layers from the classifier
+    for group in param_groups_layer_decay(theirs, weight_decay=1.0, layer_decay=0.5):
+        for p in group["params"]:
+            assert mine[id(p)]["scale"] == group["lr_scale"]
+            assert mine[id(p)]["decays"] == group["weight_decay"]
+    assert {group["scale"] for group in mine.values()} == {1.0, 0.5, 0.25, 0.125}  # head, two blocks, embeddings
+
+
+def test_muon_takes_each_layers_rate(training):
+    """Two equal matrices with equal gradients, in one product; the second one learns at half the rate."""
+    first, second = (torch.nn.Parameter(torch.eye(4)) for _ in range(2))
+    muon = muon_module.Muon([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.05}])
+    for p in (first, second):
+        p.grad = torch.arange(16.0).reshape(4, 4)
+    muon.step()
+    torch.testing.assert_close(first - torch.eye(4), 2 * (second - torch.eye(4)))
+
+
+def test_a_backbone_that_does_not_tell_its_layers_refuses_layer_decay(tiny_beton, tmp_path):
+    values = {"model__name": "t2t_vit_7", "model__options": {"depth": 1}, "training__layer_decay": 0.5}
+    with pytest.raises(ConfigError, match=r"training\.layer_decay: a T2TViT does not tell its layers"):
+        finetune(tiny_config(tiny_beton, tmp_path / "run", FINETUNE, **values))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -119,8 +119,10 @@ def _ended(kind, folder):
         **weights,
         **{f"best {k}": v for k, v in best["model"].items()},
         **{f"last {k}": v for k, v in last["model"].items()},
+        **{f"best average {k}": v for k, v in best.get("average", {}).items()},
+        **{f"last average {k}": v for k, v in last.get("average", {}).items()},
     }
-    return metrics(folder), {k: v for k, v in best.items() if k not in ("model", "config")}, tensors
+    return metrics(folder), {k: v for k, v in best.items() if k not in ("model", "average", "config")}, tensors
 
 
 def _stopped_and_resumed(kind, beton, options, stops, first, tmp_path):
@@ -184,6 +186,8 @@ _own = {
         "training__evaluate_every": strategies.integers(0, 2),
         "mixup_cutmix__alpha": strategies.sampled_from([0.0, 0.5]),
         "data__per_class": strategies.sampled_from([0, 2]),
+        "training__ema": strategies.sampled_from([0.0, 0.9]),
+        "training__layer_decay": strategies.sampled_from([1.0, 0.7]),
     },
 }
 
