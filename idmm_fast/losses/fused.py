@@ -6,8 +6,9 @@ With o = z W^T + b, s the sum of exp(o) of a row and m any bound near its maximu
     dL/dz = (exp(o - m) / s) W - (1 - eps) (lam w_a + (1 - lam) w_b) - eps mean_c(w_c)
     dL/dW = (exp(o - m) / s)^T z - ...,  the same with z in the place of the rows a, b, and all
 
-so one pass over the classes, a tile that fits the cache at a time, gives the loss and dL/dz together. Both are sums
-that are rescaled when the maximum grows, as in online softmax (online_softmax.py). dL/dW needs the final s. For that
+so one pass over the classes, a tile at a time, gives the loss and dL/dz together. On a CPU a tile fits the cache, on a
+GPU it is as large as the workspace allows, up to 64 Mi logits. Both are sums that are rescaled when the maximum grows,
+as in online softmax (online_softmax.py). dL/dW needs the final s. For that
 exp(o - m) is kept for as many rows as the workspace holds: three products of matrices in all, as in the dense form.
 Where not even a few rows fit, it is computed again: four products.
 Gradients are computed in the forward pass, since training always needs them.
@@ -25,7 +26,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .fused_step import WORKSPACE_BYTES, FusedStep, Options, Shard, Targets
-from .instance import check_targets
+from .instance import check_targets, weights_of
 
 
 @torch.compiler.disable
@@ -59,7 +60,7 @@ def fused_instance_loss(
         eps: label smoothing, in 0..1.
         reduction: "mean", or "none" for the losses of all rows, without gradients.
         row_weight: float (B,), what a row counts in the sum; None: 1 / B each.
-        memory: bytes of workspace, beyond weights and gradients.
+        memory: bytes of workspace, beyond weights and gradients; on a GPU a tile takes up to as much again.
         shard: the slice of the classes that weight and bias hold, where they are sharded over processes; N is then
             weight.shape[0] here and shard.total in all. Features and targets must be the same on all processes, and so
             is the loss. None: all classes.
@@ -81,7 +82,7 @@ def fused_instance_loss(
     rows, acc = features.shape[0], torch.promote_types(weight.dtype, torch.float32)
     if row_weight is None:
         row_weight = torch.full((rows,), 1 / max(rows, 1), dtype=acc, device=features.device)
-    lam = torch.as_tensor(lam, dtype=acc, device=features.device).expand(rows)
+    lam = weights_of(lam, acc, features.device).expand(rows)
     targets = Targets(idx_a, idx_b, lam, row_weight, eps)
     mean, losses = fused_losses(features, weight, bias, targets, Options(shard, memory, offset))
     return mean if reduction == "mean" else losses
@@ -96,8 +97,7 @@ def fused_losses(
     products is autocast's where it is on.
     """
     acc, device = torch.promote_types(weight.dtype, torch.float32), features.device.type
-    lam = torch.as_tensor(targets.lam, dtype=acc, device=features.device)
-    targets = replace(targets, lam=lam, row_weight=targets.row_weight.to(acc))
+    targets = replace(targets, lam=targets.lam.to(acc), row_weight=targets.row_weight.to(acc))
     if torch.is_autocast_enabled(device):
         options = replace(options, matmul_dtype=torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):

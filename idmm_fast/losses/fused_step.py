@@ -13,7 +13,8 @@ from .instance import weighted
 from .online_softmax import add_product, logits_of, online_softmax_pass, tiles
 
 WORKSPACE_BYTES = 768 << 20  # beyond weights and gradients
-_TILE_LOGITS = 1 << 18  # logits of a tile: 1 MB, which the cache holds beside the weights it is computed from
+_CPU_TILE_LOGITS = 1 << 18  # of a tile: 1 MB, which the cache holds beside the weights it is computed from
+_TILE_LOGITS = 64 << 20  # on a GPU: launching a tile's operations then takes far less time than they do
 _MIN_ROWS = 32  # for fewer rows, keeping exp(o) costs more than computing it again
 
 
@@ -68,7 +69,7 @@ class Options:
 
     Attributes:
         shard: the slice of the classes that weight and bias hold.
-        workspace_bytes: memory beyond weights and gradients.
+        workspace_bytes: memory beyond weights and gradients; on a GPU a tile takes up to as much again.
         offset: float (n,), added to the logits of classes that stand for exp(offset) others; None: nothing.
         matmul_dtype: type of the products; None: that of the features.
     """
@@ -116,7 +117,7 @@ class FusedStep:
         classes, batch = weight.shape[0], features.shape[0]
         rows = rows_that_fit(batch, classes, options.workspace_bytes) if needs_grad else 0
         self.rows_per_pass = rows or batch
-        self.tile = max(256, _TILE_LOGITS // self.rows_per_pass)
+        self.tile = tile_classes(self.rows_per_pass, features.shape[1], options.workspace_bytes, self.z.device)
         self.exp_logits = _exp_buffer(rows + 1, classes, acc, self.z.device) if rows else None
         # A row of ones below exp(o) puts the part of label smoothing into the product that gives dL/dW.
         self.append_ones_row = rows > 0 and options.matmul_dtype is None and options.offset is None
@@ -237,6 +238,18 @@ def rows_that_fit(batch: int, classes: int, workspace_bytes: int) -> int:
     return -(-batch // parts)
 
 
+def tile_classes(rows: int, d: int, workspace_bytes: int, device: torch.device) -> int:
+    """How many classes are worked on together.
+
+    On a GPU so many that their launches are few, and that what a tile needs for a moment fits into the workspace: the
+    logits in float32 and twice in half precision, weights and their gradients in half precision.
+    """
+    rows = max(rows, 1)
+    if device.type == "cpu":
+        return max(256, _CPU_TILE_LOGITS // rows)
+    return max(256, min(_TILE_LOGITS // rows, workspace_bytes // (8 * rows + 4 * d)))
+
+
 def _times_exp(values: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
     """Rows of weight or bias, times the number of classes that each stands for."""
     if offset is None:
@@ -249,7 +262,9 @@ _exp_buffers: dict[torch.device, torch.Tensor] = {}
 
 
 def _exp_buffer(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An uninitialised (rows, classes) for exp(o), in the memory of the step before."""
+    """An uninitialised (rows, classes) for exp(o); on the CPU in the memory of the step before."""
+    if device.type != "cpu":  # CUDA's allocator keeps memory by itself, and lends it to the backward pass
+        return torch.empty(rows, classes, dtype=dtype, device=device)
     held = _exp_buffers.get(device)
     if held is None or held.numel() < rows * classes or held.dtype != dtype:
         _exp_buffers[device] = held = torch.empty(rows * classes, dtype=dtype, device=device)
@@ -262,7 +277,7 @@ _grad_buffers: dict[tuple, Any] = {}
 
 def _reuse_grad_buffer(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """An uninitialised (rows, columns); on the CPU in the memory of the step before, once nobody holds its gradient."""
-    if device.type != "cpu":  # CUDA's allocator keeps memory by itself
+    if device.type != "cpu":
         return torch.empty(rows, columns, dtype=dtype, device=device)
     key = rows, columns, dtype
     # 2 references: the table's and that of the call. Every tensor on the memory counts as one more.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-_BLOCK_LOGITS = 1 << 18  # logits that are worked on together: 1 MB, which the cache holds
+_CPU_BLOCK_LOGITS = 1 << 18  # logits that are worked on together: 1 MB, which the cache holds
 
 
 def instance_loss(
@@ -47,7 +47,7 @@ def instance_loss(
             return _InstanceLoss.apply(o, idx_a, idx_b, lam, eps, reduction == "mean")
     o_a = o.gather(1, idx_a.unsqueeze(1)).squeeze(1)
     o_b = o.gather(1, idx_b.unsqueeze(1)).squeeze(1)
-    lam = torch.as_tensor(lam, dtype=o.dtype, device=o.device)
+    lam = weights_of(lam, o.dtype, o.device)
     loss = (
         o.logsumexp(1) - (1 - eps) * (weighted(lam, o_a) + weighted(1 - lam, o_b)) - (eps * o.mean(1) if eps else 0.0)
     )
@@ -68,9 +68,10 @@ class _InstanceLoss(torch.autograd.Function):
         mean: bool,
     ) -> torch.Tensor:
         rows, classes = logits.shape
-        lam = torch.as_tensor(lam, dtype=logits.dtype, device=logits.device).expand(rows)
+        lam = weights_of(lam, logits.dtype, logits.device).expand(rows)
         losses, grad = logits.new_empty(rows), torch.empty_like(logits)
-        step = max(1, _BLOCK_LOGITS // classes)
+        # On a GPU all at once: no cache holds a block, and each would be a dozen launches.
+        step = max(1, _CPU_BLOCK_LOGITS // classes if logits.device.type == "cpu" else rows)
         row_weight = 1 / rows if mean and rows else 1.0
         for first in range(0, rows, step):
             part = slice(first, first + step)
@@ -97,6 +98,13 @@ class _InstanceLoss(torch.autograd.Function):
             # On the CPU a look at the value is free, and scaling by 1 would be a pass over all logits.
             grad = grad * upstream
         return grad, None, None, None, None, None
+
+
+def weights_of(lam: torch.Tensor | float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """lam as a tensor on the device. A number is filled in there: its copy would wait for what the device is doing."""
+    if isinstance(lam, torch.Tensor):
+        return lam.to(device, dtype)
+    return torch.full((), lam, dtype=dtype, device=device)
 
 
 def weighted(weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -31,13 +31,15 @@ def online_softmax_pass(
     Returns:
         (m (R,); s (R,), the sum of exp(o - m); exp(o - m) W, (R, d); [m as it was at each tile]).
     """
+    low_z = cast(z, matmul_dtype)
     if z.device.type == "cpu":
         s, weighted_sum = torch.zeros(z.shape[0], dtype=z.dtype), torch.zeros_like(z)
         for part in tiles(weight.shape[0], tile):
             out = None if exp_logits is None else exp_logits[:, part]
-            e = logits_of(z, weight[part], bias[part], matmul_dtype, out).exp_()
+            w = cast(weight[part], matmul_dtype)
+            e = logits_of(low_z, w, bias[part], matmul_dtype, out).exp_()
             s += e.sum(1)
-            add_product(weighted_sum, e, weight[part], matmul_dtype)
+            add_product(weighted_sum, e, w, matmul_dtype)
         if bool(((s > 1e-30) & (s < 1e30)).all()):
             zero = torch.zeros_like(s)
             return zero, s, weighted_sum, [zero] * -(-weight.shape[0] // tile)
@@ -48,12 +50,13 @@ def online_softmax_pass(
     m_at_tile = []
     for part in tiles(weight.shape[0], tile):
         out = None if exp_logits is None else exp_logits[:, part]
-        e = logits_of(z, weight[part], bias[part], matmul_dtype, out)
+        w = cast(weight[part], matmul_dtype)
+        e = logits_of(low_z, w, bias[part], matmul_dtype, out)
         new_m = torch.maximum(m, e.amax(1))
         e.sub_(new_m[:, None]).exp_()
         rescale = torch.exp(m - new_m)
         s = s * rescale + e.sum(1)
-        add_product(weighted_sum.mul_(rescale[:, None]), e, weight[part], matmul_dtype)
+        add_product(weighted_sum.mul_(rescale[:, None]), e, w, matmul_dtype)
         m = new_m
         m_at_tile.append(new_m)
     return m, s, weighted_sum, m_at_tile
@@ -73,8 +76,8 @@ def logits_of(
 ) -> torch.Tensor:
     """z W^T + b, written to `out` if there is one."""
     if matmul_dtype is not None:
-        result = torch.add(z.to(matmul_dtype) @ weight.to(matmul_dtype).T, bias.to(torch.float32))
-        return result if out is None else out.copy_(result)
+        product = cast(z, matmul_dtype) @ cast(weight, matmul_dtype).T
+        return torch.add(product, bias.to(torch.float32), out=out)
     return torch.addmm(bias, z, weight.T, out=out) if out is not None else torch.addmm(bias, z, weight.T)
 
 
@@ -83,4 +86,9 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, matmul_dt
     if matmul_dtype is None:
         total.addmm_(a, b)
     else:
-        total.add_(a.to(matmul_dtype) @ b.to(matmul_dtype))
+        total.add_(cast(a, matmul_dtype) @ cast(b, matmul_dtype))
+
+
+def cast(values: torch.Tensor, matmul_dtype: torch.dtype | None) -> torch.Tensor:
+    """`values` in the type of the products."""
+    return values if matmul_dtype is None else values.to(matmul_dtype)
