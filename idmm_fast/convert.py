@@ -21,7 +21,8 @@ def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
 
     A folder is converted once, and again when its files change. The results are kept under ~/.cache/idmm_fast, or where
     the environment variable IDMM_FAST_CACHE says (without either, in a temporary folder). Beside each is a .txt with
-    the file of every row, one a line; where a name has a line break in it, each ends in a zero byte instead. While another process converts the same folder, this one waits for it.
+    the file of every row, one a line; where a name has a line break in it, each name ends in a zero byte instead. While
+    another process converts the same folder, this one waits for it.
 
     Args:
         data: a .beton file, or a folder of images: FOLDER/CLASS/*, FOLDER/train/CLASS/* and FOLDER/test/CLASS/*, or

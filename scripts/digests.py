@@ -35,8 +35,8 @@ evaluate/  What evaluate.py prints (kNN, linear probe) of a run and of random we
 api/       pretrain, finetune and embed (.npz and .csv) from Python.
 recipes/   What the files in rn_configs resolve to, key by key; all defaults.
 
-What is left out of a digest, since it differs from run to run or is words: a sidecar's time, versions and account, and its
-reasons for skipping an image; images_per_s and the share of waiting in metrics.jsonl; the names and the order of a
+What is left out of a digest, since it differs from run to run or is words: a sidecar's time, versions and account, and
+its reasons for skipping an image; images_per_s and the share of waiting in metrics.jsonl; the names and the order of a
 checkpoint's tensors; logging.run_dir in recipes/.
 What is not covered: pictures, compare.py, benchmark.py, demo.py, analyze.py, export to ONNX, the readers of downloaded
 datasets (the tests have small trees for them), CUDA, torch.compile.

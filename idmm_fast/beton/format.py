@@ -32,7 +32,8 @@ JPG, RAW = 0, 1
 MODES = ("jpg", "raw")
 # Of a JPEG: each block of 64 pixels takes a bit at least. A file that claims more is not given the memory.
 MAX_PIXELS_PER_BYTE = 8 * 64
-MIN_PAGE = 1 << 21
+MIN_PAGE = 1 << 21  # of FFCV's own writer
+SMALLEST_PAGE = 1 << 12  # of a file whose data fit one page
 DEFAULT_PAGE = 1 << 23
 MAX_PAGE = 1 << 31
 

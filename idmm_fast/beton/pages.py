@@ -2,13 +2,13 @@
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from .checksum import table_checksum
 from .encode import Encoded
-from .format import ALLOCATION, HEADER, SAMPLE, SUMS_MARK, VERSION, fields, sums_start
+from .format import ALLOCATION, HEADER, SAMPLE, SMALLEST_PAGE, SUMS_MARK, VERSION, fields, sums_start
 
 
 class PageTooSmall(Exception):
@@ -26,7 +26,8 @@ class Pages:
         )
         self.count = 0
         head = HEADER.itemsize + self.descriptions.nbytes + self.samples.nbytes
-        self.position = -(-(sums_start(head) + 16 + self.sums.nbytes) // page_size) * page_size
+        self._tables = sums_start(head) + 16 + self.sums.nbytes
+        self.position = self._first = _next(self._tables, page_size)
         self._left = page_size  # bytes of the page behind `position`
         self._flushed: Future = helper.submit(int)
         file.seek(self.position)
@@ -55,6 +56,9 @@ class Pages:
 
     def finish(self) -> int:
         """Write the tables, the header last. Returns the checksum of the tables."""
+        self._flushed.result()
+        if self.position <= self._first + self.page_size:
+            self._shrink_page()
         count, table = self.count, self.position + self._left
         self.file.seek(table)
         self.file.write(self.allocations[:count].tobytes())
@@ -65,5 +69,27 @@ class Pages:
         over_all = table_checksum(tables, self.sums[:count], self.allocations[:count])
         self.file.seek(0)
         self.file.write(tables + np.array([SUMS_MARK, over_all], np.uint64).tobytes() + self.sums[:count].tobytes())
-        self._flushed.result()
         return int(over_all)
+
+    def _shrink_page(self) -> None:
+        """Move the data of the only page to the smallest page that holds them: few images make a small file."""
+        used = self.position - self._first
+        page = max(SMALLEST_PAGE, 1 << (used - 1).bit_length())
+        first = _next(self._tables, page)
+        back = self._first - first
+        if page >= self.page_size or back <= 0:
+            return
+        self.file.seek(self._first)
+        data = self.file.read(used)
+        self.file.seek(first)
+        self.file.write(data)
+        self.file.truncate()
+        images: Any = self.samples["f0"]
+        images["data_ptr"][: self.count] -= np.uint64(back)
+        self.allocations["ptr"][: self.count] -= np.uint64(back)
+        self.page_size, self._first, self.position, self._left = page, first, first + used, page - used
+
+
+def _next(at: int, step: int) -> int:
+    """The first multiple of `step` from `at` on."""
+    return -(-at // step) * step

@@ -166,7 +166,7 @@ def _write_file(
     while True:
         with (
             contextlib.closing(_encoded(split.images, order, options.workers or cores(), mode, options)) as encoded,
-            open(path, "wb") as file,
+            open(path, "w+b") as file,
             tqdm(total=len(split), desc=desc, unit="img", disable=options.quiet or None, leave=False) as bar,
             ThreadPoolExecutor(1) as helper,  # left before the file is closed
         ):

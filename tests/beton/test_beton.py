@@ -74,20 +74,20 @@ def mixed_betons(mixed, tmp_path_factory):
     return {m: (found[m], paths[m], *read) for m, read in zip(found, read_with_ffcv(*paths.values()))}
 
 
-def read_with_ffcv(*paths):
+def read_with_ffcv(*paths, os_cache=True):
     """The images and labels that the unmodified ffcv.loader.Loader reads from each file, in a process of its own."""
-    code = """
+    code = f"""
 import sys
 import numpy as np
 from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder
 from ffcv.loader import Loader, OrderOption
 
 for path in sys.argv[1:]:
-    pipelines = {"image": [CenterCropRGBImageDecoder((64, 64), ratio=1)], "label": [IntDecoder()]}
-    order = OrderOption.SEQUENTIAL
-    loader = Loader(path, batch_size=1, num_workers=1, order=order, drop_last=False, pipelines=pipelines)
+    pipelines = {{"image": [CenterCropRGBImageDecoder((64, 64), ratio=1)], "label": [IntDecoder()]}}
+    options = {{"order": OrderOption.SEQUENTIAL, "drop_last": False, "os_cache": {os_cache}}}
+    loader = Loader(path, batch_size=1, num_workers=1, pipelines=pipelines, **options)
     images, labels = zip(*((np.array(image), np.array(label)) for image, label in loader))
-    np.savez(f"{path}.npz", images=np.concatenate(images), labels=np.concatenate(labels))
+    np.savez(f"{{path}}.npz", images=np.concatenate(images), labels=np.concatenate(labels))
 """
     subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=200, capture_output=True)
     for path in paths:
@@ -286,6 +286,26 @@ def test_same_bytes_for_any_number_of_workers(tree, tmp_path):
     assert files[0].path.read_bytes() == files[1].path.read_bytes()
     other = write_beton(tmp_path / "s.beton", split, dataset="t", name="train", mode="jpg", seed=4, quiet=True)
     assert not np.array_equal(open_beton(other.path).label, open_beton(files[0].path).label)
+
+
+@pytest.mark.integration
+def test_few_images_make_a_small_file_that_stock_ffcv_reads(tmp_path, photos):
+    """By its own cache of pages; by its memory map it reads others of these tests."""
+    small = [np.ascontiguousarray(photo[:64, :64]) for photo in photos[:8]]
+    split = Split([*small[:3]], [0, 1, 0], ["a", "b"])
+    tiny = write_beton(tmp_path / "tiny.beton", split, dataset="t", name="train", mode="raw", seed=None, quiet=True)
+    assert tiny.path.stat().st_size < 3 * 64 * 64 * 3 * 4  # was 17 MB
+    split = Split(small, [k % 2 for k in range(8)], ["a", "b"])
+    path = write_beton(tmp_path / "a.beton", split, dataset="t", name="train", mode="raw", seed=None, quiet=True).path
+    assert path.stat().st_size < 400_000
+    beton = open_beton(path)
+    for image, wanted in zip(decode_rows(beton, range(8)), small):
+        assert np.array_equal(image, wanted)
+    assert beton.page_size == 1 << 17
+    assert "8 images" in run_script("write_datasets.py", "--verify", path).stdout
+    ((images, labels),) = read_with_ffcv(path, os_cache=False)
+    assert np.array_equal(images, small)
+    assert labels.ravel().tolist() == [0, 1] * 4
 
 
 def test_images_larger_than_a_page(tmp_path):
