@@ -97,6 +97,8 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         "--total", type=int, default=0, metavar="N", help="N training images in all (sin10k-total: 10000)"
     )
     group.add_argument("--shards", metavar="PATTERN", help="webdataset: the tar files, e.g. 'dir/{000..011}.tar'")
+    group.add_argument("--no-labels", action="store_true", help="webdataset: the shards have no labels")
+    group.add_argument("--label-column", metavar="NAME", help="the column of labels, of hf or --labels")
     group.add_argument("--partial", action="store_true", help="take what is there, whatever the official counts")
     group.add_argument(
         "--seed",
@@ -161,6 +163,8 @@ def load(args: argparse.Namespace) -> dict[str, datasets.Split]:
         total=args.total,
         shards=args.shards,
         name=args.name,
+        no_labels="yes" if args.no_labels else None,
+        label_column=args.label_column,
     )
     if args.test_share:
         if "test" in splits and splits["test"].has_labels():

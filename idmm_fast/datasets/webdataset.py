@@ -1,6 +1,7 @@
 """WebDataset shards: .tar files of KEY.jpg and KEY.cls or KEY.json ({"label": ...}), named with --shards.
 
-Source: the webdataset package's convention. Shards are read in place. Without labels every image is of one class.
+Source: the webdataset package's convention: a key ends at the first dot of the base name. Shards are read in place.
+With --no-labels every image is of one class.
 """
 
 import json
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from .image_files import image_endings
 from .split import DatasetError, FileSlice, Split
 
-OPTIONS = ("shards",)
+OPTIONS = ("shards", "no_labels")
 
 
 def expand(pattern: str) -> list[Path]:
@@ -48,18 +49,19 @@ def expand(pattern: str) -> list[Path]:
     return paths
 
 
-def load(root: Path | None, shards: str | None) -> dict[str, Split]:
+def load(root: Path | None, shards: str | None, no_labels: str | None = None) -> dict[str, Split]:
     """The images of the shards.
 
     Args:
         root: Not used.
         shards: Pattern of the tar files, see `expand`.
+        no_labels: Not empty: labels are not looked at.
 
     Returns:
         {"train": Split}
 
     Raises:
-        DatasetError: A shard is missing or not an uncompressed tar, there is no image, or only some have labels.
+        DatasetError: A shard is missing or not an uncompressed tar, there is no image, or not all have labels.
     """
     if not shards:
         raise DatasetError("--ds webdataset needs --shards, e.g. --shards 'dir/{000..011}.tar'")
@@ -68,19 +70,31 @@ def load(root: Path | None, shards: str | None) -> dict[str, Split]:
     for path in tqdm(expand(shards), desc="shards", disable=None):
         shard, labels = _read_shard(path)
         images += shard
-        found += [labels.get(image.name.rpartition(".")[0]) for image in shard]
+        found += [None if no_labels else labels.get(_stem(image.name), labels.get(_key(image.name))) for image in shard]
     if not images:
         raise DatasetError(f"--shards {shards}: no image was found in them.")
-    if None in found and any(label is not None for label in found):
-        name = images[found.index(None)]
+    if None in found and not no_labels:
         raise DatasetError(
-            f"{name} has no label (.cls, or 'label' in .json), and others do. Give all of them one, or none."
+            f"{found.count(None):,} of {len(images):,} images have no label (KEY.cls, or 'label' in KEY.json; the key "
+            f"is the name up to its first dot), first {images[found.index(None)]}. Give each one, or leave all "
+            f"labels with --no-labels."
         )
     names = ["all" if label is None else label for label in found]
     numbers = all(name.isdigit() for name in names)
     classes = sorted(set(names), key=int if numbers else None)
     index = {c: k for k, c in enumerate(classes)}
     return {"train": Split(images, [index[name] for name in names], classes, [image.name for image in images])}
+
+
+def _stem(name: str) -> str:
+    """A member's name without its last ending."""
+    return name.rpartition(".")[0]
+
+
+def _key(name: str) -> str:
+    """A member's name up to the first dot of its base name."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
 
 
 def _read_shard(path: Path) -> tuple[list[FileSlice], dict[str, str]]:

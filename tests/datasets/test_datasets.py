@@ -563,6 +563,82 @@ def test_hugging_faces_datasets_are_read_from_disk(tmp_path, photos):
         datasets.load("hf", None)
 
 
+def rows_of(hf, photos, **columns):
+    """A table of the package `datasets`: a photograph a row, and columns as {name: (kind, values)}."""
+    count = len(next(iter(columns.values()))[1])
+    features = hf.Features({"image": hf.Image()} | {name: kind for name, (kind, _) in columns.items()})
+    pictures = [Image.fromarray(p) for p in photos[:count]]
+    return hf.Dataset.from_dict({"image": pictures} | {n: v for n, (_, v) in columns.items()}, features=features)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "classes", "labels"),
+    [
+        ("int64", [10, 2, 10, -1], ["2", "10"], [1, 0, 1, -1]),
+        ("string", ["dog", "cat", "dog", None], ["cat", "dog"], [1, 0, 1, -1]),
+    ],
+)
+def test_hugging_faces_numbers_and_text_become_classes(tmp_path, photos, kind, values, classes, labels):
+    import datasets as hf
+
+    train = rows_of(hf, photos, label=(hf.Value(kind), values), other=(hf.Value("int64"), [5, 6, 7, 8]))
+    hf.DatasetDict({"train": train, "test": train.select([1])}).save_to_disk(str(tmp_path / "d"))
+    splits = datasets.load("hf", None, name=str(tmp_path / "d"))
+    assert (splits["train"].classes, splits["train"].labels) == (classes, labels)
+    assert (splits["test"].classes, splits["test"].labels) == (classes, [0])
+    by_name = datasets.load("hf", None, name=str(tmp_path / "d"), label_column="other")["train"]
+    assert by_name.classes == ["5", "6", "7", "8"]
+    with pytest.raises(DatasetError, match=r"no column nothing \(columns: image, label, other\)"):
+        datasets.load("hf", None, name=str(tmp_path / "d"), label_column="nothing")
+
+
+def test_hugging_faces_splits_with_labels_win_and_rows_without_image_are_skipped(tmp_path, photos):
+    import datasets as hf
+
+    kind = hf.ClassLabel(names=["a", "b"])
+    train = rows_of(hf, photos, label=(kind, [0, 1, 0]))
+    holes = hf.Dataset.from_dict(
+        {"image": [None, Image.fromarray(photos[0])], "label": [0, 1]},
+        features=hf.Features({"image": hf.Image(), "label": kind}),
+    )
+    hidden = rows_of(hf, photos, label=(kind, [-1, -1]))
+    labelled = rows_of(hf, photos, label=(kind, [1, 1]))
+    for name, test, wanted in (
+        ("hidden", hidden, {"train": [0, 1, 0], "test": [0, 1]}),
+        ("labelled", labelled, {"train": [0, 1, 0], "val": [0, 1], "test": [1, 1]}),
+    ):
+        hf.DatasetDict({"train": train, "validation": holes, "test": test}).save_to_disk(str(tmp_path / name))
+        splits = datasets.load("hf", None, name=str(tmp_path / name))
+        assert {split: list(content.labels) for split, content in splits.items()} == wanted
+    done = script("--ds", "hf", "--name", tmp_path / "hidden", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "the validation split is the test split: it has labels, and the test split has none" in done.stdout
+    assert "the row has no image" in done.stderr
+    assert open_beton(tmp_path / "out" / "hidden_test.beton").label.tolist() == [1]
+
+
+def test_a_webdatasets_key_ends_at_the_first_dot_and_labels_are_not_optional_by_chance(tmp_path, photos):
+    def shard(name, *members):
+        with tarfile.open(tmp_path / name, "w") as file:
+            for member in members:
+                data = member.rpartition(".")[0].encode()[-1:] if member.endswith("cls") else photo_bytes(photos[0])
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+        return str(tmp_path / name)
+
+    dotted = shard(
+        "dotted.tar", "x.y/a.left.jpg", "x.y/a.right.jfif", "x.y/a.cls", "b.1.jpg", "b.1.cls", "c.jpg", "c.cls"
+    )
+    split = datasets.load("webdataset", None, shards=dotted)["train"]
+    assert [split.classes[label] for label in split.labels] == ["a", "a", "1", "c"]
+    bare = shard("bare.tar", "a.jpg", "b.jpg")
+    with pytest.raises(DatasetError, match=r"2 of 2 images have no label .*first .*a\.jpg.*--no-labels"):
+        datasets.load("webdataset", None, shards=bare)
+    assert script("--ds", "webdataset", "--shards", bare, "--out", tmp_path / "out", "--no-labels").returncode == 0
+    assert open_beton(tmp_path / "out" / "webdataset_train.beton").classes == ["all"]
+
+
 # --- split lists
 
 
