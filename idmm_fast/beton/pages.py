@@ -84,9 +84,9 @@ class Pages:
         self.file.seek(first)
         self.file.write(data)
         self.file.truncate()
-        images: Any = self.samples["f0"]
-        images["data_ptr"][: self.count] -= np.uint64(back)
-        self.allocations["ptr"][: self.count] -= np.uint64(back)
+        columns: tuple[Any, ...] = (self.samples["f0"]["data_ptr"], self.allocations["ptr"])
+        for pointers in columns:
+            pointers[: self.count] -= np.uint64(back)
         self.page_size, self._first, self.position, self._left = page, first, first + used, page - used
 
 
