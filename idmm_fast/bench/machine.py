@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "pillow", "numba", "ffcv", "albumentations", "nvidia-dali-cuda120")
+PACKAGES = ("torch", "torchvision", "timm", "pillow", "numba", "ffcv", "albumentations", "nvidia-dali-cuda120")
 
 
 def describe_machine() -> dict[str, Any]:

@@ -82,18 +82,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with Lock(args.out / ".lock", f"the folder {args.out}"):
         report = Report(args)
         if "pretrain" not in stages and not report.is_done("pretrain"):
-            for stage in set(stages) - {"random"}:
-                raise ConfigError(
-                    f"{stage} starts from the pretraining, which is not done in {args.out}; "
-                    f"give --stages pretrain,{','.join(stages)}"
-                )
-        with report.timed(report.content["calls"], args.out, args.began, command=args.command_line):
             for stage in stages:
-                for part in recipes.parts(stage):
-                    if report.is_done(part.name):
-                        print(f"{part.name}: done before", flush=True)
-                    else:
-                        run_part(report, part)
+                if stage != "random":
+                    raise ConfigError(
+                        f"{stage} starts from the pretraining, which is not done in {args.out}; "
+                        f"give --stages pretrain,{','.join(stages)}"
+                    )
+        parts = [part for stage in stages for part in recipes.parts(stage)]
+        for part in {part.task: part for part in parts if not report.is_done(part.name)}.values():
+            figures.make_task_on_cpu(part.task, part.schema, part.cfg)  # what is wrong in any stage is said now
+        with report.timed(report.content["calls"], args.out, args.began, command=args.command_line):
+            for part in parts:
+                if report.is_done(part.name):
+                    print(f"{part.name}: done before", flush=True)
+                else:
+                    run_part(report, part)
         print(report.page(), flush=True)
     return report.content
 
@@ -200,6 +203,7 @@ def train_part(part: Part, call: dict[str, Any]) -> dict[str, Any]:
         call: "compile_seconds" and "peak_memory_mb" are noted here, even if the training ends early.
     """
     runtime = resolve_runtime(part.cfg.training, 0)
+    figures.forget_trainings()
     figures.reset_peak_memory(runtime)
     compiled = figures.compile_seconds()
     try:

@@ -1,6 +1,7 @@
 """The figures of a training in `benchmark.py paper`: its rates, the FLOP of its model, what the card can do."""
 
 import contextlib
+import gc
 import json
 import resource
 import sys
@@ -146,6 +147,16 @@ def datasheet_rate(name: str, dtype: torch.dtype) -> float | None:
 
 def _is_cuda(runtime: Runtime) -> bool:
     return runtime.device.type == "cuda"
+
+
+def forget_trainings() -> None:
+    """Let go of the models and compiled graphs of earlier trainings, as if each had a process of its own.
+
+    They would count in the peak memory, and torch compiles a function eight times at most.
+    """
+    gc.collect()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def reset_peak_memory(runtime: Runtime) -> None:

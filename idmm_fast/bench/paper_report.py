@@ -52,7 +52,10 @@ class Report:
         }
         self.content: dict[str, Any] = {"settings": settings, "calls": [], "parts": {}}
         if self._paths[0].exists():
-            self.content = json.loads(self._paths[0].read_text(encoding="utf-8"))
+            try:
+                self.content = json.loads(self._paths[0].read_text(encoding="utf-8"))
+            except ValueError:
+                raise ConfigError(f"{self._paths[0]} is not JSON any more; give another --out") from None
             for key, was in self.content["settings"].items():
                 if settings.get(key) != was:
                     raise ConfigError(

@@ -37,6 +37,8 @@ def as_quick_as_can_be(monkeypatch, without_pictures):
 @pytest.mark.integration
 def test_the_whole_schedule_is_trained_measured_and_not_done_again(tiny_beton, tmp_path, as_quick_as_can_be):
     runs, out = tmp_path / "runs", tmp_path / "out.json"
+    first = run_script("benchmark.py", *paper(tiny_beton, runs, "--stages", "pretrain"))
+    assert first.returncode == 0, first.stderr
     shown = run_script("benchmark.py", *paper(tiny_beton, runs, "--json", out))
     assert shown.returncode == 0, shown.stderr
     result = json.loads(out.read_text())
@@ -72,7 +74,7 @@ def test_the_whole_schedule_is_trained_measured_and_not_done_again(tiny_beton, t
     assert again.returncode == 0, again.stderr
     later = json.loads(out.read_text())
     assert later["parts"] == parts
-    assert len(later["calls"]) == 2
+    assert len(later["calls"]) == 3
     assert later["minutes"] > result["minutes"]
     assert again.stdout.count("done before") == 5
 
@@ -145,6 +147,7 @@ def test_a_process_that_is_killed_goes_on_from_its_checkpoint(tiny_beton, tmp_pa
         (("--train", "/nowhere.beton"), "--train /nowhere.beton does not exist; make it with"),
         (("--epochs-scale", "0"), "--epochs-scale 0 is not above 0"),
         (("--override", "training.batchsize=3"), "Did you mean 'training.batch_size'?"),
+        (("--options", '{"depht": 1}'), "depht"),
         (("--json", "out.md"), "the table is written as .md beside it"),
     ],
 )
