@@ -1,12 +1,12 @@
 """GPU augmentation: the same crops made on the device that trains, from decoded images that are kept there.
 
 For small datasets, where there are too few cores for a GPU. What is sampled is the same as for the CPU kernels, the
-pixels differ by 2 levels at most. The arithmetic is torch's and compiles: resampling is two products with matrices of
-filter weights, colours are computed for all rows and then selected, the blur is a sum of shifted images.
+pixels differ by 2 levels at most. The arithmetic is in gpu_augment.py.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,11 @@ import numpy as np
 import torch
 
 from ..beton.decode import iter_rows
-from ..kernels.blur import MIN_SIGMA
-from ..kernels.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
-from .crops import Augment, Group, Views
-from .cutmix import CutMix
+from .crops import Augment, Group
+from .gpu_augment import FIELDS, render_groups
 from .loader import MultiCropLoader
 
-_LUMA = (0.299, 0.587, 0.114)
-# The fields of Augment, and of CROP_SAMPLE, that `render` knows.
+# The fields of Augment that gpu_augment.py knows.
 _AUGMENTS = {
     "flip_prob",
     "jitter_prob",
@@ -34,150 +31,23 @@ _AUGMENTS = {
     "blur_prob",
     "blur_sigma",
 }
-_BOX = ("top", "left", "height", "width")
-_FIELDS = (*_BOX, "flip", "jitter", "order", "brightness", "contrast", "saturation", "hue", "gray", "sigma")
+_ALIGNMENT = 64  # bytes: what a compiled graph reads where its inputs lie aligned
 
 
-def filters(
-    first: torch.Tensor, length: torch.Tensor, size: int, full: int, flip: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Filter weights of a resampling, PIL's antialiased bilinear.
-
-    Args:
-        first: float32 (B,), where the source pixels begin.
-        length: float32 (B,), how many they are.
-        size: of the output, pixels.
-        full: of the whole row or column, pixels.
-        flip: bool (B,), whether the outputs come in reverse.
-
-    Returns:
-        float32 (B, size, full); the weights of an output pixel sum to 1.
-    """
-    ratio = length[:, None] / size
-    at = torch.arange(size, device=length.device, dtype=torch.float32)[None]
-    if flip is not None:
-        at = torch.where(flip[:, None], size - 1 - at, at)
-    centre = ((at + 0.5) * ratio)[:, :, None]
-    pixel = torch.arange(full, device=length.device, dtype=torch.float32)[None, None] - first[:, None, None]
-    distance = (pixel + 0.5 - centre) / ratio.clamp(min=1)[:, :, None]
-    weights = (1 - distance.abs()).clamp(min=0) * ((pixel >= 0) & (pixel < length[:, None, None]))
-    return weights / weights.sum(2, keepdim=True)
-
-
-def resample(images: torch.Tensor, box: list[torch.Tensor], flip: torch.Tensor, size: int) -> torch.Tensor:
-    """A crop of each image, resized.
-
-    Args:
-        images: uint8 (B, H, W, 3).
-        box: top, left, height, width of the crops, float32 (B,) each, pixels.
-        flip: bool (B,).
-        size: of the output, pixels.
-
-    Returns:
-        float32 (B, 3, size, size), levels 0..255.
-    """
-    b, h, w, _ = images.shape
-    top, left, height, width = box
-    down, across = filters(top, height, size, h), filters(left, width, size, w, flip)
-    rows = (down @ images.float().reshape(b, h, w * 3)).reshape(b, size, w, 3)
-    return (rows.permute(0, 3, 1, 2) @ across.transpose(1, 2)[:, None]).clamp(0, 255)
-
-
-def _luma(x: torch.Tensor) -> torch.Tensor:
-    return _LUMA[0] * x[:, :1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:]
-
-
-def shift_hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Shift the hue of x (B, 3, S, S) by `shift` (B, 1, 1, 1), fractions of the hue circle: to HSV and back."""
-    r, g, b = x.unbind(1)
-    value, least = x.amax(1), x.amin(1)
-    chroma = value - least
-    scale = 1 / chroma.clamp(min=1e-6)
-    sector = torch.where(value == g, (b - r) * scale + 2, (r - g) * scale + 4)
-    h = torch.where(value == r, (g - b) * scale, sector) + 6 * shift[:, 0]
-    h = torch.remainder(h, 6)
-    parts = ((h - 3).abs() - 1, 2 - (h - 2).abs(), 2 - (h - 4).abs())
-    return torch.stack([least + chroma * part.clamp(0, 1) for part in parts], 1)
-
-
-def recolor(x: torch.Tensor, sample: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Colour jitter in the order sampled, then grayscale.
-
-    Args:
-        x: float32 (B, 3, S, S), levels 0..255.
-        sample: fields of CROP_SAMPLE, each (B,) or (B, 4).
-    """
-    factors = {key: sample[key][:, None, None, None] for key in ("brightness", "contrast", "saturation", "hue")}
-    jitter = sample["jitter"].bool()
-    for k in range(4):
-        chosen = torch.where(jitter, sample["order"][:, k], -1)[:, None, None, None]
-        luma = _luma(x)
-        mean, result = luma.mean((2, 3), keepdim=True), x
-        for operation, made in (
-            (BRIGHTNESS, (x * factors["brightness"]).clamp(0, 255)),
-            (CONTRAST, (x * factors["contrast"] + (1 - factors["contrast"]) * mean).clamp(0, 255)),
-            (SATURATION, (x * factors["saturation"] + (1 - factors["saturation"]) * luma).clamp(0, 255)),
-            (HUE, shift_hue(x, factors["hue"])),
-        ):
-            result = torch.where(chosen == operation, made, result)
-        x = result
-    return torch.where(sample["gray"].bool()[:, None, None, None], _luma(x).expand_as(x), x)
-
-
-def blur(x: torch.Tensor, sigma: torch.Tensor, radius: int) -> torch.Tensor:
-    """A separable Gaussian blur cut at 3 sigma, the edge pixel repeated.
-
-    Args:
-        x: float32 (B, 3, S, S).
-        sigma: float32 (B,), pixels; 0: no blur.
-        radius: of the largest sigma, pixels.
-    """
-    offset = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)[None]
-    clamped = sigma[:, None].clamp(min=MIN_SIGMA)
-    weights = torch.exp(-0.5 * (offset / clamped) ** 2) * (offset.abs() <= torch.ceil(3 * clamped))
-    weights = weights / weights.sum(1, keepdim=True)
-    out: Any = x
-    for dim in (3, 2):
-        padding = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
-        padded = torch.nn.functional.pad(out, padding, mode="replicate")
-        out = sum(weights[:, k, None, None, None] * padded.narrow(dim, k, x.shape[-1]) for k in range(2 * radius + 1))
-    return torch.where((sigma >= MIN_SIGMA)[:, None, None, None], out, x)
-
-
-def render(
-    images: torch.Tensor,
-    samples: dict[str, torch.Tensor],
-    box: torch.Tensor,
-    partner: torch.Tensor,
-    size: int,
-    radius: int,
-) -> torch.Tensor:
-    """The images of a group, mixed.
-
-    Args:
-        images: uint8 (B, H, W, 3), padded.
-        samples: {field of CROP_SAMPLE: (count, B, ...)}.
-        box: int64 (count * B, 4), CutMix's.
-        partner: int64 (count * B,), CutMix's.
-        size: of a crop, pixels.
-        radius: of the largest blur, pixels; 0: there is none.
-
-    Returns:
-        uint8 (count * B, 3, size, size), channels-last.
-    """
-    crops = [
-        resample(images, [samples[key][v].float() for key in _BOX], samples["flip"][v].bool(), size)
-        for v in range(samples["top"].shape[0])
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """The arrays as tensors on the device, by one copy, and without waiting for what the device is doing."""
+    offsets = np.cumsum([0, *(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)])
+    packed = np.zeros(offsets[-1], np.uint8)
+    for array, first in zip(arrays, offsets):
+        packed[first : first + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    sent = torch.from_numpy(packed)
+    if device.type == "cuda":
+        sent = sent.pin_memory().to(device, non_blocking=True)
+    types = [torch.from_numpy(array[:0]).dtype for array in arrays]
+    return [
+        sent[first : first + array.nbytes].view(dtype).view(array.shape)
+        for array, first, dtype in zip(arrays, offsets, types)
     ]
-    x = torch.cat(crops)
-    x = recolor(x, {key: value.flatten(0, 1) for key, value in samples.items()})
-    if radius:
-        x = blur(x, samples["sigma"].flatten(), radius)
-    x = (x.clamp(0, 255) + 0.5).to(torch.uint8)
-    y = torch.arange(size, device=x.device)
-    top, left, bottom, right = (edge[:, None] for edge in box.unbind(1))
-    inside = ((y >= top) & (y < bottom))[:, None, :, None] & ((y >= left) & (y < right))[:, None, None, :]
-    return torch.where(inside, x[partner], x).contiguous(memory_format=torch.channels_last)
 
 
 class DeviceLoader(MultiCropLoader):
@@ -212,10 +82,8 @@ class DeviceLoader(MultiCropLoader):
         self._check_device()
         shape = int(self.beton.height.max()), int(self.beton.width.max())
         self.images = torch.zeros(len(self.beton), *shape, 3, dtype=torch.uint8, device=self.device)
-        rows = np.unique(self.indices)
-        for row, image in zip(rows, iter_rows(self.beton, rows)):
-            self.images[row, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).to(self.device)
-        self._render = torch.compile(render, dynamic=False) if compile else render
+        self._decode_images()
+        self._render = torch.compile(render_groups, dynamic=False) if compile else render_groups
 
     def _check_device(self) -> None:
         """Refuse what can't be made here, and images that don't fit."""
@@ -239,16 +107,23 @@ class DeviceLoader(MultiCropLoader):
     def _iterate(self, order: np.ndarray, first_step: int) -> "_DeviceIterator":
         return _DeviceIterator(self, order, first_step)
 
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        """The array as a tensor on the device, without waiting for what the device is doing."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+    def _decode_images(self) -> None:
+        """Fill `images`, in as many threads as the loader has."""
+        rows = np.unique(self.indices)
+        parts = np.array_split(rows, min(rows.size, 8 * self.num_workers))
+        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="idmm-decode") as pool:
+            for _ in pool.map(self._decode_rows, parts):  # an error of a thread is raised here
+                pass
+
+    def _decode_rows(self, rows: np.ndarray) -> None:
+        for row, image in zip(rows, iter_rows(self.beton, rows)):
+            self.images[row, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).to(self.device)
 
     @torch.no_grad()
     def make_batch(self, rows: np.ndarray, step: int, first: int) -> list[Group]:
         """The groups of a batch.
+
+        A partial one is not compiled: its graph would take as long as that of whole ones.
 
         Args:
             rows: int64 (B,), of the dataset.
@@ -257,24 +132,23 @@ class DeviceLoader(MultiCropLoader):
         """
         samples = self.decoder.sample_crops(self.epoch, rows)
         mixes = self.decoder.sample_cutmix(self.epoch, step, len(rows), first)
-        images, groups, crop = self.images[self._to_device(rows)], [], 0
+        arrays, shapes, crop = [rows], [], 0
         for view, mix in zip(self.views, mixes):
-            groups.append(self._make_group(images, samples, rows, view, mix, crop))
+            spec = self.decoder.specs[crop]
+            shapes.append((view.size, int(np.ceil(3 * spec["blur_sigma"][1])) if spec["blur_prob"] else 0))
+            arrays += [samples[key][crop : crop + view.count] for key in FIELDS]
+            arrays += [mix.box, mix.partner, mix.lam.astype(np.float32)]
             crop += view.count
+        on_device, *drawn = to_device(arrays, self.device)
+        names = (*FIELDS, "box", "partner", "lam")
+        draws = [dict(zip(names, drawn[k : k + len(names)])) for k in range(0, len(drawn), len(names))]
+        is_whole = len(rows) == len(self.local_rows(self.indices, 0)[0])
+        pixels = (self._render if is_whole else render_groups)(self.images, on_device, draws, shapes)
+        groups = []
+        for view, images, mine in zip(self.views, pixels, draws):
+            idx = on_device.repeat(view.count)
+            groups.append(Group(images, idx, idx[mine["partner"]], mine["lam"]))
         return groups
-
-    def _make_group(
-        self, images: torch.Tensor, samples: np.ndarray, rows: np.ndarray, view: Views, mix: CutMix, crop: int
-    ) -> Group:
-        """A group, whose first crop is number `crop` of an image's."""
-        spec = self.decoder.specs[crop]
-        mine = {key: self._to_device(samples[key][crop : crop + view.count]) for key in _FIELDS}
-        radius = int(np.ceil(3 * spec["blur_sigma"][1])) if spec["blur_prob"] else 0
-        box, partner = self._to_device(mix.box), self._to_device(mix.partner)
-        pixels = self._render(images, mine, box, partner, view.size, radius)
-        idx = np.tile(rows, view.count)
-        lam = torch.from_numpy(mix.lam.astype(np.float32))
-        return Group(pixels, torch.from_numpy(idx), torch.from_numpy(idx[mix.partner]), lam)
 
 
 class _DeviceIterator:

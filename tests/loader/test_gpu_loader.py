@@ -6,10 +6,12 @@ Here on the CPU device, on a GPU where there is one.
 import numpy as np
 import pytest
 import torch
-from helpers import read_losses, tiny_config
+from helpers import corrupt_row, read_losses, tiny_config
 
+from idmm_fast.errors import LoaderError
 from idmm_fast.loader import Augment, MultiCropLoader, Views
-from idmm_fast.loader.gpu import DeviceLoader, filters
+from idmm_fast.loader.gpu import DeviceLoader
+from idmm_fast.loader.gpu_augment import filters
 from idmm_fast.train import checkpoint
 from idmm_fast.train.pretraining import pretrain
 
@@ -47,9 +49,9 @@ def test_crops_are_those_of_the_cpu_kernels(jpg_beton, device, options):
     for reference, batch in zip(wanted, made):
         batches += 1
         for theirs, ours in zip(reference, batch):
-            assert torch.equal(theirs.idx_a, ours.idx_a)
-            assert torch.equal(theirs.idx_b, ours.idx_b)
-            assert torch.equal(theirs.lam, ours.lam)
+            assert torch.equal(theirs.idx_a, ours.idx_a.cpu())
+            assert torch.equal(theirs.idx_b, ours.idx_b.cpu())
+            assert torch.equal(theirs.lam, ours.lam.cpu())
             assert ours.images.is_contiguous(memory_format=torch.channels_last)
             off = (theirs.images.int() - ours.images.cpu().int()).abs()
             assert (off > 2).float().mean() < 1e-4
@@ -108,11 +110,34 @@ def test_training_with_gpu_augmentation_follows_training_on_the_kernels(tiny_bet
     assert np.array_equal(read_losses(pretrain(cfg)), curve)
 
 
+def test_a_damaged_image_is_named(jpg_beton, tmp_path):
+    damaged = corrupt_row(jpg_beton, tmp_path / "damaged.beton", 7, "noise")
+    with pytest.raises(LoaderError, match=r"row 7 of .*damaged\.beton can't be decoded"):
+        DeviceLoader(damaged, 8, 2, device="cpu")
+
+
+def test_only_whole_batches_are_compiled(raw_beton, monkeypatch):
+    """40 images in batches of 16: two whole ones and one of 8, whose graph would take as long to compile."""
+    compiled = []
+
+    def compile(function, dynamic):
+        return lambda *args: compiled.append(args[1].shape[0]) or function(*args)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    loader = DeviceLoader(raw_beton, 16, 1, views=[Views(2, 32), Views(1, 24)], device="cpu", compile=True)
+    assert [batch[0].images.shape[0] for batch in loader] == [32, 32, 16]
+    assert compiled == [16, 16]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_compiled_device_loader_makes_the_same_crops(raw_beton):
-    plain, compiled = (
-        DeviceLoader(raw_beton, 8, 1, views=[Views(2, 32)], device="cpu", compile=c) for c in (False, True)
-    )
-    for one, other in zip(next(iter(plain)), next(iter(compiled))):
-        assert (one.images.int() - other.images.int()).abs().max() <= 1
+    """40 images in batches of 16, by one graph."""
+    views = [Views(2, 32)]
+    plain, compiled = (DeviceLoader(raw_beton, 16, 1, views=views, device="cpu", compile=c) for c in (False, True))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for theirs, ours in zip(plain, compiled):
+        for one, other in zip(theirs, ours):
+            assert (one.images.int() - other.images.int()).abs().max() <= 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
