@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from .. import __version__
 from ..datasets.image_files import LeftOut
 from ..errors import WriteError
 from ..files import replacing, sha256, sync
@@ -237,7 +238,7 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
                     "skipped": skipped,
                     "account": account,
                     "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    "versions": {p: version(p) for p in ("idmm-fast", "ffcv", "pillow", "numpy")},
+                    "versions": {"idmm-fast": __version__} | {p: version(p) for p in ("ffcv", "pillow", "numpy")},
                     "tables_sum": tables,
                     "sha256": _digest(temporary),
                 }

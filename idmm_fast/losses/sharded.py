@@ -40,7 +40,8 @@ class ShardedHead(nn.Module):
     Args:
         d: length of a feature vector.
         total: number of instances.
-        group: the process group; None: the default one. Without torch.distributed there is one slice.
+        group: the process group, which takes tensors on the CPU too; None: the default one. Without torch.distributed
+            there is one slice.
         sample_rate: fraction of the classes outside the batch that takes part in a step, above 0 and at most 1.
         workspace_bytes: memory of the loss, beyond weights and gradients.
 
@@ -126,7 +127,7 @@ class ShardedHead(nn.Module):
         rows, device = features.shape[0], features.device
         weights = torch.ones(rows, device=device) if row_weight is None else row_weight
         if self.is_sharded:
-            most = torch.tensor(rows, device=device)
+            most = torch.tensor(rows)  # over gloo: read back from a GPU, it would wait for all that was launched
             dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group)
             short = int(most) - rows  # rows that count nothing fill up the smaller batches
             features = torch.cat([features, features.new_zeros(short, features.shape[1])])

@@ -33,7 +33,7 @@ class BatchNorm(nn.Module):
         x = x.float()
         if not is_distributed():
             return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        count = sum_over_processes(torch.tensor(float(x.shape[0]), device=x.device))
+        count = sum_over_processes(torch.full((), float(x.shape[0]), device=x.device))
         centred = x - sum_over_processes(x.sum(0)) / count
         result = centred * (sum_over_processes(centred.square().sum(0)) / count + self.eps).rsqrt()
         return result if self.weight is None or self.bias is None else result * self.weight + self.bias

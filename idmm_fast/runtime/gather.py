@@ -49,8 +49,9 @@ class _AllGather(torch.autograd.Function):
 
 @torch.compiler.disable
 def _gather(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([rows.shape[0]], device=rows.device))
+    # On the CPU, over gloo: read back from a GPU, they would wait for all that it was given to do.
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([rows.shape[0]]))
     sizes = torch.cat(counts).tolist()
     return _AllGather.apply(rows, sizes, None, None), sum(sizes[: dist.get_rank()])
 

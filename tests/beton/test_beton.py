@@ -18,6 +18,7 @@ from helpers import ROOT, ForkedScript, run_script, write_with_ffcv
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from idmm_fast import __version__
 from idmm_fast.beton import BetonError, WriteError, open_beton, write_beton
 from idmm_fast.beton.decode import decode_rows
 from idmm_fast.beton.encode import encode, plain_jpeg, stored_size, to_rgb
@@ -659,3 +660,12 @@ def test_bad_arguments_are_a_sentence(args, says, tmp_path):
     assert result.returncode != 0
     assert says in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_plain_checkout_writes_its_version(tmp_path, photos, monkeypatch):
+    """Without the package installed, on PYTHONPATH alone, there is no version of it among the installed ones."""
+    installed = {"ffcv": "1.0.2", "pillow": "1", "numpy": "2"}
+    monkeypatch.setattr("idmm_fast.beton.write.version", lambda package: installed[package])
+    split = Split(photos[:2], [0, 1], ["a", "b"])
+    made = write_beton(tmp_path / "a.beton", split, dataset="test", name="train", mode="raw", quiet=True)
+    assert json.loads(made.sidecar.read_text())["versions"] == {"idmm-fast": __version__} | installed
