@@ -40,6 +40,8 @@ def train_steps(task, amp, epochs=(0, 0)):
     task.prepared = task.runtime.prepare(to_fake(task.model))
     if hasattr(task, "labels"):
         task.labels = to_fake(task.labels)
+    if task.average is not None:
+        to_fake(task.average)
     trainer = Trainer(task, SimpleNamespace(state=None, log=lambda **values: None))
     batches = (pinned_batch(task.loader) for _ in epochs)
     for epoch, groups in zip(epochs, prefetch_to_device(batches, DEVICE)):
@@ -68,9 +70,10 @@ def test_a_step_of_a_method_waits_for_nothing(tiny_beton, tmp_path, monkeypatch,
     assert all(p.is_cuda for p in task.model.parameters())
 
 
-def test_a_step_of_fine_tuning_waits_for_nothing(tiny_beton, tmp_path, monkeypatch):
+@pytest.mark.parametrize("values", [{}, {"training__ema": 0.99, "training__layer_decay": 0.7}])
+def test_a_step_of_fine_tuning_waits_for_nothing(tiny_beton, tmp_path, monkeypatch, values):
     """With mixup in epoch 0 and CutMix in epoch 1."""
-    task = Finetuning(tiny_config(tiny_beton, tmp_path, FINETUNE, **SMALL))
+    task = Finetuning(tiny_config(tiny_beton, tmp_path, FINETUNE, **SMALL, **values))
     with fake_cuda(monkeypatch) as device:
         assert train_steps(task, LOW, epochs=(0, 1)).step == 2
     assert device.launches > 200
@@ -168,7 +171,7 @@ def test_what_waits_for_nothing_passes(monkeypatch):
 def test_a_fault_in_a_method_is_noticed(tiny_beton, tmp_path, monkeypatch, kind):
     """A step that looks at its loss, and one with a tensor that stayed on the CPU."""
 
-    def look(self, progress):
+    def look(self, *args):
         return self.head.weight.sum().item() if kind == "sync" else self.head.weight + torch.zeros(1, 1)
 
     monkeypatch.setattr(IDMM, "after_step", look)
