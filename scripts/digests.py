@@ -37,7 +37,7 @@ recipes/   What the files in rn_configs resolve to, key by key; all defaults.
 
 What is left out of a digest, since it differs from run to run or is words: a sidecar's time, versions and account, and
 its reasons for skipping an image; images_per_s and the share of waiting in metrics.jsonl; the names and the order of a
-checkpoint's tensors; logging.run_dir in recipes/.
+checkpoint's tensors; in recipes/, logging.run_dir and keys of BEFORE_THE_KEY (train/run_dir.py) that change nothing.
 What is not covered: pictures, compare.py, benchmark.py, demo.py, analyze.py, export to ONNX, the readers of downloaded
 datasets (the tests have small trees for them), CUDA, torch.compile.
 
@@ -912,7 +912,9 @@ def values_of(script, *files):
     found = {}
     for section, values in as_dict(parse(schema, [*given, "--logging.run_dir=here"], "")).items():
         found |= {RENAMED.get(f"{section}.{key}", f"{section}.{key}"): value for key, value in values.items()}
-    return found
+    new = getattr(importlib.import_module("idmm_fast.train.run_dir"), "BEFORE_THE_KEY", {})
+    off = {f"{section}.{key}": value for section, values in new.items() for key, value in values.items()}
+    return {key: value for key, value in found.items() if key not in off or value != off[key]}
 
 
 def files_of(dataset, backbone, finetune):

@@ -51,15 +51,19 @@ NOT_COUNTED = {
 def counted_values(schema: Schema, cfg: Config) -> dict[str, Any]:
     """{"section.key": value} of what a result depends on; the precision as this machine has it, whatever `auto` means.
 
-    A key that is off by default counts where it is on: so a new key of that kind leaves done what is done.
+    A key that is off by default counts where it is on, and one of BEFORE_THE_KEY where it has another value than that:
+    so a new key leaves done what is done.
     """
     from ..runtime.device import resolve_runtime
+    from ..train.run_dir import BEFORE_THE_KEY
 
     counted = {}
     for section, keys in as_dict(cfg).items():
+        off = BEFORE_THE_KEY.get(section, {})
         for key, value in keys.items():
             default = schema[section][1][key].default
             is_off = not default and value == default
+            is_off |= key in off and value == off[key]
             if f"{section}.{key}" not in NOT_COUNTED and not is_off:
                 counted[f"{section}.{key}"] = value
     return counted | {"training.amp": str(resolve_runtime(cfg.training, 0).amp)}

@@ -41,7 +41,7 @@ _MAY_CHANGE = {
     "progressive": ("stages",),
 }
 # What runs did that were begun before there was such a key.
-_BEFORE_THE_KEY: dict[str, dict[str, Any]] = {"training": {"optimizer": "adamw", "layer_decay": 1.0, "ema": 0.0}}
+BEFORE_THE_KEY: dict[str, dict[str, Any]] = {"training": {"optimizer": "adamw", "layer_decay": 1.0, "ema": 0.0}}
 _ABSENT = "nothing (there was no such key)"
 
 
@@ -165,7 +165,7 @@ class RunDir:
         before = self.state["config"]
         for section in dict.fromkeys([*before, *config]):
             was, now = before.get(section, {}), config.get(section, {})
-            was = {k: v for k, v in _BEFORE_THE_KEY.get(section, {}).items() if k in now} | was
+            was = {k: v for k, v in BEFORE_THE_KEY.get(section, {}).items() if k in now} | was
             for key in dict.fromkeys([*was, *now]):
                 if key not in _MAY_CHANGE.get(section, ()) and was.get(key, _ABSENT) != now.get(key, _ABSENT):
                     raise ConfigError(

@@ -130,6 +130,9 @@ def test_a_new_key_that_is_off_leaves_done_what_is_done():
         assert counted_values(schema, make_config(schema, values | {f"augment.{key}": value})) != before
     ends = [counted_values(PRETRAIN, make_config(PRETRAIN, values | {"training.weight_decay_end": 0.0})), before]
     assert ends[0] != ends[1]  # none is another schedule than 0
+    assert "training.optimizer" not in before  # runs that were made before there was such a key stay done
+    muon = counted_values(PRETRAIN, make_config(PRETRAIN, values | {"training.optimizer": "muon"}))
+    assert muon == before | {"training.optimizer": "muon"}
 
 
 def test_a_digest_depends_on_labels_sizes_precision_and_recipe(sweep_dir):
