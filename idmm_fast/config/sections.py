@@ -56,6 +56,11 @@ def _schedule(lr: float, epochs: int) -> dict[str, Param]:
     """What decides the weights."""
     return {
         "epochs": Param(Int(1), "passes over the data", default=epochs),
+        "minutes": Param(
+            Float(0),
+            "train for so long, evaluations and checkpoints included, and not for training.epochs; 0: by epochs",
+            default=0.0,
+        ),
         "batch_size": Param(
             BatchSize(1, 1 << 20),
             "images a step (each with all its crops), of all processes; auto: 256, or as many as fit in memory",

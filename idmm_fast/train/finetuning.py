@@ -77,6 +77,7 @@ class Finetuning(Task):
             raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
         self.runtime = resolve_runtime(cfg.training, cfg.training.epochs * len(self.loader))
         self.model = self.runtime.to_device(Classifier(backbone, head)).train()
+        self.evaluated_images = len(test_beton)
         self.ema = cfg.training.ema and ModelEmaV3(self.model, decay=cfg.training.ema, use_warmup=True)
         self.average = self.ema.module if self.ema else None
         self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
@@ -99,13 +100,13 @@ class Finetuning(Task):
         loss = instance_loss(logits, self.labels[idx_a], self.labels[idx_b], lam, self.cfg.training.label_smoothing)
         return self.loader.loss_weight(step) * loss
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, step: int, progress: float) -> None:
         """Move the average of the weights, where there is one; at first it follows them faster, see timm's ModelEmaV3.
 
         Its decay is 1 - n ** (-2 / 3) until that exceeds training.ema, n being the number of steps.
         """
         if self.ema:
-            self.ema.update(self.model, step=round(progress * self.cfg.training.epochs * len(self.loader)) + 1)
+            self.ema.update(self.model, step=step + 1)
 
     def step_cost(self) -> tuple[Callable[[int], torch.Tensor], int]:
         """See Task.step_cost."""

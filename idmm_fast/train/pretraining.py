@@ -84,7 +84,7 @@ class Pretraining(Task):
         """What the method does with its gradients."""
         self.model.after_backward(epoch)
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, step: int, progress: float) -> None:
         """What the method does after a step, such as moving its averaged network."""
         self.model.after_step(progress)
 

@@ -41,7 +41,9 @@ _MAY_CHANGE = {
     "progressive": ("stages",),
 }
 # What runs did that were begun before there was such a key.
-BEFORE_THE_KEY: dict[str, dict[str, Any]] = {"training": {"optimizer": "adamw", "layer_decay": 1.0, "ema": 0.0}}
+BEFORE_THE_KEY: dict[str, dict[str, Any]] = {
+    "training": {"optimizer": "adamw", "minutes": 0.0, "layer_decay": 1.0, "ema": 0.0}
+}
 _ABSENT = "nothing (there was no such key)"
 
 

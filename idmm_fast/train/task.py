@@ -36,6 +36,7 @@ class Task:
         model: the module that is trained, with a `head`, on the device.
         runtime: the runtime.device.Runtime that it is trained on.
         description: one line on what is trained.
+        evaluated_images: images of the last evaluation; 0: not known, or there is none.
         average: a moving average of the model, which checkpoints hold too; None: there is none.
 
     `train` sets `prepared`, the model compiled, and with gradients averaged over the processes; see `model_for`.
@@ -48,6 +49,7 @@ class Task:
     model: nn.Module
     runtime: Runtime
     description: str
+    evaluated_images = 0
     average: nn.Module | None = None
     prepared: nn.Module
 
@@ -85,8 +87,8 @@ class Task:
     def after_backward(self, epoch: int) -> None:
         """Runs when the gradients are there, before the optimizer uses them."""
 
-    def after_step(self, progress: float) -> None:
-        """Runs after each step; `progress` goes from 0 to 1 over the training."""
+    def after_step(self, step: int, progress: float) -> None:
+        """Runs after step `step`; `progress` goes from 0 to 1 over the training."""
 
     def evaluate(self, epoch: int, last: bool) -> dict[str, float] | None:
         """Runs after an epoch, and after its checkpoint where one is due.
@@ -123,8 +125,10 @@ def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) ->
         if run.state is None and run.is_main:
             plot_batch(task.loader, run.folder / "crops.png")
         compiled = " in the first step" + " (not an epoch's last batch, which is smaller)" * task.has_partial_batch()
+        minutes, length = cfg.training.minutes, f"{cfg.training.epochs} epochs"
+        length = f"{minutes:g} minutes (whatever training.epochs says), epochs" if minutes else length
         run.announce(
-            f"{task.description}, {cfg.training.epochs} epochs of {len(task.loader)} steps; {task.runtime}"
+            f"{task.description}, {length} of {len(task.loader)} steps; {task.runtime}"
             f"{compiled if task.runtime.compile else ''}"
         )
         distributed.seed_by_rank(cfg.training.seed)
@@ -161,14 +165,14 @@ def loader_args(cfg: SimpleNamespace) -> dict[str, Any]:
         "num_workers": workers,
         "rank": distributed.rank(),
         "world_size": world,
-        "epochs": cfg.training.epochs,
+        "epochs": None if cfg.training.minutes else cfg.training.epochs,
     }
 
 
 def check_warmup(cfg: SimpleNamespace) -> None:
     """Warn where the warm-up is as long as the training, which then ends at its highest learning rate, or below."""
     epochs, warmup = cfg.training.epochs, cfg.training.warmup_epochs
-    if warmup >= epochs and not cfg.training.max_steps and distributed.rank() == 0:
+    if warmup >= epochs and not cfg.training.minutes and not cfg.training.max_steps and distributed.rank() == 0:
         print(
             f"training.warmup_epochs {warmup:g} is not below training.epochs {epochs}: "
             f"the learning rate will only rise",

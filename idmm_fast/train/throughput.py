@@ -72,6 +72,10 @@ class Throughput:
         self._hinted = True
         tqdm.write(f"{waiting / elapsed:.0%} of this epoch was spent waiting for data. {loader_hints(self._loader)}")
 
+    def set_total(self, images: int | None) -> None:
+        """Let the progress bar end at so many images; None: nobody knows yet."""
+        self.bar.total = images
+
     def close(self) -> None:
         """End the progress bar."""
         self.bar.close()

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 
 from ..config import ConfigError, as_dict
 from ..runtime import distributed
@@ -15,6 +16,7 @@ from .optim import clip_each_grad, make_optimizers, set_schedule
 from .signals import Interrupted, SignalFlag
 from .state import TrainState
 from .throughput import Throughput
+from .time_budget import UNKNOWN, WARMUP, TimeBudget
 
 if TYPE_CHECKING:
     from .run_dir import RunDir
@@ -51,6 +53,11 @@ class Trainer:
         self.scaler = self.runtime.scaler()
         self.state = TrainState(self.model, self.optimizers, self.scaler, task.average)
         self.nonfinite = NonFiniteGuard(self.training.max_nonfinite_steps)
+        self.budget: TimeBudget | None = None
+        if self.training.minutes:
+            evaluation = task.evaluated_images / self.training.batch_size / 3  # a forward pass alone
+            self.budget, self.steps = TimeBudget(self.training.minutes, evaluation), UNKNOWN
+        self._is_said = False
         self.step, self.best = 0, -1.0
         # What a step logs, once its loss has arrived.
         self._pending: tuple[dict[str, Any], HostCopy, torch.Tensor] | None = None
@@ -61,6 +68,7 @@ class Trainer:
         epoch, step = divmod(self.step, self.steps_per_epoch)
         done = epoch * images + min(step * self.training.batch_size, images)
         self.throughput = Throughput(self.loader, self.training.epochs * images, done, task.title)
+        self._set_steps(self.steps)
 
     def _resume(self) -> None:
         """Resume from the checkpoint of the run."""
@@ -70,6 +78,9 @@ class Trainer:
         self.step = state.get("step", 0)
         self.nonfinite.skipped, self.nonfinite.consecutive = state.get("skipped", 0), state.get("consecutive", 0)
         self.best = self.run.best(self.step // self.steps_per_epoch)
+        if self.budget is not None:
+            self.budget.load_state_dict(state["budget"])
+            self.steps = self.budget.steps
 
     def train(self) -> None:
         """Train to the last epoch, or for training.max_steps steps.
@@ -82,9 +93,11 @@ class Trainer:
         with SignalFlag() as signals:
             try:
                 consensus = distributed.Consensus()
-                epoch, step = divmod(self.step, self.steps_per_epoch)
-                if epoch and not step and not self.run.is_evaluated():  # stopped before the evaluation of that epoch
-                    self._evaluate(epoch - 1)
+                is_whole = self.step % self.steps_per_epoch == 0 or self.step == self.steps
+                if self.step and is_whole and not self.run.is_evaluated():  # stopped before that evaluation
+                    self._evaluate((self.step - 1) // self.steps_per_epoch)
+                if self.budget is not None:
+                    self.budget.start(self.step)
                 while self.step < self.steps:
                     if not self._train_epoch(self.step // self.steps_per_epoch, signals, consensus):
                         return
@@ -110,6 +123,9 @@ class Trainer:
             if self.step == self.training.max_steps:
                 self._log_pending()
                 return False
+            self._keep_time()
+            if self.step == self.steps and self.step % self.steps_per_epoch:  # the time is over in mid-epoch
+                break
             if due and self.step % self.steps_per_epoch:
                 self._log_pending()
                 self._save(epoch)
@@ -119,6 +135,28 @@ class Trainer:
             self._save(epoch)  # before the evaluation, which may take long, and fail
         self._evaluate(epoch)
         return True
+
+    def _keep_time(self) -> None:
+        """Find out how many steps fit into training.minutes, where that is due."""
+        budget, minutes = self.budget, self.training.minutes
+        if budget is None or not budget.is_due(self.step):
+            return
+        steps, seconds = distributed.broadcast_from_main(lambda: budget.estimate(self.step))
+        budget.plan(self.step, steps, seconds)
+        self._set_steps(steps)
+        if not self._is_said and distributed.rank() == 0 and self.step >= min(16, steps // 50):
+            self._is_said = True
+            epochs = steps / self.steps_per_epoch
+            tqdm.write(f"minutes={minutes:g}: about {epochs:.3g} epochs fit ({steps:,} steps of {seconds:.3g} s)")
+
+    def _set_steps(self, steps: int) -> None:
+        """Let the training, and its schedule, have so many steps."""
+        self.steps = steps
+        if self.budget is not None:
+            self.warmup = min(self.training.warmup_epochs * self.steps_per_epoch, WARMUP * steps)
+            epochs, rest = divmod(steps, self.steps_per_epoch)
+            images = epochs * self.loader.indices.size + rest * self.training.batch_size
+            self.throughput.set_total(None if steps == UNKNOWN else images)
 
     def _train_step(self, groups: Groups, epoch: int) -> None:
         """One step: forward, backward, update. Its loss is logged a step later, so that a GPU is never waited for."""
@@ -142,7 +180,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-        self.task.after_step(self.step / self.steps)
+        self.task.after_step(self.step, self.step / self.steps)
         self.throughput.step(self.loader.global_batch_len(in_epoch))
         self._log_pending()
         entry = {"epoch": epoch, "step": self.step, "lr": lr, **self.throughput.metrics()}
@@ -164,6 +202,7 @@ class Trainer:
 
     def _save(self, epoch: int) -> None:
         """Write a checkpoint, and start its clock again."""
+        began = self.budget.used() if self.budget is not None else 0.0
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         state = {
             **self.state.state_dict(),
@@ -172,13 +211,17 @@ class Trainer:
             "skipped": self.nonfinite.skipped,
             "consecutive": self.nonfinite.consecutive,
             "config": as_dict(self.task.cfg),
+            **({"budget": self.budget.state_dict()} if self.budget is not None else {}),
         }
         self.run.save(state, epoch, self.step)
         self.clock.restart(self.step)
+        if self.budget is not None:
+            self.budget.add_aside("checkpoint", began)
 
     def _evaluate(self, epoch: int) -> None:
         """Evaluate after an epoch, where the task does, and keep the state with the highest top-1 as best.pt."""
         last = self.step == self.steps
+        began = self.budget.used() if self.budget is not None else 0.0
         results = self.task.evaluate(epoch, last)
         if not results:
             return
@@ -189,6 +232,8 @@ class Trainer:
             state = {**self.state.weights(), "epoch": epoch, "config": as_dict(self.task.cfg), **results}
             self.run.save_best(state, self.step)
         self.run.add(**results)
+        if self.budget is not None:
+            self.budget.add_aside("evaluation", began)
 
     def _stop(self, signal: float, epoch: int) -> None:
         """Write a checkpoint and raise Interrupted; `signal` went through the float64 maximum over all processes."""

@@ -106,7 +106,7 @@ def test_a_stage_goes_on_from_its_checkpoint(tiny_beton, tmp_path, as_quick_as_c
     """A kill in this process: the training ends in its midst, and paper.json is what it was then."""
     from idmm_fast.train.pretraining import Pretraining
 
-    def stop(self, progress):
+    def stop(self, step, progress):
         if progress >= 0.5:
             shutil.copy(runs / "paper.json", tmp_path)
             raise KeyboardInterrupt

@@ -64,8 +64,8 @@ def test_a_moving_average_of_the_weights_is_evaluated_and_kept(tiny_beton, tmp_p
     """It is that of the weights after each step, with the decay of timm's warm-up; also where the run was stopped."""
     folder, seen, after_step = tmp_path / "f", [], Finetuning.after_step
 
-    def recorded(self, progress):
-        after_step(self, progress)
+    def recorded(self, *args):
+        after_step(self, *args)
         seen.append(copy.deepcopy(self.model.state_dict()))
 
     monkeypatch.setattr(Finetuning, "after_step", recorded)
