@@ -29,7 +29,6 @@ _MAX_PLAIN_TOKENS = {None: 64, torch.bfloat16: 256}
 # Compiling takes about as long as it saves in so many steps. On a GPU it is projected, not measured: 20 to 30 s for a
 # graph, 8 to 10 ms a step.
 _MIN_STEPS_TO_COMPILE = {"cuda": 3000, "cpu": 200}
-_MIN_MINUTES_TO_COMPILE = 10
 
 _AMP = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -122,9 +121,7 @@ def resolve_runtime(training: Any, steps: int) -> Runtime:
     elif torch.get_num_threads() > distributed.cores():  # torch does not know a container's quota
         torch.set_num_threads(distributed.cores())
     can_compile = is_cuda or shutil.which("g++") is not None
-    minutes = getattr(training, "minutes", 0)  # the number of steps is not known then
-    is_long = minutes >= _MIN_MINUTES_TO_COMPILE if minutes else steps >= _MIN_STEPS_TO_COMPILE[device.type]
-    pays = can_compile and is_long
+    pays = can_compile and steps >= _MIN_STEPS_TO_COMPILE[device.type]
     compile = pays if training.compile == "auto" else training.compile
     if compile:  # here, before the loader or a loss compiles anything
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))

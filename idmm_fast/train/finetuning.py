@@ -25,6 +25,7 @@ from ..runtime.device import Runtime, resolve_runtime
 from .batch_size import fix_batch_size
 from .run_dir import RunDir
 from .task import Groups, Task, check_warmup, loader_args, make_augment, train
+from .time_budget import steps_ahead
 
 
 def finetune(cfg: SimpleNamespace) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Finetuning(Task):
             load_backbone(backbone, init, head if cfg.model.init_head else None)
         elif cfg.model.init_head:
             raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
-        self.runtime = resolve_runtime(cfg.training, cfg.training.epochs * len(self.loader))
+        self.runtime = resolve_runtime(cfg.training, steps_ahead(cfg.training, len(self.loader)))
         self.model = self.runtime.to_device(Classifier(backbone, head)).train()
         self.evaluated_images = len(test_beton)
         self.ema = cfg.training.ema and ModelEmaV3(self.model, decay=cfg.training.ema, use_warmup=True)

@@ -24,6 +24,7 @@ from ..runtime.device import Runtime, resolve_runtime
 from .batch_size import DEFAULT_BATCH_SIZE, fix_batch_size
 from .run_dir import RunDir
 from .task import Groups, Task, check_warmup, loader_args, make_augment, train
+from .time_budget import steps_ahead
 
 if TYPE_CHECKING:
     from ..evaluate.online import OnlineEvaluation
@@ -62,7 +63,9 @@ class Pretraining(Task):
         self.cfg = cfg = fix_batch_size(SCHEMA, cfg, lambda: _dry_run(cfg, labels), cfg.cutmix.chunk_size or 1)
         check_warmup(cfg)
         torch.manual_seed(cfg.training.seed)
-        self.runtime = resolve_runtime(cfg.training, cfg.training.epochs * -(-len(beton) // cfg.training.batch_size))
+        self.runtime = resolve_runtime(
+            cfg.training, steps_ahead(cfg.training, -(-len(beton) // cfg.training.batch_size))
+        )
         self.model = _make_model(cfg, labels, self.runtime)
         self.loader = make_loader(cfg, self.runtime)
         if online_evaluation is not None and cfg.online_eval.every:
@@ -212,6 +215,6 @@ def _dry_run(
 ) -> tuple[nn.Module, Runtime, Callable[[int], torch.Tensor], int]:
     """(model, runtime, loss, bytes an image) to find out what a step takes; see batch_size.max_batch_size."""
     cfg = replace(SCHEMA, cfg, {"training.batch_size": DEFAULT_BATCH_SIZE})
-    runtime = resolve_runtime(cfg.training, cfg.training.epochs * -(-labels.numel() // DEFAULT_BATCH_SIZE))
+    runtime = resolve_runtime(cfg.training, steps_ahead(cfg.training, -(-labels.numel() // DEFAULT_BATCH_SIZE)))
     model = _make_model(cfg, labels, runtime)
     return model, runtime, *_step_cost(model, cfg, runtime)

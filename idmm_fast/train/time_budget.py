@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 UNKNOWN = 1 << 40  # steps, before any was timed
 WARMUP = 0.05  # the longest warm-up, as a fraction of the steps
 _TIMED_STEPS = 4  # from the first step, which may compile and is not counted, to the first estimate
 _SETTLED = 0.03  # in so small a rest of the steps their number stays, so that the learning rate ends at 0
+
+_MINUTES_TO_COMPILE = 10  # compiling takes up to a minute or two
+
+
+def steps_ahead(training: SimpleNamespace, steps_per_epoch: int) -> int:
+    """About how many steps a training has, to decide whether compiling pays; with training.minutes 0 or UNKNOWN.
+
+    Args:
+        training: the section `training` of a configuration.
+        steps_per_epoch: steps of an epoch.
+    """
+    if training.minutes:
+        return UNKNOWN if training.minutes >= _MINUTES_TO_COMPILE else 0
+    return training.epochs * steps_per_epoch
 
 
 class TimeBudget:
