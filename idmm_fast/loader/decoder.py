@@ -23,6 +23,7 @@ from ..beton.format import JPG
 from ..beton.jpeg import OK
 from ..errors import LoaderError
 from ..kernels.jit import is_cached
+from .cache import ImageCache
 from .crops import Augment, CutMixSpec, Group, Views, crop_table
 from .cutmix import CutMix, sample_cutmix
 from .failed import FailedImages, Found
@@ -148,6 +149,7 @@ class MultiCropDecoder(Operation):
 
     Attributes:
         specs: CROP_SPEC (crops of an image,).
+        cache: what is kept of decoded images.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class MultiCropDecoder(Operation):
         self.beton, self.views, self.cutmix, self.failed = beton, views, cutmix, failed
         self.seed, self.num_workers = seed, num_workers
         self.specs = crop_table(views, augment)
+        self.cache = ImageCache.none(len(beton))
         self._process: int | None = None
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, None]:
@@ -254,6 +257,7 @@ class MultiCropDecoder(Operation):
                     b.ptr,
                     b.length,
                     b.sums,
+                    *self.cache.arrays,
                     np.uint64(self.seed),
                     position.epoch,
                     self.specs,

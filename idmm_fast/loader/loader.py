@@ -12,6 +12,7 @@ import numpy as np
 from .. import limits
 from ..beton import open_beton
 from ..beton.read import row_numbers
+from .cache import ImageCache
 from .crops import IDMM_VIEWS, Augment, CutMixSpec, Views
 from .decoder import MultiCropDecoder
 from .failed import FailedImages
@@ -73,6 +74,7 @@ class MultiCropLoader(Loader):
         rank: of this process among those that share every global batch of world_size * batch_size images. If
             cutmix_chunk divides batch_size, they see in parts what one process with that batch size sees.
         world_size: number of these processes.
+        cache: of `open_cache`: its JPEGs are decoded once. None: in every epoch.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -103,6 +105,7 @@ class MultiCropLoader(Loader):
         on_error: str = "raise",
         rank: int = 0,
         world_size: int = 1,
+        cache: ImageCache | None = None,
     ) -> None:
         self.beton = open_beton(path)
         self.fname = str(path)  # FFCV's name of it
@@ -117,6 +120,9 @@ class MultiCropLoader(Loader):
         self.decoder = MultiCropDecoder(
             self.beton, self.views, augment or Augment(), cutmix, self.seed, self.num_workers, failed
         )
+        if cache is not None:
+            cache.check(self.beton)
+            self.decoder.cache = cache
         largest = min(self.batch_size, self.indices.size)
         self.buffers = Buffers(self.decoder.buffer_size(largest), self.batches_ahead + 2)
         self.waited = 0.0  # seconds that consumers spent waiting for a batch
@@ -275,11 +281,13 @@ def evaluation_loader(
     rows: Any = None,
     on_error: str = "raise",
     interpolation: str = "bicubic",
+    *,
+    cache: ImageCache | None = None,
 ) -> MultiCropLoader:
     """Every image once, in order: the shorter side resized to size * 256 / 224, the centre cut out.
 
     Yields a list of one Group for each batch. For the arguments see MultiCropLoader and Views.
     """
     views = [Views(1, size, interpolation=interpolation, resize=round(size * 256 / 224))]
-    options: dict[str, Any] = {"shuffle": False, "rows": rows, "epochs": 1, "on_error": on_error}
+    options: dict[str, Any] = {"shuffle": False, "rows": rows, "epochs": 1, "on_error": on_error, "cache": cache}
     return MultiCropLoader(path, batch_size, num_workers, 0, 0, views, Augment.none(), **options)

@@ -7,10 +7,12 @@ import numpy as np
 from ..beton.checksum import checksum
 from ..beton.format import RAW
 from ..beton.jpeg import ALTERED, CORRUPT, OK, Decoder, decode_jpeg
+from ..kernels import atomic
 from ..kernels.blur import blur_scratch_size
 from ..kernels.jit import kernel
 from ..kernels.resize import crop_resize, crop_resize_rounded, scratch_size, taps, weights, write_span
 from .augment import apply_augment
+from .cache import BUSY, NEW, READY
 from .sampling import CROP_SAMPLE, sample_crop
 
 
@@ -156,6 +158,49 @@ def write_mixed(planes: np.ndarray, box: np.ndarray, out: np.ndarray, at: int, d
 
 
 @kernel
+def read_image(
+    row: int,
+    file: np.ndarray,
+    mode: np.ndarray,
+    height: int,
+    width: int,
+    ptr: np.ndarray,
+    length: np.ndarray,
+    sums: np.ndarray,
+    slot: np.ndarray,
+    state: np.ndarray,
+    store: np.ndarray,
+    decoder: int,
+    pixels: np.ndarray,
+) -> tuple[np.ndarray, int]:
+    """One image of the beton: decoded, or as it is kept. Its checksum is looked at where the row is not READY.
+
+    Returns:
+        (uint8 (height, width, 3), over the file, the store or `pixels`; code of beton.jpeg).
+    """
+    data, size = file[ptr[row] : ptr[row] + length[row]], height * width * 3
+    ready = atomic.load(state, row) == READY
+    none = pixels[:0].reshape(0, 0, 3)
+    if mode[row] != RAW and store.size > 0 and ready:
+        return store[slot[row] : slot[row] + size].reshape(height, width, 3), OK
+    if not ready and sums.size and checksum(data) != sums[row]:
+        return none, ALTERED
+    if mode[row] == RAW:
+        if data.size < size:
+            return none, CORRUPT
+        atomic.store(state, row, np.uint8(READY))
+        return data[:size].reshape(height, width, 3), OK
+    out = pixels[:size]
+    kept = store.size > 0 and atomic.replace(state, row, np.uint8(NEW), np.uint8(BUSY))
+    if kept:
+        out = store[slot[row] : slot[row] + size]
+    code = decode_jpeg(decoder, data, height, width, out)
+    if kept:
+        atomic.store(state, row, np.uint8(READY if code == OK else NEW))
+    return out.reshape(height, width, 3), code
+
+
+@kernel
 def render_batch(
     first: int,
     last: int,
@@ -167,6 +212,9 @@ def render_batch(
     ptr: np.ndarray,
     length: np.ndarray,
     sums: np.ndarray,
+    slot: np.ndarray,
+    state: np.ndarray,
+    store: np.ndarray,
     seed: int,
     epoch: int,
     specs: np.ndarray,
@@ -195,6 +243,9 @@ def render_batch(
         ptr: int64, likewise.
         length: int64, likewise.
         sums: uint64, likewise, or empty: not checked.
+        slot: int64, likewise: of ImageCache, as the next two.
+        state: uint8, likewise.
+        store: uint8, pixels that are kept, or empty: none are.
         seed: uint64.
         epoch: counter.
         specs: CROP_SPEC (crops,).
@@ -217,18 +268,11 @@ def render_batch(
     for b in range(first, last):
         row = rows[b]
         h, w = height[row], width[row]
-        data = file[ptr[row] : ptr[row] + length[row]]
-        if sums.size and checksum(data) != sums[row]:
-            return b, ALTERED
-        if mode[row] == RAW:
-            if data.size < h * w * 3:
-                return b, CORRUPT
-            source = data[: h * w * 3].reshape(h, w, 3)
-        else:
-            code = decode_jpeg(decoder, data, h, w, pixels)
-            if code != OK:
-                return b, code
-            source = pixels[: h * w * 3].reshape(h, w, 3)
+        source, code = read_image(
+            row, file, mode, h, w, ptr, length, sums, slot, state, store, decoder, pixels
+        )
+        if code != OK:
+            return b, code
         for v in range(specs.size):
             spec = specs[v]
             size, group = spec.size, spec.group
