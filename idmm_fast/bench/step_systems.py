@@ -9,6 +9,7 @@ from torch.nn.functional import log_softmax
 
 from ..methods import IDMM
 from ..models import create_backbone
+from ..models.cpu import choose_layers
 from ..models.normalize import PRETRAIN_STD
 from ..runtime.device import Runtime, choose_attention
 
@@ -120,12 +121,12 @@ def make_systems(setting: StepSetting, device: torch.device, low: torch.dtype | 
     plain, last = Runtime(device, None, False, False), Runtime(device, None, True, False)
     found = {}
 
-    def add(what: str, runtime: Runtime, wrap: Callable | None = None, plain_attention: bool = False) -> None:
+    def add(what: str, runtime: Runtime, wrap: Callable | None = None, *choices: Callable) -> None:
         torch.manual_seed(0)
         backbone = create_backbone(setting.model, setting.size, 0.1, setting.options or None)
         model = runtime.to_device(IDMM(backbone, setting.instances, 0.1)).train()
-        if plain_attention:
-            choose_attention(model, runtime)
+        for choose in choices:
+            choose(model, runtime)
         found[what] = StepSystem(runtime.prepare(wrap(model).to(device) if wrap else model), model, runtime)
 
     add(REFERENCE, plain, lambda model: ReferenceStep(model, setting.instances))
@@ -135,8 +136,10 @@ def make_systems(setting: StepSetting, device: torch.device, low: torch.dtype | 
     if low is not None:
         add(f"+ {'bf16' if low == torch.bfloat16 else 'fp16'}", Runtime(device, low, True, False))
     if device.type == "cpu":
-        add("+ plain attention", Runtime(device, low, True, False), plain_attention=True)
-    add("+ compile", Runtime(device, low, True, True), plain_attention=True)
+        add("+ plain attention", Runtime(device, low, True, False), None, choose_attention)
+        if low is not None:
+            add("+ CPU layers", Runtime(device, low, True, False), None, choose_attention, choose_layers)
+    add("+ compile", Runtime(device, low, True, True), None, choose_attention, choose_layers)
     return found
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from ..beton import Beton
 from ..config import ConfigError
 from ..loader import Augment, MultiCropLoader
+from ..models.cpu import choose_layers
 from ..plots.batch import plot_batch
 from ..plots.curves import plot_curves
 from ..runtime import distributed
@@ -133,6 +134,7 @@ def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) ->
         )
         distributed.seed_by_rank(cfg.training.seed)
         choose_attention(task.model, task.runtime)
+        choose_layers(task.model, task.runtime)
         task.prepared = task.runtime.prepare(task.model)
         with oom_hint(cfg.training.batch_size, lambda: max_batch_size(task.model, task.runtime, *task.step_cost())):
             Trainer(task, run).train()
