@@ -6,7 +6,7 @@
   + channels-last
   + bf16                    fp16 on a GPU without bf16; left out on a CPU without it, which emulates it
   + plain attention         on a CPU, where the sequence is short enough for it (runtime/device.py)
-  + CPU layers            in bf16 on a CPU: models/cpu.py
+  + patches multiplied      the patch embedding as a matrix product, in bf16 on a CPU (models/cpu.py)
   + compile
 
 Every switch comes on top of those before it. Batches are synthetic and already on the device: loading is not measured

@@ -138,7 +138,7 @@ def make_systems(setting: StepSetting, device: torch.device, low: torch.dtype | 
     if device.type == "cpu":
         add("+ plain attention", Runtime(device, low, True, False), None, choose_attention)
         if low is not None:
-            add("+ CPU layers", Runtime(device, low, True, False), None, choose_attention, choose_layers)
+            add("+ patches multiplied", Runtime(device, low, True, False), None, choose_attention, choose_layers)
     add("+ compile", Runtime(device, low, True, True), None, choose_attention, choose_layers)
     return found
 
