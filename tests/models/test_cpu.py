@@ -1,4 +1,4 @@
-"""The patch embedding for bf16 on a CPU: the weights of timm's model, and its features and gradients to the rounding of bf16."""
+"""The patch embedding for bf16 on a CPU: timm's weights, and its features and gradients to rounding."""
 
 import copy
 
