@@ -1,13 +1,12 @@
 """The configuration of evaluation: what `evaluate.py` takes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastargs import Param
 
 from ..errors import ConfigError
 from . import sections
-from .load import Schema, find_run_config
+from .load import Schema, find_run_config, is_there
 from .types import Bool, Float, Int, Str
 
 PROBE_MINUTES = 30.0
@@ -25,7 +24,9 @@ SCHEMA: Schema = {
         {
             **sections.MODEL[1],
             "init": Param(
-                Str(), "run folder, checkpoint or .safetensors to evaluate; none: random weights", default=None
+                Str(),
+                "run folder, checkpoint, .safetensors or timm:NAME to evaluate; none: random weights",
+                default=None,
             ),
         },
     ),
@@ -67,7 +68,7 @@ def run_config(argv: Sequence[str]) -> list[str]:
         name, eq, value = arg.partition("=")
         if name in ("--checkpoint", "--model.init"):
             value = value if eq else argv[k + 1] if k + 1 < len(argv) else ""
-            if value.lower() not in ("", "none", "null", "~") and not Path(value).exists():
+            if value.lower() not in ("", "none", "null", "~") and not is_there(value):
                 raise ConfigError(
                     f"{value} does not exist; {name} is a run folder, a checkpoint in it or a .safetensors file"
                 )

@@ -25,11 +25,7 @@ SCHEMA: Schema = {
         {
             **sections.MODEL[1],
             "image_size": Param(Int(8, 4096), "side of the input in pixels", default=224),
-            "init": Param(
-                Str(),
-                "run folder, checkpoint or .safetensors (timm's too) to start from; none: random weights",
-                default=None,
-            ),
+            "init": sections.INIT,
             "init_head": Param(
                 Bool(), "take the classifier from there too, of a fine-tuning on the same classes", default=False
             ),

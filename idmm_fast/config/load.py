@@ -135,12 +135,17 @@ def load_config(schema: Schema, path: str | Path, values: Mapping[str, Any], ign
 def check_files(cfg: SimpleNamespace) -> None:
     """Raise ConfigError if a file that the configuration names is not there, before anything slow is imported."""
     makes = "make it with: python write_datasets.py --ds NAME (see --help)."
-    names = "name a run folder, a checkpoint in it or a .safetensors file."
+    names = "name a run folder, a checkpoint in it, a .safetensors file, or timm's own weights: timm:NAME."
     needs_test = not hasattr(cfg, "online_eval") or cfg.online_eval.every  # pretraining may do without
     for section, key, advice in (("model", "init", names), ("data", "train", makes), ("data", "test", makes)):
         path = getattr(getattr(cfg, section), key, None) if needs_test or key != "test" else None
-        if path is not None and not Path(path).exists():
+        if path is not None and not is_there(path):
             raise ConfigError(f"{section}.{key}: {path} does not exist; {advice}")
+
+
+def is_there(path: str) -> bool:
+    """Whether a file or folder exists; weights that timm has by name (timm:NAME) are looked for later."""
+    return path.startswith("timm:") or Path(path).exists()
 
 
 def find_run_config(path: str | Path) -> Path | None:

@@ -44,7 +44,7 @@ SCHEMA: Schema = {
             ),
         },
     ),
-    "model": sections.MODEL,
+    "model": (sections.MODEL[0], {**sections.MODEL[1], "init": sections.INIT}),
     "method": (
         "how it learns; rn_configs/methods/ has the settings of each method",
         {

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from fastargs import Param
 
-from .types import AUTO, BatchSize, Bool, Choice, CropGroups, Derived, Float, Int, Mapping, Range, Resume, Str
+from .types import AUTO, BatchSize, Bool, Channels, Choice, CropGroups, Derived, Float, Int, Mapping, Range, Resume, Str
 
 Section = tuple[str, dict[str, Param]]
 
@@ -17,7 +17,19 @@ MODEL: Section = (
         "image_size": Param(Int(8, 4096), "side of the input in pixels", default=112),
         "drop_path": Param(Float(0, 0.99), "stochastic depth rate", default=0.1),
         "options": Param(Mapping(), "further arguments of the timm model, e.g. {patch_size: 4, depth: 6}", default={}),
+        "mean": Param(
+            Channels(0),
+            "images are normalised by it; none: as the weights of model.init, else ImageNet's",
+            default=None,
+        ),
+        "std": Param(Channels(1e-6), "likewise", default=None),
     },
+)
+
+INIT = Param(
+    Str(),
+    "run folder, checkpoint, .safetensors (timm's too) or timm:NAME to start from; none: random weights",
+    default=None,
 )
 
 

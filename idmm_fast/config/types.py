@@ -129,6 +129,22 @@ class Range(Checker):
         return "a range [low, high]" + (f" within {self.low}..{self.high}" if self.high < float("inf") else "")
 
 
+class Channels(Checker):
+    """A number in low..1 for each of red, green and blue."""
+
+    def __init__(self, low: float) -> None:
+        self.low = low
+
+    def check(self, value: Any) -> list[float]:
+        numbers = [float(x) for x in value]
+        if isinstance(value, str) or len(numbers) != 3 or not all(self.low <= x <= 1 for x in numbers):
+            raise ValueError
+        return numbers
+
+    def help(self) -> str:
+        return f"[red, green, blue], numbers in {self.low:g}..1"
+
+
 class Mapping(Checker):
     """{name: value}."""
 

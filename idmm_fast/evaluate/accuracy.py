@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of a classifier; and whether two datasets have the same classes."""
+"""Top-1 and top-5 accuracy of a classifier."""
 
 from __future__ import annotations
 
@@ -9,36 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..beton import Beton, BetonError
 from ..runtime import distributed
 from ..runtime.device import Runtime
 from .batches import EvaluationImages, evaluation_batches, report_skipped
-
-
-def check_same_classes(train: Beton, test: Beton) -> None:
-    """Check that all images have labels, and that a label means the same class in both files.
-
-    Classes are compared where both files have the names of theirs.
-
-    Raises:
-        BetonError: the message names the file, or the first class that differs.
-    """
-    for beton in (train, test):
-        missing = int((beton.label < 0).sum())
-        if missing:
-            raise BetonError(
-                f"{missing} of {len(beton)} images of {beton.path} have no label; evaluation and fine-tuning need them"
-            )
-    first, second = (beton.sidecar.get("classes") for beton in (train, test))
-    if first is None or second is None or first == second:
-        return
-    k = next((k for k, names in enumerate(zip(first, second)) if names[0] != names[1]), min(len(first), len(second)))
-    named = [repr(names[k]) if k < len(names) else "none" for names in (first, second)]
-    raise BetonError(
-        f"{train.path} has {len(first)} classes and {test.path} has {len(second)}, not the same ones: number {k} is "
-        f"{named[0]} in the first and {named[1]} in the second. Convert both at once: a folder with train/CLASS and "
-        f"test/CLASS."
-    )
 
 
 @torch.no_grad()

@@ -12,13 +12,16 @@ from .batches import EvaluationImages, evaluation_batches, report_skipped
 
 
 @torch.no_grad()
-def extract(backbone: nn.Module, images: EvaluationImages, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
+def extract(
+    backbone: nn.Module, images: EvaluationImages, runtime: Runtime, normalize: Normalize | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Extract features. The backbone is left in evaluation mode.
 
     Args:
         backbone: from normalised images (B, 3, S, S) to features (B, d), on the device of `runtime`.
         images: which images.
         runtime: what the backbone runs on.
+        normalize: how images are normalised; None: as pretraining does.
 
     Returns:
         (float32 (n, d) on the CPU; int64 (n,), the dataset rows of these images: all that were asked for, in order,
@@ -28,7 +31,7 @@ def extract(backbone: nn.Module, images: EvaluationImages, runtime: Runtime) -> 
         LoaderError: an image is damaged and images.on_error is "raise", or all are.
     """
     backbone.eval()
-    normalize = runtime.to_device(Normalize(pretraining=True))
+    normalize = runtime.to_device(normalize or Normalize(pretraining=True))
     features, found = [], []
     loader, batches = evaluation_batches(images, runtime)
     count = loader.indices.size

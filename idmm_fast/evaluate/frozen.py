@@ -12,12 +12,13 @@ from torch import nn
 from tqdm import tqdm
 
 from ..beton import Beton, open_beton
-from ..config.evaluate import PROBE_MINUTES
-from ..models import create_backbone, load_backbone
+from ..config import replace
+from ..config.evaluate import PROBE_MINUTES, SCHEMA
+from ..models import Normalize, create_backbone, load_backbone, resolve_normalization
 from ..plots.neighbours import Side, plot_neighbours
 from ..runtime.device import Runtime, resolve_runtime
-from .accuracy import check_same_classes
 from .batches import EvaluationImages
+from .classes import class_names, match_labels
 from .features import extract
 from .knn import knn_accuracy
 from .linear import linear_accuracy
@@ -38,14 +39,16 @@ def evaluate_frozen(cfg: Any) -> dict[str, float]:
     """
     torch.manual_seed(cfg.training.seed)
     betons = train, test = open_beton(cfg.data.train), open_beton(cfg.data.test)
-    check_same_classes(train, test)
+    known = train.label, match_labels(train, test)
+    cfg = replace(SCHEMA, cfg, resolve_normalization(cfg.model))
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, 0.0, cfg.model.options)
     if cfg.model.init is not None:
         load_backbone(backbone, cfg.model.init)
     runtime = resolve_runtime(cfg.training, 0)
     images = evaluation_images(cfg, betons, cfg.training.batch_size)
-    features, rows = extract_both(runtime.to_device(backbone), images, runtime)
-    labels = [torch.from_numpy(beton.label)[found] for beton, found in zip(betons, rows)]
+    normalize = Normalize(True, cfg.model.mean, cfg.model.std)
+    features, rows = extract_both(runtime.to_device(backbone), images, runtime, normalize)
+    labels = [torch.from_numpy(own)[found] for own, found in zip(known, rows)]
     results = knn_accuracy(features[0], labels[0], features[1], labels[1], temperature=cfg.knn.temperature)
     if cfg.linear.enabled:
         results |= linear_probe(features, labels, cfg.linear.C, cfg.linear.max_minutes)
@@ -55,9 +58,9 @@ def evaluate_frozen(cfg: Any) -> dict[str, float]:
     if cfg.logging.run_dir is not None:
         folder = Path(cfg.logging.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        sides = [Side(b.path, values, found, b.label) for b, values, found in zip(betons, features, rows)]
-        size = max(cfg.model.image_size, 64)
-        plot_neighbours(sides[0], sides[1], folder / "neighbours.png", train.classes, size=size, seed=cfg.training.seed)
+        sides = [Side(b.path, *of_it) for b, of_it in zip(betons, zip(features, rows, known))]
+        size, names = max(cfg.model.image_size, 64), class_names(train, test)
+        plot_neighbours(sides[0], sides[1], folder / "neighbours.png", names, size=size, seed=cfg.training.seed)
     return results
 
 
@@ -73,10 +76,10 @@ def evaluation_images(
 
 
 def extract_both(
-    backbone: nn.Module, images: Sequence[EvaluationImages], runtime: Runtime
+    backbone: nn.Module, images: Sequence[EvaluationImages], runtime: Runtime, normalize: Normalize | None = None
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """(features, dataset rows) of (train, test)."""
-    features, rows = zip(*(extract(backbone, own, runtime) for own in images))
+    features, rows = zip(*(extract(backbone, own, runtime, normalize) for own in images))
     return features, rows
 
 

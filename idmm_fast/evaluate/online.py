@@ -11,9 +11,9 @@ from torch import nn
 
 from ..beton import open_beton
 from ..config import ConfigError
-from ..models import create_backbone
+from ..models import Normalize, create_backbone
 from ..runtime.device import Runtime, resolve_runtime
-from .accuracy import check_same_classes
+from .classes import match_labels
 from .frozen import evaluation_images, extract_both, linear_probe
 from .knn import knn_accuracy
 
@@ -63,8 +63,9 @@ class OnlineEvaluation:
         self, backbone: nn.Module, runtime: Runtime, rows: Sequence[np.ndarray | None] = (None, None)
     ) -> dict[str, float]:
         betons = open_beton(self.cfg.data.train), open_beton(self.cfg.data.test)
-        check_same_classes(*betons)
-        features, found = extract_both(backbone, evaluation_images(self.cfg, betons, rows=rows), runtime)
-        labels = [torch.from_numpy(beton.label)[own] for beton, own in zip(betons, found)]
+        known, model = (betons[0].label, match_labels(*betons)), self.cfg.model
+        normalize = Normalize(True, model.mean, model.std)
+        features, found = extract_both(backbone, evaluation_images(self.cfg, betons, rows=rows), runtime, normalize)
+        labels = [torch.from_numpy(all_labels)[own] for all_labels, own in zip(known, found)]
         results = knn_accuracy(features[0], labels[0], features[1], labels[1])
         return results | (linear_probe(features, labels) if self.cfg.online_eval.linear else {})

@@ -3,16 +3,25 @@
 from .backbone import create_backbone, feature_dim
 from .head import Classifier, init_head
 from .normalize import Normalize
+from .read_weights import BY_NAME, normalization_of, resolve_normalization, timm_architecture
+from .trained import TrainedNetwork, load_trained, model_section
 from .weights import load_backbone, save_backbone, save_classifier, timm_config
 
 __all__ = [
+    "BY_NAME",
     "Classifier",
     "Normalize",
+    "TrainedNetwork",
     "create_backbone",
     "feature_dim",
     "init_head",
     "load_backbone",
+    "load_trained",
+    "model_section",
+    "normalization_of",
+    "resolve_normalization",
     "save_backbone",
     "save_classifier",
+    "timm_architecture",
     "timm_config",
 ]

@@ -17,11 +17,17 @@ def init_head(dim: int, classes: int) -> nn.Linear:
 
 
 class Classifier(nn.Module):
-    """Backbone and linear layer, from uint8 images to logits."""
+    """Backbone and linear layer, from uint8 images to logits.
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
+    Args:
+        backbone: from normalised images to features (B, d).
+        head: from features to logits.
+        normalize: how images are normalised; None: as fine-tuning does.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear, normalize: Normalize | None = None) -> None:
         super().__init__()
-        self.normalize, self.backbone, self.head = Normalize(), backbone, head
+        self.normalize, self.backbone, self.head = normalize or Normalize(), backbone, head
 
     def forward(
         self, images: torch.Tensor, partner: torch.Tensor | None = None, lam: torch.Tensor | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -15,17 +17,21 @@ class Normalize(nn.Module):
 
     Args:
         pretraining: whether the standard deviation is that of pretraining, whose backbones need it when frozen too.
+        mean: of each channel, 0..1; None: ImageNet's. Set where the first weights were made with another one.
+        std: of each channel, above 0; None: as `pretraining` says.
     """
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, pretraining: bool = False) -> None:
+    def __init__(
+        self, pretraining: bool = False, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
-        mean = torch.tensor(MEAN).view(1, 3, 1, 1)
-        std = torch.tensor(PRETRAIN_STD if pretraining else STD).view(1, 3, 1, 1)
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("shift", -mean / std, persistent=False)
+        means = torch.tensor(mean or MEAN).view(1, 3, 1, 1)
+        stds = torch.tensor(std or (PRETRAIN_STD if pretraining else STD)).view(1, 3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * stds), persistent=False)
+        self.register_buffer("shift", -means / stds, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images, of the type and shape that the class says."""

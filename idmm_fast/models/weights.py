@@ -1,20 +1,21 @@
-"""Weights of backbones and classifiers: written for timm, read from files of ours and of others."""
+"""Weights of backbones and classifiers: written for timm, and loaded, at another resolution too."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
 
 from ..files import replacing
 from .backbone import size_options
 from .normalize import MEAN, STD
+from .read_weights import read_weights
 
 
 def save_backbone(backbone: nn.Module, path: str | Path) -> None:
@@ -49,9 +50,7 @@ def classifier_names(backbone: nn.Module) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def timm_config(
-    backbone: nn.Module, name: str, image_size: int, classes: int, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def timm_config(backbone: nn.Module, model: Any, label_names: Sequence[str]) -> dict[str, Any]:
     """The content of timm's config.json: the architecture, its arguments, and how images must be prepared.
 
     With it and model.safetensors in one folder, timm.create_model("local-dir:FOLDER", pretrained=True) makes the
@@ -59,65 +58,31 @@ def timm_config(
 
     Args:
         backbone: made by `create_backbone`.
-        name: timm's name of it.
-        image_size: in pixels.
-        classes: number of classes.
-        options: model.options.
+        model: the section `model` of the configuration: name, image_size, options, mean, std.
+        label_names: the classes, in the order of the classifier's outputs.
     """
-    names = classifier_names(backbone)
+    names, image_size, classes = classifier_names(backbone), model.image_size, len(label_names)
     # What evaluation_loader resizes to before it cuts the centre out. timm takes floor(image_size / crop_pct), which
     # rounding must not make one less.
     resized = round(image_size * 256 / 224)
     crop_pct = image_size / resized
     crop_pct = crop_pct if math.floor(image_size / crop_pct) == resized else math.nextafter(crop_pct, 0)
     return {
-        "architecture": name,
+        "architecture": model.name,
         "num_classes": classes,
-        "model_args": {**options, **size_options(name, image_size)},
+        "label_names": list(label_names),
+        "model_args": {**model.options, **size_options(model.name, image_size)},
         "pretrained_cfg": {
             "input_size": [3, image_size, image_size],
             "interpolation": "bicubic",
             "crop_pct": crop_pct,
             "crop_mode": "center",
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(getattr(model, "mean", None) or MEAN),
+            "std": list(getattr(model, "std", None) or STD),
             "num_classes": classes,
             "classifier": names if len(names) > 1 else names[0],
         },
     }
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read weights. Nothing is unpickled but plain tensors.
-
-    Args:
-        path: a run folder, a checkpoint of this project or of others, or a `.safetensors` file.
-
-    Returns:
-        {key: tensor}, of the backbone with its own keys, and of a classifier with `head.` before them.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
-    path = Path(path)
-    if path.is_dir():
-        known = [path / "backbone.safetensors", path / "model.safetensors"]
-        path = next((file for file in known if file.exists()), known[0])
-    if not path.exists():
-        raise ValueError(
-            f"{path} does not exist; name a run folder of a finished training, a checkpoint or a .safetensors file"
-        )
-    if path.suffix == ".safetensors":
-        return load_file(str(path))
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        raise ValueError(
-            f"{path} is damaged or holds more than tensors ({type(error).__name__}); a .safetensors file is safer"
-        ) from error
-    weights = state.get("average", state.get("model", state.get("state_dict", state)))  # the moving average is better
-    ours = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    return ours | {k: v for k, v in weights.items() if k.startswith("head.")} if ours else weights
 
 
 def load_backbone(backbone: nn.Module, path: str | Path, head: nn.Linear | None = None) -> int:
@@ -139,12 +104,17 @@ def load_backbone(backbone: nn.Module, path: str | Path, head: nn.Linear | None 
     Raises:
         ValueError: the weights do not fit; the message names the first tensor.
     """
-    weights = read_weights(path)
     own = backbone.state_dict()
+    weights = read_weights(path, own)
     for key, value in own.items():
         if key in weights and weights[key].shape != value.shape:
             weights[key] = _resampled(backbone, key, weights[key], value.shape)
     wrong = sorted(k for k in own if k not in weights or own[k].shape != weights[k].shape)
+    if len(wrong) == len(own) and not any(key in weights for key in own):
+        raise ValueError(
+            f"{path} has none of the {len(own)} tensors of this model; it begins with {', '.join(list(weights)[:3])}. "
+            f"Use the model.name that it was trained with."
+        )
     if wrong:
         key = wrong[0]
         found = f"of shape {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here" if key in weights else ""

@@ -12,15 +12,26 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..beton import open_beton
-from ..config import ConfigError
+from ..config import ConfigError, replace
 from ..config.finetune import SCHEMA
 from ..evaluate import EvaluationImages
-from ..evaluate.accuracy import check_same_classes, top_k
+from ..evaluate.accuracy import top_k
+from ..evaluate.classes import class_names, match_labels
 from ..files import write_json
 from ..loader import MultiCropLoader, Views
 from ..loader.cutmix import sample_mixup
 from ..losses import instance_loss
-from ..models import Classifier, create_backbone, feature_dim, init_head, load_backbone, save_classifier, timm_config
+from ..models import (
+    Classifier,
+    Normalize,
+    create_backbone,
+    feature_dim,
+    init_head,
+    load_backbone,
+    resolve_normalization,
+    save_classifier,
+    timm_config,
+)
 from ..runtime.device import Runtime, resolve_runtime
 from .batch_size import fix_batch_size
 from .run_dir import RunDir
@@ -58,16 +69,18 @@ class Finetuning(Task):
         torch.manual_seed(cfg.training.seed)
         train_beton, test_beton = open_beton(cfg.data.train), open_beton(cfg.data.test)
         self.betons = {"train": train_beton, "test": test_beton}
-        check_same_classes(train_beton, test_beton)
-        self.classes = int(max(train_beton.label.max(), test_beton.label.max())) + 1
+        self.test_labels = torch.from_numpy(match_labels(train_beton, test_beton))
+        self.label_names = class_names(train_beton, test_beton)
+        cfg = replace(SCHEMA, cfg, resolve_normalization(cfg.model))
         self.rows = choose_rows(train_beton.label, cfg.data.per_class, cfg.training.seed)
         size, init = cfg.model.image_size, cfg.model.init
         backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
-        head = init_head(feature_dim(backbone), self.classes)
+        head = init_head(feature_dim(backbone), len(self.label_names))
+        normalize = Normalize(False, cfg.model.mean, cfg.model.std)
 
         def dry_run() -> tuple[nn.Module, Runtime, Callable[[int], torch.Tensor], int]:
             runtime = resolve_runtime(cfg.training, 0)
-            model = runtime.to_device(Classifier(backbone, head)).train()
+            model = runtime.to_device(Classifier(backbone, head, normalize)).train()
             return model, runtime, *_step_cost(model, size, runtime)
 
         self.cfg = cfg = fix_batch_size(SCHEMA, cfg, dry_run)
@@ -77,14 +90,14 @@ class Finetuning(Task):
         elif cfg.model.init_head:
             raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
         self.runtime = resolve_runtime(cfg.training, steps_ahead(cfg.training, len(self.loader)))
-        self.model = self.runtime.to_device(Classifier(backbone, head)).train()
+        self.model = self.runtime.to_device(Classifier(backbone, head, normalize)).train()
         self.evaluated_images = len(test_beton)
         self.ema = cfg.training.ema and ModelEmaV3(self.model, decay=cfg.training.ema, use_warmup=True)
         self.average = self.ema.module if self.ema else None
         self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
         self.description = (
             f"{cfg.model.name} at {size} from {init or 'random weights'}, {self.rows.size} images, "
-            f"{self.classes} classes"
+            f"{len(self.label_names)} classes"
         )
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
@@ -118,7 +131,7 @@ class Finetuning(Task):
         every = self.cfg.training.evaluate_every
         if not last and not (every and (epoch + 1) % every == 0):
             return None
-        cfg, beton = self.cfg, self.betons["test"]
+        cfg = self.cfg
         images = EvaluationImages(
             cfg.data.test,
             cfg.model.image_size,
@@ -126,7 +139,7 @@ class Finetuning(Task):
             self.loader.num_workers,
             on_error=cfg.data.on_error,
         )
-        return top_k(self.average or self.model, images, torch.from_numpy(beton.label), self.runtime)
+        return top_k(self.average or self.model, images, self.test_labels, self.runtime)
 
     def finish(self, run: RunDir) -> dict[str, Any]:
         """Write model.safetensors, config.json and result.json; return the results, see `finetune`."""
@@ -148,8 +161,7 @@ class Finetuning(Task):
             kept: Any = self.average or self.model
             backbone, head = kept.backbone, kept.head
             save_classifier(backbone, head, run.folder / "model.safetensors")
-            config = timm_config(backbone, model.name, model.image_size, self.classes, model.options)
-            write_json(run.folder / "config.json", config)
+            write_json(run.folder / "config.json", timm_config(backbone, model, self.label_names))
             write_json(run.folder / "result.json", result)
         return result
 

@@ -18,7 +18,7 @@ from ..config.pretrain import SCHEMA
 from ..loader import MultiCropLoader, Views
 from ..methods import IDMM, METHODS, create_method
 from ..methods.base import Method
-from ..models import create_backbone, save_backbone
+from ..models import Normalize, create_backbone, load_backbone, resolve_normalization, save_backbone
 from ..runtime import distributed
 from ..runtime.device import Runtime, resolve_runtime
 from .batch_size import DEFAULT_BATCH_SIZE, fix_batch_size
@@ -58,6 +58,7 @@ class Pretraining(Task):
 
     def __init__(self, cfg: SimpleNamespace, online_evaluation: OnlineEvaluation | None = None) -> None:
         beton = open_beton(cfg.data.train)
+        cfg = replace(SCHEMA, cfg, resolve_normalization(cfg.model))
         labels = torch.from_numpy(beton.label)
         self.betons, self.online_evaluation = {"train": beton}, online_evaluation
         self.cfg = cfg = fix_batch_size(SCHEMA, cfg, lambda: _dry_run(cfg, labels), cfg.cutmix.chunk_size or 1)
@@ -69,9 +70,10 @@ class Pretraining(Task):
         self.model = _make_model(cfg, labels, self.runtime)
         self.loader = make_loader(cfg, self.runtime)
         if online_evaluation is not None and cfg.online_eval.every:
+            online_evaluation.cfg = cfg
             distributed.broadcast_from_main(online_evaluation.check)  # the only process that will evaluate
         self.description = (
-            f"{cfg.model.name} at {cfg.model.image_size}, {len(self.loader.indices)} images, "
+            f"{cfg.model.name} at {cfg.model.image_size}{_origin(cfg)}, {len(self.loader.indices)} images, "
             f"{sum(v.count for v in self.loader.views)} crops each; {_describe(cfg, self.model, len(beton))}"
         )
 
@@ -153,6 +155,8 @@ def _crop_groups(cfg: SimpleNamespace) -> list[tuple[int, int, Any]]:
 def _make_model(cfg: SimpleNamespace, labels: torch.Tensor, runtime: Runtime) -> Method:
     """The method that `cfg` names, on the device. labels: int64 (images,)."""
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
+    if cfg.model.init is not None:
+        load_backbone(backbone, cfg.model.init)
     counts = [count for count, _, _ in _crop_groups(cfg)]
     if cfg.method.name == "idmm":
         model: Method = _make_idmm(cfg, backbone, labels.numel())
@@ -163,6 +167,7 @@ def _make_model(cfg: SimpleNamespace, labels: torch.Tensor, runtime: Runtime) ->
                 f"--config rn_configs/methods/{cfg.method.name}.yaml sets it"
             )
         model = create_method(cfg.method.name, backbone, labels, counts, cfg.method.options)
+    model.normalize = Normalize(True, cfg.model.mean, cfg.model.std)
     return runtime.to_device(model).train()
 
 
@@ -183,6 +188,11 @@ def _dense_mb(cfg: SimpleNamespace, instances: int) -> float:
     """What the dense logits of a step of a process take, in MB."""
     crops = sum(count for count, _, _ in _crop_groups(cfg))
     return cfg.training.batch_size // distributed.world() * crops * instances * 4 / 2**20
+
+
+def _origin(cfg: SimpleNamespace) -> str:
+    """Where the first weights are from, if they are not random."""
+    return f" from {cfg.model.init}" if cfg.model.init is not None else ""
 
 
 def _describe(cfg: SimpleNamespace, model: Method, instances: int) -> str:

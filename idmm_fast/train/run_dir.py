@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..beton import Beton
 from ..config import ConfigError, as_dict
+from ..evaluate.classes import class_names
 from ..lock import Lock
 from ..runtime import distributed
 from . import checkpoint
@@ -95,6 +96,9 @@ class RunDir:
         self.is_main = distributed.rank() == 0
         self._writer = checkpoint.Writer()
         self._fingerprints: dict[str, str] = {}
+        # Of a fine-tuning, whose checkpoints know their classes.
+        names = class_names(betons["train"], betons["test"]) if "test" in betons else []
+        self._label_names = {"label_names": names} if names else {}
         self.state: Any = None
         resume = effective_resume(folder, cfg.training.resume)
         path = distributed.broadcast_from_main(lambda: self._open(as_dict(cfg), resume, betons))
@@ -212,7 +216,7 @@ class RunDir:
     def save(self, state: dict[str, Any], epoch: int, step: int) -> None:
         """Begin to write a checkpoint, in a thread of its own."""
         if self.is_main:
-            state = {**state, "data": self._fingerprints, "line": self._metrics.line}
+            state = {**state, **self._label_names, "data": self._fingerprints, "line": self._metrics.line}
             self._writer.begin(checkpoint.save, self.checkpoints, state, epoch, step, self.keep)
 
     def save_best(self, state: dict[str, Any], step: int) -> None:
@@ -220,7 +224,7 @@ class RunDir:
 
         def write() -> None:
             checkpoint.check_finite(state, step)
-            checkpoint.write(self.checkpoints / "best.pt", state)
+            checkpoint.write(self.checkpoints / "best.pt", {**state, **self._label_names})
 
         if self.is_main:
             self._writer.begin(write)

@@ -21,6 +21,7 @@ from idmm_fast.config.evaluate import SCHEMA
 from idmm_fast.datasets import Split
 from idmm_fast.evaluate import EvaluationImages, knn_accuracy, linear, linear_accuracy
 from idmm_fast.evaluate.accuracy import top_k
+from idmm_fast.evaluate.classes import class_names, match_labels
 from idmm_fast.evaluate.frozen import evaluate_frozen
 from idmm_fast.evaluate.online import OnlineEvaluation
 from idmm_fast.loader import LoaderError
@@ -145,13 +146,13 @@ def labelled(path, labels, names):
 
 
 OTHERS = {
-    "gap": (
+    "others": (
         [0, 1],
-        ["a", "c"],
-        "3 classes and .*test.beton has 2, not the same ones: number 1 is 'b' in the first and 'c' in the second",
+        ["a", "x"],
+        "have other classes: 'b', 'c' only in the first, 'x' only in the second. Convert both at once",
     ),
-    "fewer": ([0, 1], ["a", "b"], "number 2 is 'c' in the first and none in the second"),
     "unlabelled": ([0, -1, -1], ["a", "b", "c"], "2 of 3 images of .*test.beton have no label"),
+    "twice": ([0, 1], ["a", "a"], "two classes of the name 'a'"),
 }
 
 
@@ -171,6 +172,40 @@ def test_labels_that_can_not_be_compared_are_refused(tmp_path, kind):
     test.with_suffix(".json").unlink()
     if kind != "unlabelled":  # without names nothing is known
         OnlineEvaluation(make_config(pretrain.SCHEMA, {**values, "online_eval.every": 1})).check()
+
+
+# (classes of the test file, its labels, these in the numbers of the training file, all classes)
+MATCHED = {
+    "same": (["a", "b", "c"], [2, 0], [2, 0], ["a", "b", "c"]),
+    "gap": (["a", "c"], [0, 1], [0, 2], ["a", "b", "c"]),
+    "order": (["c", "b", "a"], [0, 1, 2], [2, 1, 0], ["a", "b", "c"]),
+    "more": (["0", "a", "b", "c"], [0, 1, 3], [3, 0, 2], ["a", "b", "c", "0"]),
+}
+
+
+@pytest.mark.parametrize("kind", MATCHED)
+def test_classes_are_matched_by_their_names(tmp_path, kind, capsys):
+    names, labels, wanted, classes = MATCHED[kind]
+    train = open_beton(labelled(tmp_path / "train.beton", [0, 1, 2] * 3, ["a", "b", "c"]))
+    test = open_beton(labelled(tmp_path / "test.beton", labels, names))
+    assert sorted(match_labels(train, test).tolist()) == sorted(wanted)
+    by_name = [names[k] for k in test.label]
+    assert [class_names(train, test)[k] for k in match_labels(train, test)] == by_name
+    assert class_names(train, test) == classes
+    said = capsys.readouterr()
+    assert ("1 of 3 images" in said.out + said.err) == (kind == "more")
+
+
+def test_one_class_is_refused(tmp_path):
+    one = labelled(tmp_path / "one.beton", [0] * 5, ["a"])
+    values = {**TINY, "data.train": str(one), "data.test": str(one), "logging.run_dir": str(tmp_path / "run")}
+    for call in (
+        lambda: evaluate_frozen(make_config(SCHEMA, values)),
+        lambda: finetune.finetune(make_config(finetune.SCHEMA, values)),
+    ):
+        with pytest.raises(BetonError, match=r"one class only, 'a'; .* need two"):
+            call()
+    assert not (tmp_path / "run").exists()
 
 
 def test_online_evaluation_is_tried_before_training(tmp_path, tiny_beton):

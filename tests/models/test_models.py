@@ -5,6 +5,7 @@ import json
 import math
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -258,6 +259,11 @@ def test_a_size_that_only_the_forward_pass_refuses_is_a_sentence():
         create_backbone("crossvit_tiny_240", 112)
 
 
+def section(name, image_size, options=None):
+    """The section `model` of a configuration."""
+    return SimpleNamespace(name=name, image_size=image_size, options=options or {}, mean=None, std=None)
+
+
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "coat_lite_tiny"])
 def test_classifiers_of_every_kind_load_in_timm(name, tmp_path):
     """Also with two classifiers (distilled), and where a model has the same tensor twice (coat)."""
@@ -265,7 +271,7 @@ def test_classifiers_of_every_kind_load_in_timm(name, tmp_path):
     backbone = create_backbone(name, 32, options=options).eval()
     head = init_head(feature_dim(backbone), 3)
     save_classifier(backbone, head, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(timm_config(backbone, name, 32, 3, options)))
+    (tmp_path / "config.json").write_text(json.dumps(timm_config(backbone, section(name, 32, options), "abc")))
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -277,13 +283,14 @@ def test_timm_resizes_an_image_as_our_evaluation_does(monkeypatch):
     monkeypatch.setattr(loader, "MultiCropLoader", lambda path, batch, workers, seed, alpha, views, *_, **__: views[0])
     backbone = create_backbone("vit_tiny_patch16_224", 32, options=VIT)
     for size in range(8, 1025):
-        config = timm_config(backbone, "vit_tiny_patch16_224", size, 3, {})["pretrained_cfg"]
+        config = timm_config(backbone, section("vit_tiny_patch16_224", size), "abc")["pretrained_cfg"]
         data = timm.data.resolve_data_config({}, pretrained_cfg=config)
         resize, crop = timm.data.create_transform(**data).transforms[:2]
         view = loader.evaluation_loader("x.beton", 1, size)
         assert resize.size == view.resize, size
         assert tuple(crop.size) == (view.size, view.size)
-    assert timm_config(backbone, "vit_tiny_patch16_224", 224, 3, {})["pretrained_cfg"]["crop_pct"] == 0.875
+    config = timm_config(backbone, section("vit_tiny_patch16_224", 224), "abc")
+    assert config["pretrained_cfg"]["crop_pct"] == 0.875
 
 
 def test_weights_are_for_those_whom_the_umask_lets_read_them(tmp_path, monkeypatch):

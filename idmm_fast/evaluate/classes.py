@@ -1,0 +1,81 @@
+"""Whether a label means the same class in two files, and the labels of one in the numbers of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from ..beton import Beton, BetonError
+
+
+def match_labels(train: Beton, test: Beton) -> np.ndarray:
+    """The labels of `test` in the class numbers of `train`.
+
+    Classes are compared by name where both files have the names of theirs. They may be in another order, and one file
+    may lack classes of the other: images of classes that training does not have can't be right, which is said.
+
+    Args:
+        train: the training images.
+        test: the test images.
+
+    Returns:
+        int64 (len(test),). Classes that `train` lacks are numbered after its own.
+
+    Raises:
+        BetonError: images have no label, those of `train` are all of one class, or neither file's classes are among
+            those of the other; the message says which.
+    """
+    for beton in (train, test):
+        missing = int((beton.label < 0).sum())
+        if missing:
+            raise BetonError(
+                f"{missing} of {len(beton)} images of {beton.path} have no label; evaluation and fine-tuning need them"
+            )
+    if (train.label == train.label[0]).all():
+        raise BetonError(
+            f"{train.path} has one class only, {train.classes[train.label[0]]!r}; evaluation and fine-tuning need two "
+            f"classes. Are the folders of the classes one level deeper?"
+        )
+    ours, theirs = (beton.sidecar.get("classes") for beton in (train, test))
+    if not ours or not theirs or ours == theirs:
+        return test.label
+    _refuse_repeated(train, ours)
+    _refuse_repeated(test, theirs)
+    strange = [name for name in theirs if name not in set(ours)]
+    if strange and not set(ours) <= set(theirs):
+        lacking = [name for name in ours if name not in set(theirs)]
+        raise BetonError(
+            f"{train.path} and {test.path} have other classes: {_some(lacking)} only in the first, {_some(strange)} "
+            f"only in the second. Convert both at once: a folder with train/CLASS and test/CLASS."
+        )
+    number = {name: k for k, name in enumerate([*ours, *strange])}
+    labels = np.array([number[name] for name in theirs])[test.label]
+    if unknown := int((labels >= len(ours)).sum()):
+        tqdm.write(
+            f"{unknown} of {len(test)} images of {test.path} are of classes that {train.path} does not have "
+            f"({_some(strange)}); they can only be wrong"
+        )
+    return labels
+
+
+def class_names(train: Beton, test: Beton) -> list[str]:
+    """The names of all classes, in the order of the numbers that `match_labels` gives."""
+    ours, theirs = (beton.sidecar.get("classes") or [] for beton in (train, test))
+    names = [*ours, *(name for name in theirs if name not in set(ours))] if ours else list(theirs)
+    count = 1 + int(max(train.label.max(), match_labels(train, test).max()))
+    return [*names, *(f"class_{k}" for k in range(len(names), count))][:count]
+
+
+def _refuse_repeated(beton: Beton, names: Sequence[str]) -> None:
+    repeated = [name for k, name in enumerate(names) if name in names[:k]]
+    if repeated:
+        raise BetonError(
+            f"{beton.path} has two classes of the name {repeated[0]!r}, so classes can't be compared by name"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of these names."""
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,89 @@
+"""Networks of finished runs: the backbone, or the classifier with the names of its classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import yaml
+
+from ..config import ConfigError, find_run_config
+from .backbone import create_backbone, feature_dim
+from .head import Classifier, init_head
+from .normalize import Normalize
+from .weights import load_backbone
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """What a run made.
+
+    Attributes:
+        network: from uint8 images (B, 3, S, S) to features of a pretraining, or logits of a fine-tuning; in evaluation
+            mode, on the CPU.
+        size: S, pixels.
+        label_names: the classes, in the order of the logits; [] of a pretraining.
+        training: the section `training` of the run's configuration.
+    """
+
+    network: torch.nn.Module
+    size: int
+    label_names: list[str]
+    training: SimpleNamespace
+
+
+def model_section(run: str | Path) -> dict[str, Any]:
+    """The section `model` of the run that `run`, a run folder or a file in it, belongs to; {} if there is none."""
+    return _config(run).get("model", {})
+
+
+def load_trained(checkpoint: str | Path, image_size: int | None = None) -> TrainedNetwork:
+    """Load the network of a run.
+
+    Args:
+        checkpoint: a run folder, or a file in it.
+        image_size: side of the input in pixels; None: the run's.
+
+    Raises:
+        ConfigError: the checkpoint is in no run folder.
+        ValueError: its weights can't be read, or do not fit.
+    """
+    config = _config(checkpoint)
+    if not config:
+        raise ConfigError(
+            f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is"
+        )
+    model, training = config["model"], SimpleNamespace(**config["training"])
+    size, mean, std = image_size or model["image_size"], model.get("mean"), model.get("std")
+    backbone = create_backbone(model["name"], size, 0.0, model["options"])
+    names = _label_names(checkpoint)
+    if not names:
+        load_backbone(backbone, checkpoint)
+        return TrainedNetwork(torch.nn.Sequential(Normalize(True, mean, std), backbone).eval(), size, [], training)
+    head = init_head(feature_dim(backbone), len(names)).requires_grad_(False)
+    load_backbone(backbone, checkpoint, head)
+    return TrainedNetwork(Classifier(backbone, head, Normalize(False, mean, std)).eval(), size, names, training)
+
+
+def _config(run: str | Path) -> dict[str, Any]:
+    found = find_run_config(run)
+    return yaml.safe_load(found.read_text(encoding="utf-8")) if found else {}
+
+
+def _label_names(checkpoint: str | Path) -> list[str]:
+    """The classes of a fine-tuning, from the checkpoint itself or the config.json of its run; [] of a pretraining."""
+    path, run = Path(checkpoint), find_run_config(checkpoint)
+    if path.suffix == ".pt" and path.is_file():
+        try:
+            return list(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["label_names"])
+        except Exception:  # one without names, or a damaged one, which is refused with its reason later
+            pass
+    tuned = run.with_name("config.json") if run else None
+    if not tuned or not tuned.is_file():
+        return []
+    content = json.loads(tuned.read_text(encoding="utf-8"))
+    return content.get("label_names") or [f"class_{k}" for k in range(content["num_classes"])]
