@@ -5,6 +5,7 @@ python benchmark.py loader --images my_photos                       # ours, deco
 python benchmark.py loader --beton data/flowers_train.beton --workers 1 --repeats 5 --json bench.json \\
     --peers official,ffcv,albumentations,dali
 python benchmark.py loader --epochs 50 --limit 2040                 # many short epochs, against one as long
+python benchmark.py cache --images my_photos                        # JPEGs decoded once, against stored pixels
 python benchmark.py writer --images my_photos                       # conversion, against FFCV's own writer
 python benchmark.py loss                                            # fused loss, index targets, against dense
 python benchmark.py head                                            # 20 steps of 1,281,167 instances, their memory
@@ -85,6 +86,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="instead: N epochs of --limit images in eight batches, against one epoch as long",
     )
     loader.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of them here")
+
+    cache = command("cache", "images/s of JPEGs that are decoded once and kept in memory, against stored pixels")
+    images(cache)
+    cache.add_argument("--workers", type=int, default=1, metavar="N", help="threads of each system (default: 1)")
+    cache.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
 
     writer = command("writer", "images/s of conversion to .beton, against FFCV's own writer, and its memory")
     writer.add_argument(

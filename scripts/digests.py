@@ -37,7 +37,8 @@ recipes/   What the files in rn_configs resolve to, key by key; all defaults.
 
 What is left out of a digest, since it differs from run to run or is words: a sidecar's time, versions and account, and
 its reasons for skipping an image; images_per_s and the share of waiting in metrics.jsonl; the names and the order of a
-checkpoint's tensors; in recipes/, logging.run_dir and keys of BEFORE_THE_KEY (train/run_dir.py) that change nothing.
+checkpoint's tensors; in recipes/, logging.run_dir, data.cache and keys of BEFORE_THE_KEY (train/run_dir.py) that change
+nothing.
 What is not covered: pictures, compare.py, benchmark.py, demo.py, analyze.py, export to ONNX, the readers of downloaded
 datasets (the tests have small trees for them), CUDA, torch.compile.
 
@@ -914,6 +915,7 @@ def values_of(script, *files):
         found |= {RENAMED.get(f"{section}.{key}", f"{section}.{key}"): value for key, value in values.items()}
     new = getattr(importlib.import_module("idmm_fast.train.run_dir"), "BEFORE_THE_KEY", {})
     off = {f"{section}.{key}": value for section, values in new.items() for key, value in values.items()}
+    found.pop("data.cache", None)  # it changes no number
     return {key: value for key, value in found.items() if key not in off or value != off[key]}
 
 

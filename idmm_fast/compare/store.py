@@ -31,6 +31,7 @@ NOT_COUNTED = {
     "data.train",
     "data.test",
     "data.num_workers",
+    "data.cache",
     "model.init",
     "training.seed",
     "training.device",

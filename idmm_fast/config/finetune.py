@@ -14,6 +14,7 @@ SCHEMA: Schema = {
         "what is read",
         {
             **sections.data("")[1],
+            **sections.CACHE,
             "test": Param(Str(), "FFCV dataset (.beton) whose accuracy is reported", required=True),
             "per_class": Param(
                 Int(0), "labelled training images of each class, chosen by training.seed; 0: all", default=0

@@ -37,6 +37,7 @@ SCHEMA: Schema = {
         "what is read",
         {
             **sections.data(" (pretraining reads it for online_eval.every only)")[1],
+            **sections.CACHE,
             "augment_on": Param(
                 Choice("cpu", "device"),
                 "cpu: in the loader's threads; device: GPU augmentation, of images kept there decoded (small datasets)",

@@ -54,6 +54,16 @@ def data(test: str) -> Section:
     )
 
 
+CACHE = {
+    "cache": Param(
+        Choice("auto", "none", "memory"),
+        "decode JPEGs once and keep their pixels in memory, which the processes of a machine share; auto: where they "
+        "take at most an eighth of memory; memory: half of what is free; none: decode them in every epoch",
+        default="auto",
+    )
+}
+
+
 def training(lr: float, epochs: int) -> Section:
     """How it is trained.
 

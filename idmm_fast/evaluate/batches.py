@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..loader import LoaderError, MultiCropLoader, evaluation_loader
+from ..loader import ImageCache, LoaderError, MultiCropLoader, evaluation_loader
 from ..runtime.device import Runtime, prefetch_to_device
 
 
@@ -26,6 +26,7 @@ class EvaluationImages:
         rows: dataset rows, int64 (n,); None: all.
         on_error: data.on_error. With "replace" damaged images are left out, since the replacement image of training has
             no place in an evaluation.
+        cache: what is kept of decoded images, for those that are evaluated again and again; None: nothing.
     """
 
     path: str | Path
@@ -34,6 +35,7 @@ class EvaluationImages:
     num_workers: int = 0
     rows: np.ndarray | None = None
     on_error: str = "raise"
+    cache: ImageCache | None = None
 
 
 def evaluation_batches(
@@ -42,7 +44,13 @@ def evaluation_batches(
     """(the loader; the batches on the device: uint8 (B, 3, S, S), and the dataset rows of these images, int64 (B,))."""
     on_error = "skip" if images.on_error == "replace" else images.on_error
     loader = evaluation_loader(
-        images.path, images.batch_size, images.size, images.num_workers, images.rows, on_error=on_error
+        images.path,
+        images.batch_size,
+        images.size,
+        images.num_workers,
+        images.rows,
+        on_error=on_error,
+        cache=images.cache,
     )
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,12 @@ from torch import nn
 
 from ..beton import open_beton
 from ..config import ConfigError
+<<<<<<< HEAD
 from ..models import Normalize, create_backbone
+=======
+from ..loader import ImageCache, open_cache
+from ..models import create_backbone
+>>>>>>> 78af446 (data.cache: trainings keep decoded JPEGs, evaluations too)
 from ..runtime.device import Runtime, resolve_runtime
 from .classes import match_labels
 from .frozen import evaluation_images, extract_both, linear_probe
@@ -32,6 +38,7 @@ class OnlineEvaluation:
         if cfg.online_eval.every and cfg.data.test is None:
             raise ConfigError("online_eval.every needs data.test, the .beton file whose images are classified")
         self.cfg = cfg
+        self.caches: Sequence[ImageCache] = ()  # of (train, test)
 
     def check(self) -> None:
         """Do before training what could fail after hours of it.
@@ -45,9 +52,13 @@ class OnlineEvaluation:
         if not self.cfg.online_eval.every:
             return
         model, data = self.cfg.model, self.cfg.data
-        labels = [open_beton(path).label for path in (data.train, data.test)]
+        betons = open_beton(data.train), open_beton(data.test)
+        labels = [beton.label for beton in betons]
         if self.cfg.online_eval.linear and (labels[0] == labels[0][0]).all():
             raise ConfigError(f"online_eval.linear needs images of two classes; those of {data.train} are all of one")
+        evaluations = -(-self.cfg.training.epochs // self.cfg.online_eval.every)
+        train = open_cache(betons[0], None, data.cache, evaluations)  # that of the training, where it has one
+        self.caches = train, open_cache(betons[1], None, data.cache, evaluations, beside=train.size)
         # The first 8, and the first image of another class.
         few = [np.unique([*range(min(8, len(own))), (own != own[0]).argmax()]) for own in labels]
         with torch.random.fork_rng(devices=[]):
@@ -63,9 +74,17 @@ class OnlineEvaluation:
         self, backbone: nn.Module, runtime: Runtime, rows: Sequence[np.ndarray | None] = (None, None)
     ) -> dict[str, float]:
         betons = open_beton(self.cfg.data.train), open_beton(self.cfg.data.test)
+<<<<<<< HEAD
         known, model = (betons[0].label, match_labels(*betons)), self.cfg.model
         normalize = Normalize(True, model.mean, model.std)
         features, found = extract_both(backbone, evaluation_images(self.cfg, betons, rows=rows), runtime, normalize)
         labels = [torch.from_numpy(all_labels)[own] for all_labels, own in zip(known, found)]
+=======
+        check_same_classes(*betons)
+        images = evaluation_images(self.cfg, betons, rows=rows)
+        images = [replace(own, cache=cache) for own, cache in zip(images, self.caches or (None, None))]
+        features, found = extract_both(backbone, images, runtime)
+        labels = [torch.from_numpy(beton.label)[own] for beton, own in zip(betons, found)]
+>>>>>>> 78af446 (data.cache: trainings keep decoded JPEGs, evaluations too)
         results = knn_accuracy(features[0], labels[0], features[1], labels[1])
         return results | (linear_probe(features, labels) if self.cfg.online_eval.linear else {})

@@ -5,4 +5,14 @@ from .cache import ImageCache, open_cache
 from .crops import IDMM_VIEWS, Augment, Group, Views
 from .loader import MultiCropLoader, evaluation_loader
 
-__all__ = ["IDMM_VIEWS", "Augment", "Group", "ImageCache", "LoaderError", "MultiCropLoader", "Views", "evaluation_loader", "open_cache"]
+__all__ = [
+    "IDMM_VIEWS",
+    "Augment",
+    "Group",
+    "ImageCache",
+    "LoaderError",
+    "MultiCropLoader",
+    "Views",
+    "evaluation_loader",
+    "open_cache",
+]

@@ -205,7 +205,11 @@ def _map(file: int, length: int) -> mmap.mmap:
     """
     try:
         status = os.fstat(file)
-        if status.st_uid != os.geteuid() or status.st_size != length or fcntl.fcntl(file, _GET_SEALS) & _SEALS != _SEALS:
+        if (
+            status.st_uid != os.geteuid()
+            or status.st_size != length
+            or fcntl.fcntl(file, _GET_SEALS) & _SEALS != _SEALS
+        ):
             raise OSError("it was not made by this program")
         return mmap.mmap(file, length)
     finally:

@@ -120,9 +120,8 @@ class MultiCropLoader(Loader):
         self.decoder = MultiCropDecoder(
             self.beton, self.views, augment or Augment(), cutmix, self.seed, self.num_workers, failed
         )
-        if cache is not None:
-            cache.check(self.beton)
-            self.decoder.cache = cache
+        self.cache = self.decoder.cache = cache or ImageCache.none(len(self.beton))
+        self.cache.check(self.beton)
         largest = min(self.batch_size, self.indices.size)
         self.buffers = Buffers(self.decoder.buffer_size(largest), self.batches_ahead + 2)
         self.waited = 0.0  # seconds that consumers spent waiting for a batch

@@ -268,9 +268,7 @@ def render_batch(
     for b in range(first, last):
         row = rows[b]
         h, w = height[row], width[row]
-        source, code = read_image(
-            row, file, mode, h, w, ptr, length, sums, slot, state, store, decoder, pixels
-        )
+        source, code = read_image(row, file, mode, h, w, ptr, length, sums, slot, state, store, decoder, pixels)
         if code != OK:
             return b, code
         for v in range(specs.size):

@@ -18,7 +18,7 @@ from ..evaluate import EvaluationImages
 from ..evaluate.accuracy import top_k
 from ..evaluate.classes import class_names, match_labels
 from ..files import write_json
-from ..loader import MultiCropLoader, Views
+from ..loader import ImageCache, MultiCropLoader, Views, open_cache
 from ..loader.cutmix import sample_mixup
 from ..losses import instance_loss
 from ..models import (
@@ -84,7 +84,11 @@ class Finetuning(Task):
             return model, runtime, *_step_cost(model, size, runtime)
 
         self.cfg = cfg = fix_batch_size(SCHEMA, cfg, dry_run)
-        self.loader = _make_loader(cfg, self.rows)
+        cache = open_cache(train_beton, self.rows, cfg.data.cache, cfg.training.epochs)
+        self.loader = _make_loader(cfg, self.rows, cache)
+        every, epochs = cfg.training.evaluate_every, cfg.training.epochs
+        evaluations = -(-epochs // every) if every else 1
+        self.test_cache = open_cache(test_beton, None, cfg.data.cache, evaluations, beside=cache.size)
         if init is not None:
             load_backbone(backbone, init, head if cfg.model.init_head else None)
         elif cfg.model.init_head:
@@ -97,7 +101,11 @@ class Finetuning(Task):
         self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
         self.description = (
             f"{cfg.model.name} at {size} from {init or 'random weights'}, {self.rows.size} images, "
+<<<<<<< HEAD
             f"{len(self.label_names)} classes"
+=======
+            f"{self.classes} classes" + (f"; {cache.description}" if cache.description else "")
+>>>>>>> 78af446 (data.cache: trainings keep decoded JPEGs, evaluations too)
         )
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
@@ -138,6 +146,7 @@ class Finetuning(Task):
             self.loader.batch_size,
             self.loader.num_workers,
             on_error=cfg.data.on_error,
+            cache=self.test_cache,
         )
         return top_k(self.average or self.model, images, self.test_labels, self.runtime)
 
@@ -191,7 +200,7 @@ def choose_rows(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def _make_loader(cfg: SimpleNamespace, rows: np.ndarray) -> MultiCropLoader:
+def _make_loader(cfg: SimpleNamespace, rows: np.ndarray, cache: ImageCache) -> MultiCropLoader:
     """The loader of the training images `rows`, which mixes by CutMix in odd epochs."""
     return MultiCropLoader(
         cfg.data.train,
@@ -201,6 +210,7 @@ def _make_loader(cfg: SimpleNamespace, rows: np.ndarray) -> MultiCropLoader:
         augment=make_augment(cfg),
         rows=rows,
         on_error=cfg.data.on_error,
+        cache=cache,
         **loader_args(cfg),
     )
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..beton import open_beton
 from ..config import ConfigError, replace
 from ..config.pretrain import SCHEMA
-from ..loader import MultiCropLoader, Views
+from ..loader import MultiCropLoader, Views, open_cache
 from ..methods import IDMM, METHODS, create_method
 from ..methods.base import Method
 from ..models import Normalize, create_backbone, load_backbone, resolve_normalization, save_backbone
@@ -75,6 +75,7 @@ class Pretraining(Task):
         self.description = (
             f"{cfg.model.name} at {cfg.model.image_size}{_origin(cfg)}, {len(self.loader.indices)} images, "
             f"{sum(v.count for v in self.loader.views)} crops each; {_describe(cfg, self.model, len(beton))}"
+            + (f"; {self.loader.cache.description}" if self.loader.cache.description else "")
         )
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
@@ -130,9 +131,11 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
             f"process (training.batch_size {cfg.training.batch_size}, processes: {args['world_size']})"
         )
     make: Callable[..., MultiCropLoader] = MultiCropLoader
+    passes = cfg.training.epochs
     if cfg.data.augment_on == "device":
         from ..loader.gpu import DeviceLoader
 
+        passes = 0  # it keeps the images itself
         make = functools.partial(DeviceLoader, device=runtime.device, compile=runtime.compile)
     return make(
         cfg.data.train,
@@ -143,6 +146,7 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
         cutmix_chunk=cfg.cutmix.chunk_size,
         cutmix_per_row=cfg.cutmix.per_sample,
         on_error=cfg.data.on_error,
+        cache=open_cache(open_beton(cfg.data.train), None, cfg.data.cache, passes),
         **args,
     )
 

@@ -36,7 +36,7 @@ _MAY_CHANGE = {
         "max_nonfinite_steps",
         "max_steps",
     ),
-    "data": ("train", "test", "num_workers", "on_error"),
+    "data": ("train", "test", "num_workers", "on_error", "cache"),
     "logging": ("run_dir",),
     "online_eval": ("every", "linear"),
     "progressive": ("stages",),
