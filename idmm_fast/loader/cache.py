@@ -166,7 +166,7 @@ def _alone(key: str) -> Iterator[None]:
 def _find(key: str, length: int) -> tuple[mmap.mmap | None, str]:
     """(The memory file `key` of a process of this user; why one can't be had, "" if there is none)."""
     why = ""
-    for process in ("self", *filter(str.isdigit, os.listdir("/proc"))):
+    for process in filter(str.isdigit, os.listdir("/proc")):
         folder = f"/proc/{process}/fd"
         with contextlib.suppress(FileNotFoundError, PermissionError, ProcessLookupError):  # ended, or somebody else's
             for number in os.listdir(folder):

@@ -179,7 +179,7 @@ def read_image(
         (uint8 (height, width, 3), over the file, the store or `pixels`; code of beton.jpeg).
     """
     data, size = file[ptr[row] : ptr[row] + length[row]], height * width * 3
-    ready = atomic.load(state, row) == READY
+    ready = bool(atomic.load(state, row) == READY)  # type: ignore[call-arg]  # numba gives the first argument
     none = pixels[:0].reshape(0, 0, 3)
     if mode[row] != RAW and store.size > 0 and ready:
         return store[slot[row] : slot[row] + size].reshape(height, width, 3), OK
