@@ -143,6 +143,18 @@ def test_writer_benchmark_without_what_takes_long(tree, tmp_path, monkeypatch):
     assert "ours, as they are / ffcv, jpg" in shown.stdout
 
 
+@pytest.mark.integration
+def test_cache_benchmark_reports_everything(jpg_beton, tmp_path):
+    out = tmp_path / "out.json"
+    shown = run_script("benchmark.py", "cache", "--beton", jpg_beton, "--limit", 24, "--repeats", 2, "--json", out)
+    assert shown.returncode == 0, shown.stderr
+    result = json.loads(out.read_text())
+    assert set(result["images_per_s"]) == {"jpg, first", "jpg, kept", "raw", "jpg"}
+    assert result["ratios"]["jpg, kept / jpg"] > 1
+    assert result["bytes"]["jpg"] < result["bytes"]["kept"] <= result["bytes"]["raw"]
+    assert "jpg, kept / raw" in shown.stdout
+
+
 def test_loss_benchmark_reports_everything(tmp_path):
     out = tmp_path / "out.json"
     shown = run_script(

@@ -92,7 +92,7 @@ def test_a_target_in_another_folder_is_evaluated_there(sweep_dir):
 )
 def test_every_key_counts_but_these(schema, free):
     """Those change no number, or only the rounding."""
-    free |= {"data.train", "data.test", "data.num_workers", "logging.run_dir"} | {
+    free |= {"data.train", "data.test", "data.num_workers", "data.cache", "logging.run_dir"} | {
         f"training.{k}"
         for k in (
             "seed",
