@@ -128,6 +128,12 @@ def test_the_tables_of_the_loaders_speed_are_those_that_the_benchmark_made():
     assert table(data("benchmark_loader")) in text_of(DOCS / "performance.md")
 
 
+def test_the_table_of_images_that_are_decoded_once_is_the_one_that_the_benchmark_made():
+    from idmm_fast.bench.cache import table
+
+    assert table(data("benchmark_cache")) in text_of(DOCS / "performance.md")
+
+
 def test_the_table_of_the_step_is_the_one_that_the_benchmark_made():
     from idmm_fast.bench.step import table
 
