@@ -1,9 +1,9 @@
 """Decoded images kept in memory: a JPEG is decoded the first time it is read, and its pixels are there from then on.
 
 A memory file (memfd_create(2)) holds, for each row of a beton, a byte that says how far the row is, and the pixels that
-the decoder made: batches are the same, bit for bit. Its pages are taken as rows are decoded. It has no name in a file
-system, so a small /dev/shm is no limit, and it ends with the last process that uses it, however that one ends. Other
-processes of the same user find it by its link in /proc/PID/fd.
+the decoder made: batches are the same, bit for bit. It has no name in a file system, so a small /dev/shm is no limit,
+and it ends with the last process that uses it, however that one ends. Other processes of the same user find it by its
+link in /proc/PID/fd.
 """
 
 import contextlib
@@ -45,9 +45,10 @@ class ImageCache:
 
     Attributes:
         key: of which file, as long as it stays as it is; "" for none.
-        slot: int64 (rows,), where a row's pixels begin in `store`.
+        slot: int64 (rows,), where a row's pixels begin in `store`; of size 0 where that is.
         state: uint8 (rows,), NEW, BUSY or READY.
         store: uint8, flat; of size 0 where no pixels are kept.
+        rows: int64 (n,), those that may be read with it.
         size: bytes that are kept of the rows that are read, once all are decoded.
         description: a few words for the first lines of a run; "" where there is nothing to say.
     """
@@ -56,6 +57,7 @@ class ImageCache:
     slot: np.ndarray
     state: np.ndarray
     store: np.ndarray
+    rows: np.ndarray
     size: int = 0
     description: str = ""
 
@@ -63,17 +65,21 @@ class ImageCache:
     def none(cls, rows: int, description: str = "") -> "ImageCache":
         """No pixels are kept; only which raw rows have the right checksum."""
         none = np.empty(0, np.uint8)
-        return cls("", np.zeros(rows, np.int64), np.zeros(rows, np.uint8), none, description=description)
+        no_rows = np.empty(0, np.int64)
+        return cls("", no_rows, np.zeros(rows, np.uint8), none, no_rows, description=description)
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(slot, state, store), arguments of `render_batch`."""
         return self.slot, self.state, self.store
 
-    def check(self, beton: Beton) -> None:
-        """Raise ValueError if this is not of `beton`."""
-        if self.key and self.key != cache_key(beton):
-            raise ValueError(f"the cache is not of {beton.path} as it is now; make one with open_cache for this file")
+    def check(self, beton: Beton, rows: np.ndarray) -> None:
+        """Raise ValueError if this is not of `rows` (int64 (n,)) of `beton`: for others no memory was taken."""
+        if self.key and (self.key != cache_key(beton) or not np.isin(rows, self.rows).all()):
+            raise ValueError(
+                f"the cache is not of {beton.path} as it is now, or not of all rows that are read; "
+                f"make one with open_cache for this file and these rows"
+            )
 
 
 def cache_key(beton: Beton) -> str:
@@ -103,20 +109,26 @@ def open_cache(beton: Beton, rows: Any = None, mode: str = "auto", passes: int =
     if mode not in MODES:
         raise ValueError(f"the mode of a cache is one of {', '.join(MODES)}, not '{mode}'")
     sizes = beton.height * beton.width * 3 * (beton.mode == JPG)
-    needed = int(sizes[np.unique(row_numbers(rows, beton))].sum())
+    chosen = np.unique(row_numbers(rows, beton))
+    needed = int(sizes[chosen].sum())
     if mode == "none" or passes < 2 or not needed:
         return ImageCache.none(len(beton))
     slots = np.cumsum(-(-np.append(len(beton), sizes) // _ALIGNMENT) * _ALIGNMENT)
     key, length = cache_key(beton), int(slots[-1])
     try:
-        with _alone(key):
-            memory, unreachable = _find(key, length)
-            found = memory is not None
-            if memory is None:
-                refusal = _refusal(needed, mode, beside)
-                if refusal:
-                    return ImageCache.none(len(beton), refusal)
-                memory = _create(key, length)
+        with _alone(key), contextlib.ExitStack() as stack:
+            file, unreachable = _find(key, length)
+            found = file is not None
+            if file is not None:
+                stack.callback(os.close, file)
+            refusal = _refusal(needed, os.fstat(file).st_blocks * 512 if file is not None else 0, mode, beside)
+            if refusal:
+                return ImageCache.none(len(beton), refusal)
+            if file is None:
+                file = _create(key, length)
+                stack.callback(os.close, file)
+            _take(file, slots, chosen)
+            memory = mmap.mmap(file, length)  # it has a descriptor of its own
     except (OSError, ValueError, OverflowError) as error:  # mmap's own errors
         return ImageCache.none(len(beton), f"JPEGs are decoded in every epoch: no memory is to be had ({error})")
     store = np.frombuffer(memory, np.uint8)  # the mapping, and with it the file, ends with the last array on it
@@ -125,16 +137,16 @@ def open_cache(beton: Beton, rows: Any = None, mode: str = "auto", passes: int =
         description += " that is there already"
     elif unreachable:
         description += f" of this process alone: {unreachable}"
-    return ImageCache(key, slots[:-1].astype(np.int64), store[: len(beton)], store, needed, description)
+    return ImageCache(key, slots[:-1].astype(np.int64), store[: len(beton)], store, chosen, needed, description)
 
 
-def _refusal(needed: int, mode: str, beside: int) -> str:
-    """Why `needed` bytes are not taken; "" if they are."""
-    most, what = limits.free_memory() / 2, "half of what is free"
+def _refusal(needed: int, taken: int, mode: str, beside: int) -> str:
+    """Why `needed` bytes, of which a memory file has `taken` already, are not kept; "" if they are."""
+    most, what = limits.free_memory() / 2 + taken, "half of what is free"
     share = RAW_SHARE * limits.memory_bytes() - beside
     if mode == "auto" and share < most:
         most, what = max(0, share), "an eighth of memory" + (", less what other images take" if beside else "")
-    if needed <= most:
+    if needed <= max(most, taken):
         return ""
     return (
         f"JPEGs are decoded in every epoch: their pixels take {_gigabytes(needed)}, more than {_gigabytes(most)} "
@@ -163,8 +175,8 @@ def _alone(key: str) -> Iterator[None]:
         yield
 
 
-def _find(key: str, length: int) -> tuple[mmap.mmap | None, str]:
-    """(The memory file `key` of a process of this user; why one can't be had, "" if there is none)."""
+def _find(key: str, length: int) -> tuple[int | None, str]:
+    """(The memory file `key` of a process of this user, opened; why one can't be had, "" if there is none)."""
     why = ""
     for process in filter(str.isdigit, os.listdir("/proc")):
         folder = f"/proc/{process}/fd"
@@ -174,14 +186,31 @@ def _find(key: str, length: int) -> tuple[mmap.mmap | None, str]:
                     if os.readlink(f"{folder}/{number}") != f"/memfd:{key} (deleted)":
                         continue
                     try:
-                        return _map(os.open(f"{folder}/{number}", os.O_RDWR | os.O_CLOEXEC), length), ""
-                    except (OSError, ValueError) as error:
+                        return _open(f"{folder}/{number}", length), ""
+                    except OSError as error:
                         why = f"that of process {process} can't be used ({error})"
     return None, why
 
 
-def _create(key: str, length: int) -> mmap.mmap:
-    """A new memory file, all zeros. It takes memory where it is written."""
+def _open(path: str, length: int) -> int:
+    """Open a memory file. Raises OSError: it is somebody else's, of another length, or could be cut short."""
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        status = os.fstat(file)
+        if (
+            status.st_uid != os.geteuid()
+            or status.st_size != length
+            or fcntl.fcntl(file, _GET_SEALS) & _SEALS != _SEALS
+        ):
+            raise OSError("it was not made by this program")
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _create(key: str, length: int) -> int:
+    """A new memory file, all zeros."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "memfd_create"):
         raise OSError("memfd_create(2) needs glibc 2.27")
@@ -194,23 +223,19 @@ def _create(key: str, length: int) -> mmap.mmap:
     except BaseException:
         os.close(file)
         raise
-    return _map(file, length)
+    return file
 
 
-def _map(file: int, length: int) -> mmap.mmap:
-    """Map a memory file, which is closed: the mapping has a descriptor of its own.
+def _take(file: int, slots: np.ndarray, rows: np.ndarray) -> None:
+    """Take the memory of all states and of these rows' pixels now: where there is none, no later write ends in SIGBUS.
 
-    Raises:
-        OSError: it is somebody else's, of another length, or could be cut short; or there is no room for it.
+    Args:
+        file: the memory file.
+        slots: int64 (rows of the beton + 1,), where the pixels of each begin, and the end.
+        rows: int64 (n,), sorted.
     """
-    try:
-        status = os.fstat(file)
-        if (
-            status.st_uid != os.geteuid()
-            or status.st_size != length
-            or fcntl.fcntl(file, _GET_SEALS) & _SEALS != _SEALS
-        ):
-            raise OSError("it was not made by this program")
-        return mmap.mmap(file, length)
-    finally:
-        os.close(file)
+    os.posix_fallocate(file, 0, int(slots[0]))
+    for part in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):  # neighbours in one call
+        start, end = int(slots[part[0]]), int(slots[part[-1] + 1])
+        if end > start:
+            os.posix_fallocate(file, start, end - start)

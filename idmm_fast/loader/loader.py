@@ -121,7 +121,7 @@ class MultiCropLoader(Loader):
             self.beton, self.views, augment or Augment(), cutmix, self.seed, self.num_workers, failed
         )
         self.cache = self.decoder.cache = cache or ImageCache.none(len(self.beton))
-        self.cache.check(self.beton)
+        self.cache.check(self.beton, self.indices)
         largest = min(self.batch_size, self.indices.size)
         self.buffers = Buffers(self.decoder.buffer_size(largest), self.batches_ahead + 2)
         self.waited = 0.0  # seconds that consumers spent waiting for a batch

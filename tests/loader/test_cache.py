@@ -59,17 +59,19 @@ def test_batches_are_the_same_with_and_without_a_cache(beton, workers):
 
 
 def test_from_the_second_epoch_on_no_jpeg_is_read(beton):
-    kept, plain = make(beton.path, cache=open_cache(beton)), make(beton.path)
-    digest(kept)
+    cache, plain = open_cache(beton), make(beton.path)
+    digest(make(beton.path, cache=cache))
     plain.set_epoch(1)
     second = digest(plain)
     with open(beton.path, "r+b") as file:  # every JPEG is destroyed, in the file that is mapped
         for start, length in zip(beton.ptr, beton.length):
             file.seek(int(start))
             file.write(bytes(int(length)))
+    kept = make(beton.path, cache=cache)  # a new one: the other one made batches of its next epoch already
+    kept.set_epoch(1)
     assert digest(kept) == second
     with pytest.raises(LoaderError, match="its bytes are not those that were written"):
-        digest(plain)
+        digest(make(beton.path))
 
 
 def test_checksums_of_raw_pixels_are_looked_at_once(raw_beton, tmp_path):
@@ -215,6 +217,10 @@ def test_pixels_that_do_not_fit_are_not_kept(beton, monkeypatch):
     assert digest(make(beton.path, cache=cache)) == digest(make(beton.path))
     assert open_cache(beton, rows=[1, 2]).size < needed
     gc.collect()
+    few = open_cache(beton, rows=[1, 2])
+    assert "more than" in open_cache(beton).description  # also where there is memory of a few rows already
+    del few
+    gc.collect()
     assert "less what other images take" in open_cache(beton, rows=[1, 2], beside=needed).description
     assert open_cache(beton, mode="memory").size == needed
     gc.collect()
@@ -253,6 +259,8 @@ def test_what_has_no_use_for_a_cache_gets_none(beton):
 def test_a_cache_of_another_file_is_refused(beton, jpg_beton):
     with pytest.raises(ValueError, match="the cache is not of"):
         make(jpg_beton, cache=open_cache(beton))
+    with pytest.raises(ValueError, match="or not of all rows that are read"):
+        make(beton.path, rows=[3, 4], cache=open_cache(beton, rows=[4, 5]))
 
 
 @kernel
