@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class ImageCache:
     """What is kept of the rows of a beton. Made by `open_cache`.
 
     Attributes:
-        key: of which file, as long as it stays as it is; "" for none.
+        key: of which file, as long as it stays as it is; "" for no file.
         slot: int64 (rows,), where a row's pixels begin in `store`; of size 0 where that is.
         state: uint8 (rows,), NEW, BUSY or READY.
         store: uint8, flat; of size 0 where no pixels are kept.
@@ -62,24 +63,30 @@ class ImageCache:
     description: str = ""
 
     @classmethod
-    def none(cls, rows: int, description: str = "") -> "ImageCache":
+    def none(cls, rows: int, key: str = "", description: str = "") -> "ImageCache":
         """No pixels are kept; only which raw rows have the right checksum."""
         none = np.empty(0, np.uint8)
         no_rows = np.empty(0, np.int64)
-        return cls("", no_rows, np.zeros(rows, np.uint8), none, no_rows, description=description)
+        return cls(key, no_rows, np.zeros(rows, np.uint8), none, no_rows, description=description)
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(slot, state, store), arguments of `render_batch`."""
         return self.slot, self.state, self.store
 
-    def check(self, beton: Beton, rows: np.ndarray) -> None:
-        """Raise ValueError if this is not of `rows` (int64 (n,)) of `beton`: for others no memory was taken."""
-        if self.key and (self.key != cache_key(beton) or not np.isin(rows, self.rows).all()):
-            raise ValueError(
-                f"the cache is not of {beton.path} as it is now, or not of all rows that are read; "
-                f"make one with open_cache for this file and these rows"
-            )
+    def for_rows(self, beton: Beton, rows: np.ndarray) -> "ImageCache":
+        """This cache; one that keeps nothing, with a warning, where the file is another one than when it was opened.
+
+        Raises:
+            ValueError: it is not of all `rows` (int64 (n,)): for the others no memory was taken.
+        """
+        if self.key != cache_key(beton):
+            if self.store.size:
+                warnings.warn(f"the cache is not of {beton.path} as it is now, and is not used", stacklevel=3)
+            return ImageCache.none(len(beton))
+        if self.store.size and not np.isin(rows, self.rows).all():
+            raise ValueError(f"the cache is not of all rows of {beton.path} that are read; open it for these rows")
+        return self
 
 
 def cache_key(beton: Beton) -> str:
@@ -112,7 +119,7 @@ def open_cache(beton: Beton, rows: Any = None, mode: str = "auto", passes: int =
     chosen = np.unique(row_numbers(rows, beton))
     needed = int(sizes[chosen].sum())
     if mode == "none" or passes < 2 or not needed:
-        return ImageCache.none(len(beton))
+        return ImageCache.none(len(beton), cache_key(beton))
     slots = np.cumsum(-(-np.append(len(beton), sizes) // _ALIGNMENT) * _ALIGNMENT)
     key, length = cache_key(beton), int(slots[-1])
     try:
@@ -123,14 +130,14 @@ def open_cache(beton: Beton, rows: Any = None, mode: str = "auto", passes: int =
                 stack.callback(os.close, file)
             refusal = _refusal(needed, os.fstat(file).st_blocks * 512 if file is not None else 0, mode, beside)
             if refusal:
-                return ImageCache.none(len(beton), refusal)
+                return ImageCache.none(len(beton), key, refusal)
             if file is None:
                 file = _create(key, length)
                 stack.callback(os.close, file)
             _take(file, slots, chosen)
             memory = mmap.mmap(file, length)  # it has a descriptor of its own
     except (OSError, ValueError, OverflowError) as error:  # mmap's own errors
-        return ImageCache.none(len(beton), f"JPEGs are decoded in every epoch: no memory is to be had ({error})")
+        return ImageCache.none(len(beton), key, f"JPEGs are decoded in every epoch: no memory is to be had ({error})")
     store = np.frombuffer(memory, np.uint8)  # the mapping, and with it the file, ends with the last array on it
     description = f"JPEGs are decoded once, into {_gigabytes(needed)} of memory"
     if found:

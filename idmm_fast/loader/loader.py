@@ -120,8 +120,9 @@ class MultiCropLoader(Loader):
         self.decoder = MultiCropDecoder(
             self.beton, self.views, augment or Augment(), cutmix, self.seed, self.num_workers, failed
         )
-        self.cache = self.decoder.cache = cache or ImageCache.none(len(self.beton))
-        self.cache.check(self.beton, self.indices)
+        if cache is not None:
+            self.decoder.cache = cache.for_rows(self.beton, self.indices)
+        self.cache = self.decoder.cache
         largest = min(self.batch_size, self.indices.size)
         self.buffers = Buffers(self.decoder.buffer_size(largest), self.batches_ahead + 2)
         self.waited = 0.0  # seconds that consumers spent waiting for a batch
