@@ -12,12 +12,8 @@ from torch import nn
 
 from ..beton import open_beton
 from ..config import ConfigError
-<<<<<<< HEAD
-from ..models import Normalize, create_backbone
-=======
 from ..loader import ImageCache, open_cache
-from ..models import create_backbone
->>>>>>> 78af446 (data.cache: trainings keep decoded JPEGs, evaluations too)
+from ..models import Normalize, create_backbone
 from ..runtime.device import Runtime, resolve_runtime
 from .classes import match_labels
 from .frozen import evaluation_images, extract_both, linear_probe
@@ -74,17 +70,11 @@ class OnlineEvaluation:
         self, backbone: nn.Module, runtime: Runtime, rows: Sequence[np.ndarray | None] = (None, None)
     ) -> dict[str, float]:
         betons = open_beton(self.cfg.data.train), open_beton(self.cfg.data.test)
-<<<<<<< HEAD
         known, model = (betons[0].label, match_labels(*betons)), self.cfg.model
-        normalize = Normalize(True, model.mean, model.std)
-        features, found = extract_both(backbone, evaluation_images(self.cfg, betons, rows=rows), runtime, normalize)
-        labels = [torch.from_numpy(all_labels)[own] for all_labels, own in zip(known, found)]
-=======
-        check_same_classes(*betons)
         images = evaluation_images(self.cfg, betons, rows=rows)
         images = [replace(own, cache=cache) for own, cache in zip(images, self.caches or (None, None))]
-        features, found = extract_both(backbone, images, runtime)
-        labels = [torch.from_numpy(beton.label)[own] for beton, own in zip(betons, found)]
->>>>>>> 78af446 (data.cache: trainings keep decoded JPEGs, evaluations too)
+        normalize = Normalize(True, model.mean, model.std)
+        features, found = extract_both(backbone, images, runtime, normalize)
+        labels = [torch.from_numpy(all_labels)[own] for all_labels, own in zip(known, found)]
         results = knn_accuracy(features[0], labels[0], features[1], labels[1])
         return results | (linear_probe(features, labels) if self.cfg.online_eval.linear else {})

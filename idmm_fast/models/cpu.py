@@ -21,7 +21,7 @@ def choose_layers(module: nn.Module, runtime: Runtime) -> None:
         return
     for layer in list(module.modules()):
         if isinstance(layer, PatchEmbed) and _is_product(layer.proj):
-            layer.proj = PatchProjection(layer.proj)
+            layer.proj = PatchProjection(layer.proj)  # type: ignore[assignment]  # timm names the layer's kind
 
 
 def _is_product(proj: nn.Module) -> bool:

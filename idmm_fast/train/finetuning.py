@@ -101,11 +101,7 @@ class Finetuning(Task):
         self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
         self.description = (
             f"{cfg.model.name} at {size} from {init or 'random weights'}, {self.rows.size} images, "
-<<<<<<< HEAD
-            f"{len(self.label_names)} classes"
-=======
-            f"{self.classes} classes" + (f"; {cache.description}" if cache.description else "")
->>>>>>> 78af446 (data.cache: trainings keep decoded JPEGs, evaluations too)
+            f"{len(self.label_names)} classes" + (f"; {cache.description}" if cache.description else "")
         )
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
