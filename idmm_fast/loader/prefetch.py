@@ -1,12 +1,13 @@
 """FFCV's epoch thread, with what it lacks: errors that reach the consumer, and an end that leaves nothing behind."""
 
+import contextlib
 import os
 import queue
 import sys
 import time
 import weakref
 from collections.abc import Iterator
-from threading import Event, Semaphore, Thread, current_thread
+from threading import Thread, current_thread
 from typing import Any
 
 import numpy as np
@@ -61,12 +62,15 @@ class SafeEpochIterator(EpochIterator):
         self.code, self.nodes, self.metadata = loader.code, tuple(loader.graph.id_to_node), loader.beton.metadata
         self.traversal_order, self.cutmix, self.buffers = loader.traversal_order, loader.decoder.cutmix, loader.buffers
         self.epoch, self.epochs, self.yielded = epoch, loader.epochs, first_step
+        # Unlike semaphores and events, these bear a finalizer that interrupts a thread in the midst of using them.
         self.output_queue: queue.SimpleQueue = queue.SimpleQueue()
-        self.terminate_event = Event()
-        self._room, self._is_between_epochs = Semaphore(loader.batches_ahead + 1), False
+        self._room: queue.SimpleQueue = queue.SimpleQueue()  # an entry for each batch that may be begun
+        for _ in range(loader.batches_ahead + 1):
+            self._room.put(None)
+        self._is_between_epochs, self._is_stopped = False, False
         self._begin, self._process = (order, epoch, first_step), os.getpid()
         self._loader = weakref.ref(loader)
-        self._finalizer = weakref.finalize(loader, self.close)
+        self._finalizer = weakref.finalize(loader, self._stop)
         self.start()
 
     def run(self) -> None:
@@ -74,8 +78,8 @@ class SafeEpochIterator(EpochIterator):
         try:
             while True:
                 for step in range(first_step, len(self.traversal_order)):
-                    self._room.acquire()
-                    if self.terminate_event.is_set():
+                    self._room.get()
+                    if self._is_stopped:
                         return
                     rows, first = self.traversal_order.local_rows(order, step)
                     position = BatchPosition(epoch, step, first, self.buffers.take(), self.cutmix)
@@ -107,7 +111,7 @@ class SafeEpochIterator(EpochIterator):
         """Go on with this epoch, if it is the one whose batches are made ahead, and as they are made; else False."""
         if (
             not self._is_between_epochs
-            or self.terminate_event.is_set()
+            or self._is_stopped
             or self._process != os.getpid()
             or (epoch, first_step, cutmix) != (self.epoch + 1, 0, self.cutmix)
         ):
@@ -116,7 +120,7 @@ class SafeEpochIterator(EpochIterator):
         return True
 
     def __next__(self) -> list[Group]:
-        if self.terminate_event.is_set():
+        if self._is_stopped:
             raise StopIteration
         began = time.perf_counter()
         item = self.output_queue.get()
@@ -138,24 +142,30 @@ class SafeEpochIterator(EpochIterator):
             loader = self._loader()
             if loader is not None:
                 loader.waited += time.perf_counter() - began
-        self._room.release()
+        self._room.put(None)
         self.yielded += 1
         return groups
+
+    def _stop(self) -> None:
+        """Tell the thread to end, drop what it made, and wait for nothing: a finalizer may run in any thread."""
+        self._is_stopped = True
+        if self._process != os.getpid():  # in a forked child there is no thread, and its locks may be taken for ever
+            return
+        self._room.put(None)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self.output_queue.get_nowait()
+                if isinstance(item, PendingBatch):
+                    item.cancel()
 
     def close(self) -> None:
         """Stop the thread and drop what it made; safe to call again."""
         self._finalizer.detach()
-        self.terminate_event.set()
-        if self._process != os.getpid():  # in a forked child there is no thread, and its locks may be taken for ever
-            return
-        self._room.release()
-        if self is not current_thread():
+        self._stop()
+        if self._process == os.getpid() and self is not current_thread():
             self.join()
-        while not self.output_queue.empty():
-            item = self.output_queue.get()
-            if isinstance(item, PendingBatch):
-                item.cancel()
-        self.output_queue.put(None)  # for a consumer that waits in another thread
+            self._stop()  # what it made meanwhile
+            self.output_queue.put(None)  # for a consumer that waits in another thread
 
 
 class EpochHandle:

