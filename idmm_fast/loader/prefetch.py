@@ -167,6 +167,9 @@ class SafeEpochIterator(EpochIterator):
             self._stop()  # what it made meanwhile
             self.output_queue.put(None)  # for a consumer that waits in another thread
 
+    def __del__(self) -> None:
+        """Nothing, where FFCV closes: a running thread holds itself, so this one is over."""
+
 
 class EpochHandle:
     """What a `for` loop holds: when it is left early, by `break` or an exception, the thread behind it ends.
