@@ -65,8 +65,11 @@ def counted_values(schema: Schema, cfg: Config) -> dict[str, Any]:
             default = schema[section][1][key].default
             is_off = not default and value == default
             is_off |= key in off and value == off[key]
-            if f"{section}.{key}" not in NOT_COUNTED and not is_off:
-                counted[f"{section}.{key}"] = value
+            name = f"{section}.{key}"
+            # a pretraining's own weights to begin with are told by nothing else
+            counts = name not in NOT_COUNTED or (name == "model.init" and schema is PRETRAIN)
+            if counts and not is_off:
+                counted[name] = value
     return counted | {"training.amp": str(resolve_runtime(cfg.training, 0).amp)}
 
 
