@@ -3,6 +3,7 @@
 
 python write_datasets.py --ds flowers                    # downloads to data/raw/flowers, writes data/flowers_*.beton
 python write_datasets.py --ds folder --root my_images --name mine --test-share 0.2
+python write_datasets.py --ds folder --root my_images --labels my_images/labels.csv --name mine
 python write_datasets.py --ds sin10k --root imagenet --per-class 10 --seed 0
 python write_datasets.py --ds webdataset --shards 'shards/{000..011}.tar' --name mine
 python write_datasets.py --ds flowers --split-list results/splits/flowers90.txt --name flowers90
@@ -58,6 +59,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {value} is not in {low}..{high}")
     if not 0 <= args.test_share < 1:
         parser.error(f"--test-share {args.test_share:g} is not between 0 and 1")
+    for option, of in (("labels", ("folder",)), ("no_labels", ("webdataset",)), ("label_column", ("folder", "hf"))):
+        if getattr(args, option) and args.ds not in of:
+            parser.error(f"--{option.replace('_', '-')} is for --ds {' and --ds '.join(of)}")
     if args.split_list and (args.subset or args.per_class or args.total or args.test_share):
         parser.error("--split-list names the images; leave out --subset, --per-class, --total and --test-share")
     return args
@@ -98,7 +102,15 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--shards", metavar="PATTERN", help="webdataset: the tar files, e.g. 'dir/{000..011}.tar'")
     group.add_argument("--no-labels", action="store_true", help="webdataset: the shards have no labels")
-    group.add_argument("--label-column", metavar="NAME", help="the column of labels, of hf or --labels")
+    group.add_argument(
+        "--labels",
+        metavar="FILE.csv",
+        help="folder: a table of files and labels, perhaps of splits; also a name that tables have in --root or in the "
+        "folders of its splits. Its columns are found by their names, or named:",
+    )
+    group.add_argument("--file-column", metavar="NAME", help="the column of --labels that names the files")
+    group.add_argument("--label-column", metavar="NAME", help="the column of labels, in --labels or of hf")
+    group.add_argument("--split-column", metavar="NAME", help="the column of --labels that names the splits")
     group.add_argument("--partial", action="store_true", help="take what is there, whatever the official counts")
     group.add_argument(
         "--seed",
@@ -164,7 +176,10 @@ def load(args: argparse.Namespace) -> dict[str, datasets.Split]:
         shards=args.shards,
         name=args.name,
         no_labels="yes" if args.no_labels else None,
+        labels=args.labels,
+        file_column=args.file_column,
         label_column=args.label_column,
+        split_column=args.split_column,
     )
     if args.test_share:
         if "test" in splits and splits["test"].has_labels():

@@ -104,7 +104,8 @@ def load(
         subset: At most so many images of each split; 0 for all.
         per_class: So many training images of each class; 0 for all.
         total: So many training images in all; 0 for all.
-        **options: Of single datasets: shards, no_labels (webdataset), name, label_column (hf).
+        **options: Of single datasets: shards, no_labels (webdataset), name, label_column (hf), labels and its columns
+            (folder).
 
     Returns:
         {"train": Split, "test": Split, ...}

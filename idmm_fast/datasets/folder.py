@@ -4,35 +4,34 @@ A tree without classes, images right under ROOT, makes one split whose images al
 Images right under ROOT/test have no labels (-1). A tree that can be read in two ways is refused.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from .image_files import LeftOut, image_files, natural_order
-from .split import DatasetError, Split
+from .label_table import load_by_table
+from .split import SPLIT_NAMES, DatasetError, Split, split_of
 
-# In lower case, without blanks, hyphens and underscores.
-SPLITS = {
-    "train": ("train", "training", "trn", "trainset", "trainingset"),
-    "val": ("val", "valid", "validation", "dev", "valset", "validset", "validationset", "devset"),
-    "test": ("test", "testing", "tst", "testset", "testingset"),
-}
+OPTIONS = ("labels", "file_column", "label_column", "split_column")
 
 _Parts = tuple[str, ...]  # of a file's path below the folder that is read
 
 
-def split_of(name: str) -> str | None:
-    """Which split a folder of this name holds: train, val or test; None: none."""
-    plain = re.sub("[ _-]", "", name.lower())
-    return next((split for split, names in SPLITS.items() if plain in names), None)
-
-
-def load(root: Path) -> dict[str, Split]:
+def load(
+    root: Path,
+    labels: str | None = None,
+    file_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+) -> dict[str, Split]:
     """The splits of a tree of images.
 
     Args:
         root: ROOT/CLASS/**, ROOT/SPLIT/CLASS/** or images right under ROOT or ROOT/SPLIT.
+        labels: A table of labels; then folders are no classes. Its columns and the rest: see label_table.load_by_table.
+        file_column: See there.
+        label_column: See there.
+        split_column: See there.
 
     Returns:
         Of {"train": Split, "val": Split, "test": Split} those that there are. A validation split alone is the test
@@ -47,27 +46,30 @@ def load(root: Path) -> dict[str, Split]:
             f"{root} is not a folder. "
             f"Name your tree of images with --root DIR: DIR/CLASS/*.jpg or DIR/train/CLASS/*.jpg."
         )
+    if labels:
+        return _with_test(load_by_table(root, labels, file_column, label_column, split_column))
     left_out, remarks = LeftOut(), list[str]()
     depth = len(root.parts)
     files = [path.parts[depth:] for path in image_files(root, left_out)]
     if not files:
-        raise DatasetError(f"No image was found under {root}.{_reasons(left_out)}")
+        raise DatasetError(f"No image was found under {root}.{left_out.sentences()}")
     root, files = _enter(root, files, remarks)
     parts = _divide(root, files, left_out)
-    if "val" in parts and "test" not in parts:
-        remarks.append(f"{parts['val'][0]}/ is the test split, since there is no other")
-        parts["test"] = parts.pop("val")
     splits: dict[str, Split] = {}
     for split, (folder, inside) in parts.items():
         trained = list(splits["train"].classes) if "train" in splits else None
         splits[split] = _split(root / folder, inside, trained, split, remarks)
-    return {name: replace(split, left_out=left_out.listing(), remarks=remarks) for name, split in splits.items()}
+    left = left_out.listing()
+    return _with_test({n: replace(split, left_out=left, remarks=remarks) for n, split in splits.items()})
 
 
-def _reasons(left_out: LeftOut) -> str:
-    """What was left out, as sentences for a message."""
-    listing = left_out.listing()
-    return "".join(f" Left out: {item['count']}, {item['reason']}, first {item['first']}." for item in listing)
+def _with_test(splits: dict[str, Split]) -> dict[str, Split]:
+    """The splits; a validation split is the test split where there is no other."""
+    if "val" not in splits or "test" in splits:
+        return splits
+    splits["test"] = splits.pop("val")
+    remark = "the validation split is the test split, since there is no other"
+    return {name: replace(split, remarks=[*split.remarks, remark]) for name, split in splits.items()}
 
 
 def _enter(root: Path, files: list[_Parts], remarks: list[str]) -> tuple[Path, list[_Parts]]:
@@ -111,7 +113,7 @@ def _divide(root: Path, files: list[_Parts], left_out: LeftOut) -> dict[str, tup
         first = root / name / Path(*folders[name][0][1:])
         left_out.add("images in folders beside those of the splits", first, len(folders[name]))
     left_out.add("images beside the folders of the splits", root / loose[0][0] if loose else "", len(loose))
-    return {split: result[split] for split in SPLITS if split in result}
+    return {split: result[split] for split in SPLIT_NAMES if split in result}
 
 
 def _split(folder: Path, files: list[_Parts], trained: Sequence[str] | None, split: str, remarks: list[str]) -> Split:

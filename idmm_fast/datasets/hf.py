@@ -9,9 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .folder import split_of
 from .image_files import LeftOut, natural_order
-from .split import DatasetError, Split
+from .split import DatasetError, Split, split_of
 
 OPTIONS = ("name", "label_column")
 # Columns of numbers or text that are taken for labels by their names, the first that there is.

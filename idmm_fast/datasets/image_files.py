@@ -48,6 +48,10 @@ class LeftOut:
         """[{"reason", "count", "first"}], as it stands in a sidecar."""
         return [{"reason": reason, "count": n, "first": first} for reason, (n, first) in self.reasons.items()]
 
+    def sentences(self) -> str:
+        """The same for a message, with a blank before."""
+        return "".join(f" Left out: {n}, {reason}, first {first}." for reason, (n, first) in self.reasons.items())
+
 
 def natural_order(name: str) -> list:
     """A key for sorting names as people count: 2 before 10. Names without digits keep their order.

@@ -1,6 +1,7 @@
 """What a dataset is to the rest of the project."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from ..errors import DatasetError
+
+# In lower case, without blanks, hyphens and underscores.
+SPLIT_NAMES = {
+    "train": ("train", "training", "trn", "trainset", "trainingset"),
+    "val": ("val", "valid", "validation", "dev", "valset", "validset", "validationset", "devset"),
+    "test": ("test", "testing", "tst", "testset", "testingset"),
+}
 
 
 class Readable(Protocol):
@@ -162,6 +170,12 @@ class Split:
                 raise DatasetError(f"{total} images were asked for, and there are {len(self)}; ask for fewer.")
             chosen = order[:total]
         return self.choose(sorted(chosen))
+
+
+def split_of(name: str) -> str | None:
+    """Which split a folder of this name holds: train, val or test; None: none."""
+    plain = re.sub("[ _-]", "", name.lower())
+    return next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
 
 
 def with_test_split(splits: Mapping[str, Split], share: float, seed: int) -> dict[str, Split]:
