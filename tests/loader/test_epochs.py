@@ -290,6 +290,8 @@ def test_a_consumer_in_another_thread_is_not_left_waiting(raw_beton):
     consumer = threading.Thread(target=lambda: found.extend(loader))
     consumer.start()
     assert began.wait(20)
+    while loader._iterator is None:  # its thread works before the consumer has it
+        time.sleep(0.01)
     threading.Timer(0.05, go_on.set).start()
     loader.close()
     consumer.join(20)
