@@ -131,7 +131,12 @@ def test_everything_asks_for_these_limits():
     """
     for path in (ROOT / "idmm_fast").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if str(path.relative_to(ROOT / "idmm_fast")) not in ("limits.py", "bench/loader.py", "bench/epochs.py", "bench/machine.py"):
+        if str(path.relative_to(ROOT / "idmm_fast")) not in (
+            "limits.py",
+            "bench/loader.py",
+            "bench/epochs.py",
+            "bench/machine.py",
+        ):
             assert not any(
                 word in text for word in ("sched_getaffinity", "SC_PHYS_PAGES", "cpu_count", "memory.max")
             ), path

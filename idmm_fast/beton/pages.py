@@ -84,8 +84,9 @@ class Pages:
         self.file.seek(first)
         self.file.write(data)
         self.file.truncate()
-        images: Any = self.samples["f0"]
-        for pointers in (images["data_ptr"], self.allocations["ptr"]):
+        samples: Any = self.samples
+        allocations: Any = self.allocations
+        for pointers in (samples["f0"]["data_ptr"], allocations["ptr"]):
             pointers[: self.count] -= np.uint64(back)
         self.page_size, self._first, self.position, self._left = page, first, first + used, page - used
 
