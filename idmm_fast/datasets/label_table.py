@@ -12,10 +12,14 @@ from .image_files import LeftOut, image_files, natural_order
 from .split import DatasetError, Split, split_of
 
 # Names of columns, in lower case and with underscores for blanks and hyphens; the first that there is.
-FILES = ("file", "filename", "file_name", "filepath", "file_path", "path", "image", "images", "img", "image_path")
-FILES += ("image_name", "image_file", "image_id", "imageid", "img_id", "photo", "picture", "name", "id")
-LABELS = ("label", "labels", "class", "classname", "class_name", "category", "target", "species", "breed", "diagnosis")
-LABELS += ("dx", "variety", "type", "class_id", "label_id", "category_id", "y")
+FILES = (
+    *("file", "filename", "file_name", "filepath", "file_path", "path", "image", "images", "img", "image_path"),
+    *("image_name", "image_file", "image_id", "imageid", "img_id", "photo", "picture", "name", "id"),
+)
+LABELS = (
+    *("label", "labels", "class", "classname", "class_name", "category", "target", "species", "breed", "diagnosis"),
+    *("dx", "variety", "type", "class_id", "label_id", "category_id", "y"),
+)
 SPLITS = ("split", "set", "subset", "partition", "dataset", "usage")
 
 
