@@ -2,6 +2,6 @@
 
 __version__ = "0.2.0"  # before the imports, which look at it
 
-from .api import embed, export, finetune, pretrain
+from .api import embed, export, finetune, predict, pretrain
 
-__all__ = ["embed", "export", "finetune", "pretrain"]
+__all__ = ["embed", "export", "finetune", "predict", "pretrain"]

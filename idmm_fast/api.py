@@ -1,21 +1,21 @@
-"""The same work from Python: images in; a pretrained network, its features, or a classifier out.
+"""The same work from Python: images in; a pretrained network, its features, a classifier, or predictions out.
 
 import idmm_fast
 run = idmm_fast.pretrain("my_images/", out="runs/mine")
 features, files = idmm_fast.embed("my_images/", checkpoint=run, out="features.npz")
 result = idmm_fast.finetune("my_images/", out="runs/mine_tuned", init=run)
+rows = idmm_fast.predict("new_images/", checkpoint="runs/mine_tuned", out="predictions.csv")
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .config import ConfigError, find_run_config, make_config
+from .config import ConfigError, make_config
 from .config import finetune as finetune_config
 from .config import pretrain as pretrain_config
 from .convert import convert
@@ -23,9 +23,9 @@ from .files import first_free
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 DEFAULT_MODEL = "deit_tiny_patch16_224"
+TEST_SHARE = 0.2  # of each class, held out by `finetune` where there is no test split
 
 Result = TypeVar("Result")
 
@@ -35,6 +35,7 @@ def pretrain(
     out: str | Path,
     model: str | Mapping[str, Any] = DEFAULT_MODEL,
     epochs: int = 800,
+    init: str | Path | None = None,
     **sections: Mapping[str, Any],
 ) -> Path:
     """Pretrain on images alone.
@@ -48,6 +49,8 @@ def pretrain(
         model: timm's name, or a T2T-ViT's; or all of the section `model`, {"name": ..., "image_size": 64, "options":
             {"depth": 6}}.
         epochs: passes over the data.
+        init: weights to start from, of the same model: a run folder, a checkpoint, a .safetensors file, or timm:NAME;
+            None: random weights.
         sections: other keys of `train_idmm.py --help`, a dict a section: training={"batch_size": 64},
             cutmix={"alpha": 0}.
 
@@ -59,6 +62,7 @@ def pretrain(
     """
     betons = convert(data)
     values = _run_values(betons["train"], betons.get("test"), out, epochs) | _values({"model": _section(model)})
+    values |= {"model.init": str(init) if init else None}
     cfg = make_config(pretrain_config.SCHEMA, values | _values(sections))
 
     def train() -> Path:
@@ -82,9 +86,9 @@ def finetune(
     """Fine-tune with labels. Called again, it resumes, as `pretrain` does.
 
     Args:
-        data: a folder with train/ and test/, or a .beton file.
+        data: a folder, or a .beton file. Where the folder has no test split, a fifth of each class is held out.
         out: the run folder.
-        init: the run folder of a pretraining, a checkpoint or a .safetensors file; None: random weights.
+        init: the run folder of a pretraining, a checkpoint, a .safetensors file, or timm:NAME; None: random weights.
         test: the .beton file to test on, where `data` is one too.
         model: as for `pretrain`; None: the model (name and options) of the run `init`.
         epochs: passes over the data.
@@ -96,9 +100,8 @@ def finetune(
     Raises:
         ConfigError, and whatever else `finetune.py` reports.
     """
-    betons = convert(data)
-    of_init = {key: value for key, value in _model_of(init).items() if key in ("name", "options")} if init else {}
-    known = of_init if init else {"name": DEFAULT_MODEL}
+    betons = convert(data, test_share=0.0 if test else TEST_SHARE)
+    known = _model_of(init) if init else {"name": DEFAULT_MODEL}
     values = _run_values(betons["train"], test or betons.get("test"), out, epochs)
     values |= {"model.init": str(init) if init else None}
     values |= _values({"model": {**known, **_section(model or {})}}) | _values(sections)
@@ -136,23 +139,59 @@ def embed(
     """
     from .beton import open_beton
     from .evaluate import EvaluationImages, extract
-    from .models import load_backbone
+    from .models import load_trained
     from .runtime.device import resolve_runtime
 
     if out and Path(out).suffix not in (".npz", ".csv"):
         raise ConfigError(f"out is a file that ends in .npz or .csv, not {out}")
-    backbone, size = _network(checkpoint, image_size)
-    load_backbone(backbone, checkpoint)
+    trained = load_trained(checkpoint, image_size, features=True)
+    normalize, backbone = trained.network.children()
     beton = open_beton(convert(data)["train"])
     runtime = resolve_runtime(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
-    images = EvaluationImages(beton.path, size, batch_size)
-    features = extract(runtime.to_device(backbone), images, runtime)[0].numpy()
-    listed = Path(beton.path).with_suffix(".txt")
-    converted = Path(data).suffix != ".beton" and listed.exists()
-    files = os.fsdecode(listed.read_bytes()).split("\n")[:-1] if converted else []
+    images = EvaluationImages(beton.path, trained.size, batch_size)
+    features = extract(runtime.to_device(backbone), images, runtime, normalize)[0].numpy()
+    files = _listed_files(beton.path) if Path(data).suffix != ".beton" else []
     if out:
         _write_features(Path(out), features, beton.label, files)
     return features, files
+
+
+def predict(
+    images: str | Path | Sequence[str | Path],
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    topk: int = 5,
+    flip: bool = False,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """The classes of images under a fine-tuned network. Nothing is converted; the pixels are those of evaluation.
+
+    Args:
+        images: files, or folders of them; one, or a list.
+        checkpoint: the run folder of a fine-tuning, or a checkpoint in it.
+        out: a .csv, .json or .parquet file to write.
+        topk: how many classes for each image.
+        flip: whether probabilities are averaged with those of the mirror image.
+        options: device ("auto", "cpu", "cuda"), batch_size, num_workers.
+
+    Returns:
+        For each image {"file", "label", "probability", "top": [(label, probability), ...], "error"}; "label" is the
+        likeliest class. Of an image that can't be read "label" is None, and "error" says why.
+
+    Raises:
+        ConfigError: there is no image, none can be read, or the run has no classifier.
+        ValueError: its weights can't be read.
+    """
+    from .evaluate.predict import PredictOptions, predict_files
+    from .evaluate.prediction_files import as_rows, check_target, write_predictions
+
+    if out:
+        check_target(out)
+    paths = [images] if isinstance(images, str | os.PathLike) else images
+    found = predict_files(checkpoint, paths, PredictOptions(topk, flip, **options))
+    if out:
+        write_predictions(found, out)
+    return list(as_rows(found))
 
 
 def export(checkpoint: str | Path, out: str | Path) -> Path:
@@ -174,17 +213,19 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     """
     import torch
 
+    from .models import load_trained
+
     try:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise ConfigError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
-    network, size, name = _exported_network(checkpoint)
+    trained = load_trained(checkpoint)
     torch.onnx.export(
-        network.eval(),
-        (torch.zeros(2, 3, size, size, dtype=torch.uint8),),
+        trained.network,
+        (torch.zeros(2, 3, trained.size, trained.size, dtype=torch.uint8),),
         str(out),
         input_names=["images"],
-        output_names=[name],
+        output_names=["logits" if trained.label_names else "features"],
         dynamo=True,
         external_data=False,
         dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
@@ -214,12 +255,14 @@ def _run_values(train: Path, test: str | Path | None, out: str | Path, epochs: i
     }
 
 
-def _model_of(run: str | Path) -> dict[str, Any]:
-    """The section `model` of the run that `run`, a run folder or a file in it, belongs to; {} if there is none."""
-    import yaml
+def _model_of(init: str | Path) -> dict[str, Any]:
+    """Name and options of the model that `init` is weights of, as far as it says so."""
+    from .models import model_section, timm_architecture
 
-    found = find_run_config(run)
-    return yaml.safe_load(found.read_text(encoding="utf-8"))["model"] if found else {}
+    architecture = timm_architecture(init)
+    if architecture:
+        return {"name": architecture}
+    return {key: value for key, value in model_section(init).items() if key in ("name", "options")}
 
 
 def _restart_for_other_images(out: str | Path, train: Callable[[], Result]) -> Result:
@@ -237,34 +280,13 @@ def _restart_for_other_images(out: str | Path, train: Callable[[], Result]) -> R
     return train()
 
 
-def _network(checkpoint: str | Path, image_size: int | None = None) -> tuple[torch.nn.Module, int]:
-    """(backbone without its weights, image size) of the run that `checkpoint` belongs to. Raises ConfigError."""
-    from .models import create_backbone
-
-    model = _model_of(checkpoint)
-    if not model:
-        raise ConfigError(
-            f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is"
-        )
-    size = image_size or model["image_size"]
-    return create_backbone(model["name"], size, 0.0, model["options"]), size
-
-
-def _exported_network(checkpoint: str | Path) -> tuple[torch.nn.Module, int, str]:
-    """(network of uint8 images, image size, what its output is called) of a run."""
-    import torch
-
-    from .models import Classifier, Normalize, feature_dim, init_head, load_backbone
-
-    backbone, size = _network(checkpoint)
-    run_config = find_run_config(checkpoint)
-    tuned = run_config.with_name("config.json") if run_config else None
-    if tuned and tuned.is_file():  # a fine-tuning, with its classifier
-        head = init_head(feature_dim(backbone), json.loads(tuned.read_text(encoding="utf-8"))["num_classes"])
-        load_backbone(backbone, checkpoint, head)
-        return Classifier(backbone, head), size, "logits"
-    load_backbone(backbone, checkpoint)
-    return torch.nn.Sequential(Normalize(pretraining=True), backbone), size, "features"
+def _listed_files(beton: Path) -> list[str]:
+    """The file of every row of a converted folder; [] where there is no list."""
+    listed = beton.with_suffix(".txt")
+    if not listed.exists():
+        return []
+    content = listed.read_bytes()
+    return os.fsdecode(content).split("\0" if content.endswith(b"\0") else "\n")[:-1]  # \0: names with line ends
 
 
 def _write_features(out: Path, features: np.ndarray, labels: np.ndarray, files: Sequence[str]) -> None:

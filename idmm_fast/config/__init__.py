@@ -3,7 +3,18 @@
 from ..errors import ConfigError
 from .augment import Augment
 from .command_line import overrides, parse
-from .load import as_dict, check_files, find_run_config, flatten, keys, load_config, load_yaml, make_config, replace
+from .load import (
+    as_dict,
+    check_files,
+    find_run_config,
+    flatten,
+    is_there,
+    keys,
+    load_config,
+    load_yaml,
+    make_config,
+    replace,
+)
 
 __all__ = [
     "Augment",
@@ -12,6 +23,7 @@ __all__ = [
     "check_files",
     "find_run_config",
     "flatten",
+    "is_there",
     "keys",
     "load_config",
     "load_yaml",

@@ -13,7 +13,7 @@ from .batches import EvaluationImages, evaluation_batches, report_skipped
 
 @torch.no_grad()
 def extract(
-    backbone: nn.Module, images: EvaluationImages, runtime: Runtime, normalize: Normalize | None = None
+    backbone: nn.Module, images: EvaluationImages, runtime: Runtime, normalize: nn.Module | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Extract features. The backbone is left in evaluation mode.
 

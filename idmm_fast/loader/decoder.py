@@ -41,7 +41,7 @@ def _slices(batch: int, workers: int) -> list[tuple[int, int]]:
 
 
 @functools.cache
-def _announce_compilation() -> None:
+def announce_compilation() -> None:
     if not is_cached(render_batch):
         print(
             "compiling the loader's kernels; this is done once on a machine and takes about half a minute",
@@ -203,7 +203,7 @@ class MultiCropDecoder(Operation):
             return
         height, width = int(self.beton.height.max()), int(self.beton.width.max())
         decode = bool((self.beton.mode == JPG).any())
-        _announce_compilation()
+        announce_compilation()
         self._process = os.getpid()  # a forked child has none of its parent's threads and makes its own
         self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="idmm-loader")
         self._scratch: queue.SimpleQueue[Scratch] = queue.SimpleQueue()

@@ -273,6 +273,11 @@ class MultiCropLoader(Loader):
         raise NotImplementedError("choose rows with MultiCropLoader(..., rows=...)")
 
 
+def evaluation_views(size: int, interpolation: str = "bicubic") -> list[Views]:
+    """The one view of evaluation: the shorter side resized to size * 256 / 224, the centre cut out."""
+    return [Views(1, size, interpolation=interpolation, resize=round(size * 256 / 224))]
+
+
 def evaluation_loader(
     path: str | Path,
     batch_size: int,
@@ -288,6 +293,6 @@ def evaluation_loader(
 
     Yields a list of one Group for each batch. For the arguments see MultiCropLoader and Views.
     """
-    views = [Views(1, size, interpolation=interpolation, resize=round(size * 256 / 224))]
+    views = evaluation_views(size, interpolation)
     options: dict[str, Any] = {"shuffle": False, "rows": rows, "epochs": 1, "on_error": on_error, "cache": cache}
     return MultiCropLoader(path, batch_size, num_workers, 0, 0, views, Augment.none(), **options)

@@ -41,12 +41,13 @@ def model_section(run: str | Path) -> dict[str, Any]:
     return _config(run).get("model", {})
 
 
-def load_trained(checkpoint: str | Path, image_size: int | None = None) -> TrainedNetwork:
+def load_trained(checkpoint: str | Path, image_size: int | None = None, features: bool = False) -> TrainedNetwork:
     """Load the network of a run.
 
     Args:
         checkpoint: a run folder, or a file in it.
         image_size: side of the input in pixels; None: the run's.
+        features: whether the classifier of a fine-tuning is left out, and images are normalised as in pretraining.
 
     Raises:
         ConfigError: the checkpoint is in no run folder.
@@ -60,7 +61,7 @@ def load_trained(checkpoint: str | Path, image_size: int | None = None) -> Train
     model, training = config["model"], SimpleNamespace(**config["training"])
     size, mean, std = image_size or model["image_size"], model.get("mean"), model.get("std")
     backbone = create_backbone(model["name"], size, 0.0, model["options"])
-    names = _label_names(checkpoint)
+    names = [] if features else _label_names(checkpoint)
     if not names:
         load_backbone(backbone, checkpoint)
         return TrainedNetwork(torch.nn.Sequential(Normalize(True, mean, std), backbone).eval(), size, [], training)

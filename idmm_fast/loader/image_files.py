@@ -1,0 +1,137 @@
+"""Image files as evaluation sees them, without a conversion: the same kernels, so the same pixels to the last bit."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import limits
+from ..beton.encode import encode
+from ..beton.format import RAW
+from ..beton.jpeg import MESSAGES, OK
+from .cache import ImageCache
+from .crops import Augment, crop_table
+from .decoder import announce_compilation
+from .loader import evaluation_views
+from .render import Scratch, render_batch
+
+IMAGES_PER_TASK = 8  # that a thread is given at once
+BATCHES_AHEAD = 2
+
+
+class ImageFiles:
+    """Batches of image files, each resized and cut out at the centre as `evaluation_loader` does it.
+
+    Whatever PIL reads can be given. The pixels are those that a beton of raw pixels would hold, and those of a beton of
+    JPEGs where the file would be stored as it is.
+
+    Args:
+        sources: paths, or whatever else `beton.encode.encode` takes.
+        size: side of the images, pixels.
+        batch_size: images of a batch.
+        num_workers: threads; 0: one a core.
+
+    Attributes:
+        damaged: {number of the source: why it could not be read}, of those seen so far.
+    """
+
+    def __init__(self, sources: Sequence[Any], size: int, batch_size: int = 256, num_workers: int = 0) -> None:
+        self.sources, self.size, self.batch_size = sources, size, batch_size
+        self.damaged: dict[int, str] = {}
+        self._workers = num_workers or limits.cores()
+        self._specs = crop_table(evaluation_views(size), Augment.none())
+        self._local = threading.local()
+
+    def __len__(self) -> int:
+        return -(-len(self.sources) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+        """For each batch: uint8 (B, 3, S, S), and int64 (B,), which of the sources these are. B is perhaps 0."""
+        announce_compilation()
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="idmm-files")
+        ahead: deque[tuple[int, np.ndarray, list[Future]]] = deque()
+        try:
+            for first in range(0, len(self.sources), self.batch_size):
+                ahead.append(self._submit(pool, first))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield self._finish(*ahead.popleft())
+            while ahead:
+                yield self._finish(*ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, first: int) -> tuple[int, np.ndarray, list[Future]]:
+        """Begin the batch whose first source is number `first`."""
+        count = min(self.batch_size, len(self.sources) - first)
+        pixels = np.empty((count, self.size, self.size, 3), np.uint8)
+
+        def work(places: range) -> list[str | None]:
+            return [self._render(self.sources[first + place], pixels[place].reshape(-1)) for place in places]
+
+        parts = [range(k, min(k + IMAGES_PER_TASK, count)) for k in range(0, count, IMAGES_PER_TASK)]
+        return first, pixels, [pool.submit(work, part) for part in parts]
+
+    def _finish(self, first: int, pixels: np.ndarray, parts: list[Future]) -> tuple[torch.Tensor, np.ndarray]:
+        """The batch, without the images that could not be read."""
+        reasons = [reason for part in parts for reason in part.result()]
+        self.damaged |= {first + k: reason for k, reason in enumerate(reasons) if reason is not None}
+        good = np.array([reason is None for reason in reasons])
+        if not good.all():
+            pixels = pixels[good]
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), first + np.flatnonzero(good)
+
+    def _render(self, source: Any, out: np.ndarray) -> str | None:
+        """Write the image to `out`, uint8 (S * S * 3,); in a thread. Returns why it could not be read, or None."""
+        try:
+            image = encode(source, "raw")
+        except Exception as error:  # PIL raises many kinds for damaged files
+            return reason_of(error)
+        code = self._render_pixels(np.frombuffer(image.data, np.uint8), image.height, image.width, out)
+        return None if code == OK else MESSAGES[code]
+
+    def _render_pixels(self, data: np.ndarray, height: int, width: int, out: np.ndarray) -> int:
+        """The one crop of an image, made by the loader's own kernel from a file that holds this image alone."""
+        scratch, one = self._scratch(height, width), np.ones(1, np.int64)
+        _, code = render_batch(
+            0,
+            1,
+            0 * one,
+            data,
+            np.full(1, RAW, np.uint8),
+            height * one,
+            width * one,
+            0 * one,
+            data.size * one,
+            np.empty(0, np.uint64),
+            *ImageCache.none(1).arrays,
+            np.uint64(0),
+            0,
+            self._specs,
+            0 * one,
+            np.zeros((1, 4), np.int64),
+            0 * one,
+            out,
+            scratch.decoder.handle,
+            *scratch.arrays,
+        )
+        return code
+
+    def _scratch(self, height: int, width: int) -> Scratch:
+        """The scratch of this thread, made anew where an image is larger than those before it."""
+        known = getattr(self._local, "shape", (0, 0))
+        if height > known[0] or width > known[1]:
+            height, width = self._local.shape = max(height, known[0]), max(width, known[1])
+            self._local.scratch = Scratch(height, width, self._specs, decode=False)
+        return self._local.scratch
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image can't be read, in a few words on one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason
