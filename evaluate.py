@@ -1,50 +1,7 @@
 #!/usr/bin/env python
-"""Evaluate frozen features: weighted kNN (k 10 and 20), a linear probe, and a picture of nearest neighbours.
+"""Evaluate frozen features: idmm_fast/commands/evaluate.py."""
 
-    python evaluate.py --checkpoint runs/pets_deit_tiny
-    python evaluate.py --checkpoint runs/pets_deit_tiny --data data/dtd_train.beton --test data/dtd_test.beton
-    python evaluate.py --config rn_configs/pets.yaml                     # random weights, to compare with; no picture
-
---checkpoint NAME (a run folder or a checkpoint in it) is short for --model.init=NAME; model and data are those of the
-run's config.yaml unless given. --data and --test are short for --data.train and --data.test. The picture goes to the
-folder --logging.run_dir, by default the run's.
-"""
-
-from collections.abc import Sequence
-from pathlib import Path
-
-from idmm_fast.cli import run
-from idmm_fast.config import check_files, finetune, keys, parse, pretrain
-from idmm_fast.config.evaluate import SCHEMA, run_config
-
-
-def evaluate(argv: Sequence[str]) -> None:
-    """Evaluate as the arguments say, and print the accuracies."""
-    cfg = parse(
-        SCHEMA,
-        [*run_config(argv), *argv],
-        __doc__,
-        aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test"},
-        ignored=[*keys(pretrain.SCHEMA), *keys(finetune.SCHEMA)],
-    )
-    check_files(cfg)
-
-    from idmm_fast.evaluate.frozen import evaluate_frozen  # torch, which takes seconds, only for what is to be run
-
-    result = evaluate_frozen(cfg)
-    skipped = result.pop("images_skipped", 0)
-    print(
-        "  ".join(f"{name} {value:.2f} %" for name, value in result.items())
-        + (f"  ({skipped} images skipped)" if skipped else "")
-    )
-    if cfg.logging.run_dir:
-        print(f"picture: {Path(cfg.logging.run_dir) / 'neighbours.png'}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The script."""
-    run(evaluate, argv)
-
+from idmm_fast.commands.evaluate import main
 
 if __name__ == "__main__":
     main()

@@ -1,43 +1,7 @@
 #!/usr/bin/env python
-"""Pretrain a vision transformer on images alone, with IDMM.
+"""Pretrain a vision transformer on images alone: idmm_fast/commands/pretrain.py."""
 
-python train_idmm.py --config rn_configs/pets.yaml
-python train_idmm.py --config rn_configs/flowers.yaml --training.epochs=100 --logging.run_dir=runs/short
-torchrun --nproc-per-node 2 train_idmm.py --config rn_configs/pets.yaml      # on two GPUs, or two parts of a CPU
-"""
-
-from collections.abc import Sequence
-
-from idmm_fast.cli import run
-from idmm_fast.config import check_files, finetune, keys, parse, pretrain
-
-FILES = ("backbone.safetensors", "metrics.jsonl", "crops.png", "curves.png")
-
-
-def train(argv: Sequence[str]) -> None:
-    """Pretrain as the arguments say, and tell what was written."""
-    cfg = parse(pretrain.SCHEMA, argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)})
-    check_files(cfg)
-
-    from idmm_fast.evaluate.online import OnlineEvaluation  # torch, which takes seconds, only for what is to be run
-    from idmm_fast.runtime.distributed import is_main_process
-    from idmm_fast.train import pretraining
-
-    folder = pretraining.pretrain(cfg, OnlineEvaluation(cfg))
-    if not is_main_process():
-        return
-    if cfg.training.max_steps:
-        print(
-            f"{folder}: dry run of at most {cfg.training.max_steps} steps (training.max_steps); no weights were written"
-        )
-    else:
-        print(f"done: {folder} ({', '.join(name for name in FILES if (folder / name).exists())})")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The script."""
-    run(train, argv)
-
+from idmm_fast.commands.pretrain import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from .load import Schema, Values, flatten_known, keys, load_values, make_config
+from .load import Schema, Values, flatten_known, keys, load_values, make_config, packaged_config
 
 
 def parse(
@@ -18,6 +18,7 @@ def parse(
     aliases: Mapping[str, str] | None = None,
     ignored: Iterable[str] = (),
     others: Mapping[str, Sequence[str]] | None = None,
+    configs: str = "",
 ) -> SimpleNamespace:
     """The configuration that a command line asks for: --config FILE, later files over earlier, and keys over files.
 
@@ -27,6 +28,7 @@ def parse(
         doc: the head of the help, which --help prints before it exits.
         aliases: {short name: "section.key"}.
         ignored: keys of other scripts, which a file may hold.
+        configs: the folder in rn_configs where the files that are named without a path are.
         others: {script: its keys}; a file with a key that only that script has is refused by the script's name.
 
     Raises:
@@ -40,7 +42,7 @@ def parse(
             print(_help(schema, doc or ""))
             sys.exit(0)
         if name in ("config", "config-file", "C"):
-            files |= load_values(value, known, ignored, others)
+            files |= load_values(packaged_config(value, configs), known, ignored, others)
         else:
             given.append(f"--{aliases.get(name, name)}={value}")
     return make_config(schema, files | overrides(known, given))
@@ -85,7 +87,8 @@ def _help(schema: Schema, doc: str) -> str:
     lines = [
         doc.strip(),
         "",
-        "  --config FILE (also --config-file)   a YAML file of the keys below; of several files, later ones win",
+        "  --config FILE (also --config-file)   a YAML file of the keys below, or the name of one in rn_configs/;",
+        "                                       of several files, later ones win",
         "",
     ]
     for section, (description, params) in schema.items():

@@ -20,6 +20,8 @@ from ..errors import ConfigError
 from .sections import Section as SchemaSection
 from .types import Derived
 
+PACKAGED = Path(__file__).parent.parent / "rn_configs"  # in a checkout a link to the folder at the root
+
 Schema = dict[str, SchemaSection]
 Values = dict[str, Any]
 
@@ -155,6 +157,22 @@ def find_run_config(path: str | Path) -> Path | None:
     return next((f / "config.yaml" for f in folders if (f / "config.yaml").is_file()), None)
 
 
+def packaged_config(name: str, folder: str = "") -> str:
+    """The file of a configuration that comes along, where `name` is its name: "pets" is rn_configs/FOLDER/pets.yaml.
+
+    Args:
+        name: a file, which is returned as it is; or a name.
+        folder: where in rn_configs, before rn_configs itself.
+    """
+    if Path(name).exists():
+        return name
+    for below in dict.fromkeys((folder, "")):
+        for found in (PACKAGED / below / name, PACKAGED / below / f"{name}.yaml"):
+            if found.is_file():
+                return str(found)
+    return name
+
+
 def load_values(
     path: str | Path,
     known: Sequence[str],
@@ -179,11 +197,17 @@ def load_values(
     return below | {key: value for key, value in flat.items() if key in known}
 
 
+def _shown(folder: Path) -> str:
+    """The folder as it is named from here, if it is below."""
+    here = Path.cwd() / folder.name
+    return f"{folder.name}/" if here.is_dir() and here.samefile(folder) else f"{folder}/"
+
+
 def _read_tree(path: str | Path, included_by: tuple[str, ...]) -> dict[str, Any]:
     """The content of a YAML file."""
     if not Path(path).exists():
         by = f" (included by {included_by[-1]})" if included_by else ""
-        raise ConfigError(f"{path} does not exist{by}; the configurations that come along are in rn_configs/")
+        raise ConfigError(f"{path} does not exist{by}; the configurations that come along are in {_shown(PACKAGED)}")
     if str(path) in included_by:
         raise ConfigError(f"{path} includes itself, by way of {included_by[-1]}")
     try:

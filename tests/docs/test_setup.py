@@ -252,7 +252,7 @@ def test_the_version_is_the_same_everywhere():
 
 def test_types_come_with_the_package():
     assert (ROOT / "idmm_fast" / "py.typed").exists()
-    assert PYPROJECT["tool"]["setuptools"]["package-data"] == {"idmm_fast": ["py.typed"]}
+    assert PYPROJECT["tool"]["setuptools"]["package-data"] == {"*": ["py.typed", "*.yaml"]}
 
 
 def test_commits_are_checked_by_the_linter_of_the_lock():

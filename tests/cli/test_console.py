@@ -1,0 +1,84 @@
+"""The console command: its verbs, configurations by name, and the wheel that brings them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from idmm_fast.__main__ import VERBS, main
+from idmm_fast.config import finetune, load_yaml, pretrain
+from idmm_fast.config.load import packaged_config
+
+
+def code_of(call, *arguments):
+    with pytest.raises(SystemExit) as end:
+        call([*arguments])
+    return end.value.code
+
+
+def test_verbs_have_help_and_others_are_refused(capsys):
+    main([])
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.count("idmm-fast VERB ...") == 2
+    assert all(f"\n  {verb} " in shown for verb in VERBS)
+    assert "there is no 'train'" in code_of(main, "train")
+    main(["--version"])
+    assert capsys.readouterr().out.startswith("idmm-fast ")
+    for verb in ("pretrain", "finetune", "evaluate", "predict", "embed", "export"):
+        assert not code_of(main, verb, "--help")
+        assert "--" in capsys.readouterr().out
+    assert "nowhere does not exist" in code_of(main, "predict", "--checkpoint=nowhere", "--images=x")
+
+
+def test_configurations_are_found_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for schema, name, folder in (
+        (pretrain, "pets", ""),
+        (finetune, "pets", "finetune"),
+        (pretrain, "methods/dino", ""),
+    ):
+        wanted = ROOT / "rn_configs" / folder / f"{name}.yaml"
+        assert load_yaml(schema.SCHEMA, packaged_config(name, folder)) == load_yaml(schema.SCHEMA, wanted)
+    (tmp_path / "pets").write_text("training: {epochs: 3}")
+    assert packaged_config("pets") == "pets"  # a file that is here goes before
+    for verb in ("pretrain", "finetune"):
+        says = code_of(main, verb, "--config", "flowers", "--data.train=nowhere.beton")
+        assert "data.train: nowhere.beton does not exist" in says
+    assert f"fish does not exist; the configurations that come along are in {ROOT}" in code_of(
+        main, "pretrain", "--config", "fish"
+    )
+
+
+@pytest.mark.integration
+def test_the_wheel_brings_command_and_configurations(tmp_path):
+    """Installed into an empty folder and run from another one, without this checkout on the path."""
+
+    def run(*command, **options):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, **options)
+        return done.returncode, done.stdout + done.stderr
+
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    built = run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT)
+    assert built[0] == 0, built[1]
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = run(*pip, "install", "-q", "--no-deps", "--target", tmp_path / "site", wheel)
+    assert installed[0] == 0, installed[1]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    (tmp_path / "elsewhere").mkdir()
+    for verb in ("pretrain", "finetune"):
+        code, said = run(
+            tmp_path / "site" / "bin" / "idmm-fast",
+            verb,
+            "--config=pets",
+            "--data.train=x.beton",
+            cwd=tmp_path / "elsewhere",
+            env=environment,
+        )
+        assert (code, said[:48]) == (1, "error: data.train: x.beton does not exist; make ")
+    code, said = run(
+        sys.executable, "-P", "-c", "import idmm_fast; print(idmm_fast.__file__)", cwd=ROOT, env=environment
+    )
+    assert said.strip() == str(tmp_path / "site" / "idmm_fast" / "__init__.py")
