@@ -141,6 +141,22 @@ def test_images_without_classes_will_do(folder):
         convert("flat")
 
 
+@pytest.mark.integration
+def test_names_with_line_ends_do_not_shift_the_list(folder):
+    """Nor do names that are not UTF-8: every vector stands beside its own file."""
+    odd = ["first\nline.jpg", "\n.jpg", os.fsdecode(b"caf\xe9.jpg"), "plain.jpg"]
+    Path("odd/a").mkdir(parents=True)
+    for name, file in zip(odd, sorted(Path("my_images").rglob("*.jpg"))):
+        (Path("odd/a") / name).write_bytes(file.read_bytes())
+    run = idmm_fast.pretrain("odd", "run", TINY, epochs=1, training={"compile": False})
+    features, files = idmm_fast.embed("odd", run)
+    assert {Path(file).name for file in files} == set(odd)
+    for vector, file in zip(features, files):
+        (folder / "one" / "x").mkdir(parents=True, exist_ok=True)
+        (folder / "one" / "x" / "y.jpg").write_bytes(Path(file).read_bytes())
+        assert np.allclose(idmm_fast.embed("one", run)[0][0], vector, atol=1e-4)
+
+
 def test_mistakes_are_sentences(folder):
     with pytest.raises(ConfigError, match=r"training\.batchsize"):
         idmm_fast.pretrain("my_images", "run", training={"batchsize": 3})

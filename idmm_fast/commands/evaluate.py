@@ -12,9 +12,11 @@ folder --logging.run_dir, by default the run's.
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..api import TEST_SHARE
 from ..cli import run
 from ..config import check_files, finetune, keys, parse, pretrain
 from ..config.evaluate import SCHEMA, run_config
+from .folders import betons_of_folder
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -25,6 +27,7 @@ def evaluate(argv: Sequence[str]) -> None:
         __doc__,
         aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test"},
         ignored=[*keys(pretrain.SCHEMA), *keys(finetune.SCHEMA)],
+        prepare=lambda values: betons_of_folder(values, TEST_SHARE),
     )
     check_files(cfg)
 

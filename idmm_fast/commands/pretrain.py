@@ -1,21 +1,33 @@
 """Pretrain a vision transformer on images alone, with IDMM.
 
 python train_idmm.py --config rn_configs/pets.yaml
+python train_idmm.py --config rn_configs/own.yaml --data my_images --out runs/mine          # a folder of images
 python train_idmm.py --config rn_configs/flowers.yaml --training.epochs=100 --logging.run_dir=runs/short
 torchrun --nproc-per-node 2 train_idmm.py --config rn_configs/pets.yaml      # on two GPUs, or two parts of a CPU
+
+--data, --out and --init are short for --data.train (a .beton file, or a folder, which is converted once), for
+--logging.run_dir and for --model.init (weights to start from).
 """
 
 from collections.abc import Sequence
 
 from ..cli import run
 from ..config import check_files, finetune, keys, parse, pretrain
+from .folders import betons_of_folder
 
 FILES = ("backbone.safetensors", "metrics.jsonl", "crops.png", "curves.png")
 
 
 def train(argv: Sequence[str]) -> None:
     """Pretrain as the arguments say, and tell what was written."""
-    cfg = parse(pretrain.SCHEMA, argv, __doc__, others={"finetune.py": keys(finetune.SCHEMA)})
+    cfg = parse(
+        pretrain.SCHEMA,
+        argv,
+        __doc__,
+        aliases={"data": "data.train", "out": "logging.run_dir", "init": "model.init"},
+        others={"finetune.py": keys(finetune.SCHEMA)},
+        prepare=betons_of_folder,
+    )
     check_files(cfg)
 
     from ..evaluate.online import OnlineEvaluation  # torch, which takes seconds, only for what is to be run

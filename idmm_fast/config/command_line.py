@@ -1,7 +1,7 @@
 """The command line: --config FILE and --section.key=value, and the help that lists every key."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,7 @@ def parse(
     ignored: Iterable[str] = (),
     others: Mapping[str, Sequence[str]] | None = None,
     configs: str = "",
+    prepare: Callable[[Values], Values] = lambda values: values,
 ) -> SimpleNamespace:
     """The configuration that a command line asks for: --config FILE, later files over earlier, and keys over files.
 
@@ -29,6 +30,7 @@ def parse(
         aliases: {short name: "section.key"}.
         ignored: keys of other scripts, which a file may hold.
         configs: the folder in rn_configs where the files that are named without a path are.
+        prepare: called with all values {"section.key": value} before they are checked, gives those to take.
         others: {script: its keys}; a file with a key that only that script has is refused by the script's name.
 
     Raises:
@@ -45,14 +47,29 @@ def parse(
             files |= load_values(packaged_config(value, configs), known, ignored, others)
         else:
             given.append(f"--{aliases.get(name, name)}={value}")
-    return make_config(schema, files | overrides(known, given))
+    params = {f"{section}.{key}": param for section, (_, group) in schema.items() for key, param in group.items()}
+    readers = {key: param.checker.typed for key, param in params.items() if hasattr(param.checker, "typed")}
+    return make_config(schema, prepare(files | overrides(known, given, readers)))
 
 
-def overrides(known: Sequence[str], argv: Sequence[str]) -> Values:
-    """The values of arguments --section.key=value, of which `known` are the keys. Raises ConfigError."""
+def overrides(
+    known: Sequence[str], argv: Sequence[str], readers: Mapping[str, Callable[[str], Any]] | None = None
+) -> Values:
+    """The values of arguments --section.key=value.
+
+    Args:
+        known: the keys there are.
+        argv: the arguments.
+        readers: {key: what reads a value as it is typed}; values of the other keys are read as YAML.
+
+    Raises:
+        ConfigError: for whatever can't be used.
+    """
     found: Values = {}
     for name, value in _arguments(argv):
-        found |= flatten_known({name: None if value is None else _parse_value(value)}, known, "command line")
+        read = (readers or {}).get(name, _parse_value)
+        given = None if value is None else read(value)
+        found |= flatten_known({name: given}, known, "command line")
     return found
 
 

@@ -9,9 +9,30 @@ from typing import Any
 
 from fastargs.validation import Checker
 
+# How a value is read that was typed on a command line: the attribute `typed` of its type. Values of types without one
+# are YAML: lists, mappings, true and false.
+_NONE = ("", "~", "null")
+
+
+def as_text(typed: str) -> str | None:
+    """The text itself, whatever YAML would make of it: a date, a number with a leading zero, what follows a #."""
+    return None if typed.lower() in _NONE else typed
+
+
+def as_number(typed: str) -> int | float | str | None:
+    """A number, decimal: 010 is ten; what is no number stays text."""
+    for kind in (int, float):
+        try:
+            return kind(typed)
+        except ValueError:
+            continue
+    return as_text(typed)
+
 
 class Int(Checker):
     """A whole number in low..high."""
+
+    typed = staticmethod(as_number)
 
     def __init__(self, low: int, high: int = 2**63 - 1) -> None:
         self.low, self.high = low, high
@@ -39,6 +60,8 @@ class BatchSize(Int):
 
 class Float(Checker):
     """A number in low..high."""
+
+    typed = staticmethod(as_number)
 
     def __init__(self, low: float, high: float = float("inf")) -> None:
         self.low, self.high = low, high
@@ -87,6 +110,8 @@ AUTO = Choice("auto", True, False)
 class Str(Checker):
     """Text."""
 
+    typed = staticmethod(as_text)
+
     def check(self, value: Any) -> str:
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise ValueError
@@ -110,7 +135,8 @@ class Resume(Str):
     """no, auto or a path; YAML reads the bare word no as false."""
 
     def check(self, value: Any) -> str:
-        return "no" if value is False else super().check(value)
+        is_no = value is False or (isinstance(value, str) and value.lower() in ("no", "false", "off"))
+        return "no" if is_no else super().check(value)
 
 
 class Range(Checker):

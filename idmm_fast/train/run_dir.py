@@ -43,7 +43,8 @@ _MAY_CHANGE = {
 }
 # What runs did that were begun before there was such a key.
 BEFORE_THE_KEY: dict[str, dict[str, Any]] = {
-    "training": {"optimizer": "adamw", "minutes": 0.0, "layer_decay": 1.0, "ema": 0.0}
+    "model": {"init": None, "mean": None, "std": None},
+    "training": {"optimizer": "adamw", "minutes": 0.0, "layer_decay": 1.0, "ema": 0.0},
 }
 _ABSENT = "nothing (there was no such key)"
 

@@ -231,3 +231,37 @@ def test_every_default_of_the_help_can_be_typed(schema, capsys):
     assert parse(schema.SCHEMA, [*required, *(t for t in typed if "data.test" not in t)], "doc") == parse(
         schema.SCHEMA, required, "doc"
     )
+
+
+TYPED = {
+    "--data.train=data/set #2.beton": ("data.train", "data/set #2.beton"),
+    "--logging.run_dir=2024-05-01": ("logging.run_dir", "2024-05-01"),
+    "--logging.run_dir=010": ("logging.run_dir", "010"),
+    "--logging.run_dir=12:30": ("logging.run_dir", "12:30"),
+    "--logging.run_dir=on": ("logging.run_dir", "on"),
+    "--logging.run_dir=[a]": ("logging.run_dir", "[a]"),
+    "--model.name={x}: y": ("model.name", "{x}: y"),
+    "--training.resume=1e5": ("training.resume", "1e5"),
+    "--training.resume=no": ("training.resume", "no"),
+    "--training.resume=False": ("training.resume", "no"),
+    "--training.epochs=010": ("training.epochs", 10),
+    "--training.lr=1e-3": ("training.lr", 0.001),
+    "--training.batch_size=auto": ("training.batch_size", "auto"),
+    "--training.compile=off": ("training.compile", False),
+    "--model.options={depth: 2}": ("model.options", {"depth": 2}),
+    "--model.mean=[0.5, 0.5, 0.4]": ("model.mean", [0.5, 0.5, 0.4]),
+}
+
+
+@pytest.mark.parametrize("argument", TYPED)
+def test_what_is_typed_stays_what_it_is(argument):
+    """The type of a key decides how a value is read: text as it stands, numbers decimal, lists and mappings as YAML."""
+    (section, key), wanted = TYPED[argument][0].split("."), TYPED[argument][1]
+    found = getattr(getattr(read(argument), section), key)
+    assert (type(found), found) == (type(wanted), wanted)
+
+
+@pytest.mark.parametrize("value", ["[0.5, 0.5]", "0.5", "[0.5, 0.5, 2]", "abc"])
+def test_a_mean_is_three_numbers(value):
+    with pytest.raises(ConfigError, match=r"model.mean: .* is not \[red, green, blue\]"):
+        read(f"--model.mean={value}")
