@@ -86,7 +86,8 @@ def finetune(
     """Fine-tune with labels. Called again, it resumes, as `pretrain` does.
 
     Args:
-        data: a folder, or a .beton file. Where the folder has no test split, a fifth of each class is held out.
+        data: a folder, or a .beton file. Where the folder has no test split, a fifth of each class is held out. A
+            validation split beside a test split chooses the epoch whose weights are kept.
         out: the run folder.
         init: the run folder of a pretraining, a checkpoint, a .safetensors file, or timm:NAME; None: random weights.
         test: the .beton file to test on, where `data` is one too.
@@ -95,7 +96,7 @@ def finetune(
         sections: other keys of `finetune.py --help`, a dict a section.
 
     Returns:
-        {"top1", "top5", ...}, percent on the test images after the last epoch.
+        {"top1", "top5", ...}, percent on the test images, see train.finetuning.finetune.
 
     Raises:
         ConfigError, and whatever else `finetune.py` reports.
@@ -103,7 +104,7 @@ def finetune(
     betons = convert(data, test_share=0.0 if test else TEST_SHARE)
     known = _model_of(init) if init else {"name": DEFAULT_MODEL}
     values = _run_values(betons["train"], test or betons.get("test"), out, epochs)
-    values |= {"model.init": str(init) if init else None}
+    values |= {"model.init": str(init) if init else None, "data.val": str(betons["val"]) if "val" in betons else None}
     values |= _values({"model": {**known, **_section(model or {})}}) | _values(sections)
     cfg = make_config(finetune_config.SCHEMA, values)
 

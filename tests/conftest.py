@@ -98,7 +98,8 @@ def tiny_beton(tmp_path_factory, compiled_kernels):
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Runs make no pictures: they take most of the time of so small a run, and have tests of their own."""
-    from idmm_fast.train import task
+    from idmm_fast.train import finetuning, task
 
     monkeypatch.setattr(task, "plot_batch", lambda *args: None)
     monkeypatch.setattr(task, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(finetuning, "write_report", lambda *args, **options: None)

@@ -36,6 +36,8 @@ def folder(tmp_path, monkeypatch):
         path = tmp_path / "my_images" / ("test" if k >= 14 else "train") / "ab"[k % 2] / f"{k}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo).save(path)
+    (tmp_path / "new_images").mkdir()
+    Image.fromarray(photographs(1)[0]).save(tmp_path / "new_images" / "new.png")
     return tmp_path
 
 
@@ -49,6 +51,7 @@ def test_the_page_is_run(folder):
     assert re.findall(r"^\w+\.(\w+)\(", last, re.M) == ["export", "export"]
     assert space["features"].shape == (14, 192)
     assert space["result"]["test_images"] == 6
+    assert [row["label"] in "ab" for row in space["rows"]] == [True]
     saved = np.load("features.npz")
     assert np.array_equal(saved["features"], space["features"])
     for file, label in zip(saved["files"], saved["labels"]):

@@ -32,6 +32,7 @@ def evaluate(argv: Sequence[str]) -> None:
     check_files(cfg)
 
     from ..evaluate.frozen import evaluate_frozen  # torch, which takes seconds, only for what is to be run
+    from ..evaluate.tuned import evaluate_classifier
 
     result = evaluate_frozen(cfg)
     skipped = result.pop("images_skipped", 0)
@@ -39,6 +40,12 @@ def evaluate(argv: Sequence[str]) -> None:
         "  ".join(f"{name} {value:.2f} %" for name, value in result.items())
         + (f"  ({skipped} images skipped)" if skipped else "")
     )
+    classifier = evaluate_classifier(cfg)
+    if classifier:
+        keys_shown = ("top1", "top5", "balanced_accuracy", "ece")
+        print("classifier: " + "  ".join(f"{key} {classifier[key]:.2f} %" for key in keys_shown))
+        if classifier["folder"]:
+            print(f"report: {classifier['folder']}/report.md")
     if cfg.logging.run_dir:
         print(f"picture: {Path(cfg.logging.run_dir) / 'neighbours.png'}")
 

@@ -7,6 +7,9 @@
 --init NAME is short for --model.init=NAME: the run folder of a pretraining, a checkpoint, a .safetensors file, or
 timm:NAME. --data and --out are short for --data.train and --logging.run_dir. Where --data is a folder of images, it is
 converted once; where that has no test images, a fifth of each class is held out, which is said.
+--folds N: cross-validation, for small sets. data.train is divided into N parts, each class alike; each part is tested
+by a network that was trained on the others. The mean and its spread are told.
+
 --stages: progressive resizing. The stages of progressive.stages run one after another, each from the end of the one
 before it: 800 epochs at 224 pixels, then 100 at 448. Called again, it resumes where it was stopped.
 """
@@ -18,28 +21,36 @@ import yaml
 
 from ..api import TEST_SHARE
 from ..cli import run
-from ..config import check_files, find_run_config, keys, parse, pretrain
+from ..config import ConfigError, check_files, find_run_config, keys, parse, pretrain
 from ..config import finetune as schema
 from .folders import betons_of_folder
 
 
 def tune(argv: Sequence[str]) -> None:
     """Fine-tune as the arguments say, and tell the accuracy."""
+    folds, rest = _folds(argv)
     cfg = parse(
         schema.SCHEMA,
-        [arg for arg in argv if arg != "--stages"],
+        [arg for arg in rest if arg != "--stages"],
         __doc__,
         aliases={"data": "data.train", "out": "logging.run_dir", "init": "model.init"},
         others={"train_idmm.py": keys(pretrain.SCHEMA)},
         configs="finetune",
-        prepare=lambda values: betons_of_folder(_with_model_of_init(values), TEST_SHARE),
+        prepare=lambda values: _prepared(values, folds),
     )
     check_files(cfg)
 
     from ..runtime.distributed import is_main_process  # torch, which takes seconds, only for what is to be run
     from ..train.finetuning import finetune
+    from ..train.folds import run_folds
     from ..train.stages import run_stages
 
+    if folds:
+        result = run_folds(cfg, folds)
+        if is_main_process():
+            accuracy = f"top-1 {result['top1']:.2f} ± {result['top1_std']:.2f} %"
+            print(f"{cfg.logging.run_dir}: {accuracy} (mean and standard deviation of {folds} folds)")
+        return
     in_stages = "--stages" in argv
     results = run_stages(cfg) if in_stages else [finetune(cfg)]
     if not is_main_process():
@@ -54,14 +65,30 @@ def tune(argv: Sequence[str]) -> None:
             print(f"{folder}: dry run of at most {steps} steps (training.max_steps); no weights were written")
 
 
-def _with_model_of_init(values: dict[str, Any]) -> dict[str, Any]:
-    """Where no model is named, that of the run model.init."""
+def _folds(argv: Sequence[str]) -> tuple[int, list[str]]:
+    """(the number that --folds gives, or 0; the other arguments)."""
+    for k, arg in enumerate(argv):
+        name, eq, value = arg.partition("=")
+        if name == "--folds":
+            used = 1 if eq else 2
+            text = value if eq else "".join(argv[k + 1 : k + 2])
+            if not text.isdecimal() or "--stages" in argv:
+                raise ConfigError("--folds is a number of folds, e.g. --folds 5, and does not go with --stages")
+            return int(text), [*argv[:k], *argv[k + used :]]
+    return 0, list(argv)
+
+
+def _prepared(values: dict[str, Any], folds: int) -> dict[str, Any]:
+    """Values with betons in place of a folder, and, where no model is named, that of the run model.init."""
     init = values.get("model.init")
     run = find_run_config(init) if isinstance(init, str) and "model.name" not in values else None
-    if run is None:
-        return values
-    model = yaml.safe_load(run.read_text(encoding="utf-8"))["model"]
-    return {"model.name": model["name"], "model.options": model["options"]} | values
+    if run is not None:
+        model = yaml.safe_load(run.read_text(encoding="utf-8"))["model"]
+        values = {"model.name": model["name"], "model.options": model["options"]} | values
+    values = betons_of_folder(values, 0.0 if folds else TEST_SHARE, ("train", "test", "val"))
+    if folds and values.get("data.test") is None and "data.train" in values:
+        values = values | {"data.test": values["data.train"]}  # each fold has its own
+    return values
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,16 +1,20 @@
 """A folder of images in place of a .beton file: it is converted once, and kept."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from ..convert import convert
 
 
-def betons_of_folder(values: dict[str, Any], test_share: float = 0.0) -> dict[str, Any]:
-    """Values of a configuration, with .beton files for data.train and data.test where data.train is a folder.
+def betons_of_folder(
+    values: dict[str, Any], test_share: float = 0.0, splits: Container[str] = ("train", "test")
+) -> dict[str, Any]:
+    """Values of a configuration, with .beton files in place of a folder.
 
     Args:
-        values: {"section.key": value}.
+        values: {"section.key": value}; where data.train is a folder, its splits take the place of keys that are not
+            given.
         test_share: of each class, held out where the folder has no test split and data.test is not given.
 
     Raises:
@@ -21,8 +25,6 @@ def betons_of_folder(values: dict[str, Any], test_share: float = 0.0) -> dict[st
         return values
     test = values.get("data.test")
     betons = convert(data, 0.0 if test else test_share)
-    return values | {"data.train": str(betons["train"]), "data.test": test or _text(betons.get("test"))}
-
-
-def _text(path: Path | None) -> str | None:
-    return str(path) if path else None
+    found = {f"data.{split}": str(path) for split, path in betons.items() if split in splits}
+    given = {key: value for key, value in values.items() if value is not None or key not in found}
+    return found | given | {"data.train": found["data.train"]}

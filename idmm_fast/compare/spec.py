@@ -212,6 +212,7 @@ class SweepConfig:
         train, test = betons
         values = {
             "training.evaluate_every": max(1, epochs // 6),
+            "logging.report": False,
             **self._shared_values(FINETUNE, "finetune"),
             "data.test": str(test),
             "model.init": init and str(init),

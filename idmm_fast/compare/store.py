@@ -46,6 +46,7 @@ NOT_COUNTED = {
     "online_eval.linear",
     "progressive.stages",
     "logging.run_dir",
+    "logging.report",
 }
 
 

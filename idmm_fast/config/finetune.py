@@ -16,6 +16,11 @@ SCHEMA: Schema = {
             **sections.data("")[1],
             **sections.CACHE,
             "test": Param(Str(), "FFCV dataset (.beton) whose accuracy is reported", required=True),
+            "val": Param(
+                Str(),
+                "FFCV dataset (.beton) that chooses the epoch whose weights are kept; none: those of the last epoch",
+                default=None,
+            ),
             "per_class": Param(
                 Int(0), "labelled training images of each class, chosen by training.seed; 0: all", default=0
             ),
@@ -64,5 +69,11 @@ SCHEMA: Schema = {
             )
         },
     ),
-    "logging": sections.logging("_finetune"),
+    "logging": (
+        "what is written",
+        {
+            **sections.logging("_finetune")[1],
+            "report": Param(Bool(), "report.md: accuracy by class, confusion, mistakes, calibration", default=True),
+        },
+    ),
 }

@@ -139,7 +139,12 @@ def check_files(cfg: SimpleNamespace) -> None:
     makes = "make it with: python write_datasets.py --ds NAME (see --help)."
     names = "name a run folder, a checkpoint in it, a .safetensors file, or timm's own weights: timm:NAME."
     needs_test = not hasattr(cfg, "online_eval") or cfg.online_eval.every  # pretraining may do without
-    for section, key, advice in (("model", "init", names), ("data", "train", makes), ("data", "test", makes)):
+    for section, key, advice in (
+        ("model", "init", names),
+        ("data", "train", makes),
+        ("data", "test", makes),
+        ("data", "val", makes),
+    ):
         path = getattr(getattr(cfg, section), key, None) if needs_test or key != "test" else None
         if path is not None and not is_there(path):
             raise ConfigError(f"{section}.{key}: {path} does not exist; {advice}")

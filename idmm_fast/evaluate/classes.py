@@ -38,9 +38,28 @@ def match_labels(train: Beton, test: Beton) -> np.ndarray:
             f"{train.path} has one class only, {train.classes[train.label[0]]!r}; evaluation and fine-tuning need two "
             f"classes. Are the folders of the classes one level deeper?"
         )
+    labels, strange = _matched(train, test)
+    if unknown := int((labels >= len(train.classes)).sum()) if strange else 0:
+        tqdm.write(
+            f"{unknown} of {len(test)} images of {test.path} are of classes that {train.path} does not have "
+            f"({_some(strange)}); they can only be wrong"
+        )
+    return labels
+
+
+def class_names(train: Beton, test: Beton) -> list[str]:
+    """The names of all classes, in the order of the numbers that `match_labels` gives."""
+    labels, strange = _matched(train, test)
+    names = [*(train.sidecar.get("classes") or test.sidecar.get("classes") or []), *strange]
+    count = 1 + int(max(train.label.max(), labels.max()))
+    return [*names, *(f"class_{k}" for k in range(len(names), count))][:count]
+
+
+def _matched(train: Beton, test: Beton) -> tuple[np.ndarray, list[str]]:
+    """(the labels of `test` in the numbers of `train`; the classes that only `test` has, numbered after those)."""
     ours, theirs = (beton.sidecar.get("classes") for beton in (train, test))
     if not ours or not theirs or ours == theirs:
-        return test.label
+        return test.label, []
     _refuse_repeated(train, ours)
     _refuse_repeated(test, theirs)
     strange = [name for name in theirs if name not in set(ours)]
@@ -51,21 +70,7 @@ def match_labels(train: Beton, test: Beton) -> np.ndarray:
             f"only in the second. Convert both at once: a folder with train/CLASS and test/CLASS."
         )
     number = {name: k for k, name in enumerate([*ours, *strange])}
-    labels = np.array([number[name] for name in theirs])[test.label]
-    if unknown := int((labels >= len(ours)).sum()):
-        tqdm.write(
-            f"{unknown} of {len(test)} images of {test.path} are of classes that {train.path} does not have "
-            f"({_some(strange)}); they can only be wrong"
-        )
-    return labels
-
-
-def class_names(train: Beton, test: Beton) -> list[str]:
-    """The names of all classes, in the order of the numbers that `match_labels` gives."""
-    ours, theirs = (beton.sidecar.get("classes") or [] for beton in (train, test))
-    names = [*ours, *(name for name in theirs if name not in set(ours))] if ours else list(theirs)
-    count = 1 + int(max(train.label.max(), match_labels(train, test).max()))
-    return [*names, *(f"class_{k}" for k in range(len(names), count))][:count]
+    return np.array([number[name] for name in theirs])[test.label], strange
 
 
 def _refuse_repeated(beton: Beton, names: Sequence[str]) -> None:

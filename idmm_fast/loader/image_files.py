@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import limits
-from ..beton.encode import encode
+from ..beton.encode import read_rgb
 from ..beton.format import RAW
 from ..beton.jpeg import MESSAGES, OK
 from .cache import ImageCache
@@ -32,7 +32,7 @@ class ImageFiles:
     JPEGs where the file would be stored as it is.
 
     Args:
-        sources: paths, or whatever else `beton.encode.encode` takes.
+        sources: paths, or whatever else `beton.encode.read_rgb` takes.
         size: side of the images, pixels.
         batch_size: images of a batch.
         num_workers: threads; 0: one a core.
@@ -89,10 +89,10 @@ class ImageFiles:
     def _render(self, source: Any, out: np.ndarray) -> str | None:
         """Write the image to `out`, uint8 (S * S * 3,); in a thread. Returns why it could not be read, or None."""
         try:
-            image = encode(source, "raw")
+            image = read_rgb(source)
         except Exception as error:  # PIL raises many kinds for damaged files
             return reason_of(error)
-        code = self._render_pixels(np.frombuffer(image.data, np.uint8), image.height, image.width, out)
+        code = self._render_pixels(image.reshape(-1), image.shape[0], image.shape[1], out)
         return None if code == OK else MESSAGES[code]
 
     def _render_pixels(self, data: np.ndarray, height: int, width: int, out: np.ndarray) -> int:

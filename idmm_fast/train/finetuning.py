@@ -17,6 +17,7 @@ from ..config.finetune import SCHEMA
 from ..evaluate import EvaluationImages
 from ..evaluate.accuracy import top_k
 from ..evaluate.classes import class_names, match_labels
+from ..evaluate.classification import classify, write_report
 from ..files import write_json
 from ..loader import ImageCache, MultiCropLoader, Views, open_cache
 from ..loader.cutmix import sample_mixup
@@ -33,6 +34,7 @@ from ..models import (
     timm_config,
 )
 from ..runtime.device import Runtime, resolve_runtime
+from . import checkpoint
 from .batch_size import fix_batch_size
 from .run_dir import RunDir
 from .task import Groups, Task, check_warmup, loader_args, make_augment, train
@@ -47,8 +49,9 @@ def finetune(cfg: SimpleNamespace) -> dict[str, Any]:
 
     Returns:
         {"top1", "top5", ...}: percent on data.test after the last epoch; and "best_top1", the highest of all
-        evaluations, with "best_epoch": data.test chose that one, so it is optimistic. {} after a dry run
-        (training.max_steps).
+        evaluations, with "best_epoch": data.test chose that one, so it is optimistic. With data.val that split chooses
+        the epoch whose weights are kept: "top1" and "top5" are theirs on data.test, "val_top1" is the accuracy they
+        were chosen for. {} after a dry run (training.max_steps).
 
     Raises:
         ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError: see their sentences.
@@ -69,7 +72,12 @@ class Finetuning(Task):
         torch.manual_seed(cfg.training.seed)
         train_beton, test_beton = open_beton(cfg.data.train), open_beton(cfg.data.test)
         self.betons = {"train": train_beton, "test": test_beton}
-        self.test_labels = torch.from_numpy(match_labels(train_beton, test_beton))
+        if cfg.data.val is not None:
+            self.betons["val"] = open_beton(cfg.data.val)
+        self.chosen_by = "val" if "val" in self.betons else "test"  # the split that the best epoch is chosen on
+        self.eval_labels = {
+            split: torch.from_numpy(match_labels(train_beton, self.betons[split])) for split in ("test", self.chosen_by)
+        }
         self.label_names = class_names(train_beton, test_beton)
         cfg = replace(SCHEMA, cfg, resolve_normalization(cfg.model))
         self.rows = choose_rows(train_beton.label, cfg.data.per_class, cfg.training.seed)
@@ -88,19 +96,19 @@ class Finetuning(Task):
         self.loader = _make_loader(cfg, self.rows, cache)
         every, epochs = cfg.training.evaluate_every, cfg.training.epochs
         evaluations = -(-epochs // every) if every else 1
-        self.test_cache = open_cache(test_beton, None, cfg.data.cache, evaluations, beside=cache.size)
+        self.eval_cache = open_cache(self.betons[self.chosen_by], None, cfg.data.cache, evaluations, beside=cache.size)
         if init is not None:
             load_backbone(backbone, init, head if cfg.model.init_head else None)
         elif cfg.model.init_head:
             raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
         self.runtime = resolve_runtime(cfg.training, steps_ahead(cfg.training, len(self.loader)))
         self.model = self.runtime.to_device(Classifier(backbone, head, normalize)).train()
-        self.evaluated_images = len(test_beton)
+        self.evaluated_images = len(self.betons[self.chosen_by])
         self.ema = cfg.training.ema and ModelEmaV3(self.model, decay=cfg.training.ema, use_warmup=True)
         self.average = self.ema.module if self.ema else None
         self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
         self.description = (
-            f"{cfg.model.name} at {size} from {init or 'random weights'}, {self.rows.size} images, "
+            f"{cfg.model.name} at {size} from {init_of(cfg.model)}, {self.rows.size} images, "
             f"{len(self.label_names)} classes" + (f"; {cache.description}" if cache.description else "")
         )
 
@@ -131,44 +139,64 @@ class Finetuning(Task):
         return _step_cost(self.model, self.cfg.model.image_size, self.runtime)
 
     def evaluate(self, epoch: int, last: bool) -> dict[str, float] | None:
-        """Top-1 and top-5 on data.test, every training.evaluate_every epochs and after the last one."""
+        """Top-1 and top-5 on data.val, else data.test, every training.evaluate_every epochs and after the last one."""
         every = self.cfg.training.evaluate_every
         if not last and not (every and (epoch + 1) % every == 0):
             return None
-        cfg = self.cfg
-        images = EvaluationImages(
-            cfg.data.test,
-            cfg.model.image_size,
-            self.loader.batch_size,
-            self.loader.num_workers,
-            on_error=cfg.data.on_error,
-            cache=self.test_cache,
+        return self._accuracy(self.chosen_by)
+
+    def _accuracy(self, split: str) -> dict[str, float]:
+        return top_k(self.average or self.model, self._images(split), self.eval_labels[split], self.runtime)
+
+    def _images(self, split: str) -> EvaluationImages:
+        loader = self.loader
+        return EvaluationImages(
+            self.betons[split].path,
+            self.cfg.model.image_size,
+            loader.batch_size,
+            loader.num_workers,
+            on_error=self.cfg.data.on_error,
+            cache=self.eval_cache if split == self.chosen_by else None,
         )
-        return top_k(self.average or self.model, images, self.test_labels, self.runtime)
 
     def finish(self, run: RunDir) -> dict[str, Any]:
-        """Write model.safetensors, config.json and result.json; return the results, see `finetune`."""
+        """Write model.safetensors, config.json, result.json and the report; return the results, see `finetune`."""
         if self.cfg.training.max_steps:  # a dry run
             return {}
         evaluations, model = run.evaluations(), self.cfg.model
         last, best = evaluations[-1], max(evaluations, key=lambda line: line["top1"])
+        kept: Any = self.average or self.model
+        chosen = {"best_top1": best["top1"], "best_epoch": best["epoch"]}
+        if self.chosen_by == "val":  # what it has chosen is what is kept, and tested once
+            if best["epoch"] != last["epoch"]:
+                state = checkpoint.load(run.checkpoints / "best.pt")
+                kept.load_state_dict(state.get("average") or state["model"])
+            last = self._accuracy("test")
+            chosen = {"val_top1": best["top1"], "best_epoch": best["epoch"], "val_images": len(self.betons["val"])}
         result = {
             "top1": last["top1"],
             "top5": last["top5"],
-            "best_top1": best["top1"],
-            "best_epoch": best["epoch"],
+            **chosen,
             **({"images_skipped": last["images_skipped"]} if "images_skipped" in last else {}),
             "train_images": int(self.rows.size),
             "test_images": len(self.betons["test"]),
             "init": model.init,
         }
         if run.is_main:
-            kept: Any = self.average or self.model
             backbone, head = kept.backbone, kept.head
             save_classifier(backbone, head, run.folder / "model.safetensors")
             write_json(run.folder / "config.json", timm_config(backbone, model, self.label_names))
             write_json(run.folder / "result.json", result)
+            if self.cfg.logging.report:
+                images, title = self._images("test"), f"{run.folder.name}: {model.name} from {init_of(model)}"
+                found = classify(kept, images, self.eval_labels["test"].numpy(), self.label_names, self.runtime)
+                write_report(found, images, run.folder, title, with_curves=True)
         return result
+
+
+def init_of(model: SimpleNamespace) -> str:
+    """What the section `model` starts from, in words."""
+    return model.init or "random weights"
 
 
 def choose_rows(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

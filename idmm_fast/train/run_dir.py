@@ -36,8 +36,8 @@ _MAY_CHANGE = {
         "max_nonfinite_steps",
         "max_steps",
     ),
-    "data": ("train", "test", "num_workers", "on_error", "cache"),
-    "logging": ("run_dir",),
+    "data": ("train", "test", "val", "num_workers", "on_error", "cache"),
+    "logging": ("run_dir", "report"),
     "online_eval": ("every", "linear"),
     "progressive": ("stages",),
 }

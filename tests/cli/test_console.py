@@ -1,8 +1,10 @@
 """The console command: its verbs, configurations by name, and the wheel that brings them."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -31,6 +33,22 @@ def test_verbs_have_help_and_others_are_refused(capsys):
         assert not code_of(main, verb, "--help")
         assert "--" in capsys.readouterr().out
     assert "nowhere does not exist" in code_of(main, "predict", "--checkpoint=nowhere", "--images=x")
+
+
+PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+
+
+def test_commands_of_the_pages_are_understood(capsys):
+    """Every verb exists, and its --help names every option, but for the short ones that it has in words."""
+    found = {match for page in PAGES for match in re.findall(r"^idmm-fast ([a-z]+) (.*)$", page.read_text(), re.M)}
+    assert {verb for verb, _ in found} >= {"pretrain", "finetune", "evaluate", "predict", "embed"}
+    for verb, rest in found:
+        code_of(main, verb, "--help")
+        shown = capsys.readouterr().out
+        for option in re.findall(r"--[a-z][a-z_.-]*", rest):
+            assert option in shown, (verb, option)
+        for name in re.findall(r"--config (\S+)", rest):
+            assert Path(packaged_config(name, "finetune" if verb == "finetune" else "")).is_file(), name
 
 
 def test_configurations_are_found_by_name(tmp_path, monkeypatch, capsys):

@@ -87,7 +87,7 @@ def test_a_target_in_another_folder_is_evaluated_there(sweep_dir):
     ("schema", "free"),
     [
         (PRETRAIN, {"online_eval.every", "online_eval.linear"}),
-        (FINETUNE, {"model.init", "progressive.stages"}),
+        (FINETUNE, {"model.init", "progressive.stages", "logging.report"}),
     ],
 )
 def test_every_key_counts_but_these(schema, free):

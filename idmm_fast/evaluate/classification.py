@@ -1,0 +1,190 @@
+"""How a classifier does, class by class: recall, precision, confusion, calibration; as numbers, pictures and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import nn
+
+from ..files import write_json, write_text
+from ..plots.classification import plot_confusion, plot_mistakes
+from ..runtime.device import Runtime
+from .batches import EvaluationImages, evaluation_batches, report_skipped
+
+BINS = 15  # of the calibration error, as in Guo et al. (arXiv 1706.04599)
+_PICTURE_CLASSES = 60  # a confusion matrix of more classes is no picture
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a classifier says of the images of a file.
+
+    Attributes:
+        rows: int64 (n,), their dataset rows.
+        labels: int64 (n,), their true classes.
+        probabilities: float32 (n, classes).
+        names: of the classes.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    names: Sequence[str]
+
+
+@torch.no_grad()
+def classify(
+    model: nn.Module, images: EvaluationImages, labels: np.ndarray, names: Sequence[str], runtime: Runtime
+) -> Classified:
+    """Classify the images of a file in this process. The model's mode (training or not) is kept.
+
+    Args:
+        model: from uint8 images (B, 3, S, S) to logits (B, classes), on the device of `runtime`.
+        images: which images.
+        labels: int64, by dataset row.
+        names: of the classes.
+        runtime: what the model runs on.
+
+    Raises:
+        LoaderError: an image is damaged and images.on_error is "raise", or all are.
+    """
+    was_training = model.training
+    model.eval()
+    rows, probabilities = [], []
+    loader, batches = evaluation_batches(images, runtime)
+    for pixels, idx in batches:
+        with runtime.autocast():
+            logits = model(pixels)
+        probabilities.append(logits.float().softmax(1).cpu())
+        rows.append(idx.cpu())
+    model.train(was_training)
+    report_skipped(images.path, loader.indices.size - sum(map(len, rows)), loader.indices.size)
+    found = torch.cat(rows).numpy()
+    return Classified(found, labels[found], torch.cat(probabilities).numpy(), names)
+
+
+def measure(found: Classified) -> dict[str, Any]:
+    """The numbers of a report.
+
+    Returns:
+        {"images", "top1", "top5", "balanced_accuracy", "ece"} and "classes": for each class of which there are images
+        {"name", "images", "precision", "recall", "f1", "taken_for"}; the last is the class that it is most often
+        mistaken for, or None. All but counts are percent.
+    """
+    labels, names, classes = found.labels, list(found.names), np.arange(len(found.names))
+    order = np.argsort(-found.probabilities, axis=1, kind="stable")
+    predicted = order[:, 0]
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=classes, average=None, zero_division=0
+    )
+    confusion = confusion_matrix(labels, predicted, labels=classes)
+    wrong = confusion - np.diag(np.diag(confusion))
+    by_class = [
+        {
+            "name": names[k],
+            "images": int(support[k]),
+            "precision": 100 * float(precision[k]),
+            "recall": 100 * float(recall[k]),
+            "f1": 100 * float(f1[k]),
+            "taken_for": names[int(wrong[k].argmax())] if wrong[k].any() else None,
+        }
+        for k in np.flatnonzero(support)
+    ]
+    return {
+        "images": int(labels.size),
+        "top1": 100 * float((predicted == labels).mean()),
+        "top5": 100 * float((order[:, :5] == labels[:, None]).any(1).mean()),
+        "balanced_accuracy": 100 * float(recall[support > 0].mean()),
+        "ece": 100 * expected_calibration_error(found.probabilities, labels),
+        "classes": by_class,
+    }
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean distance of confidence and accuracy, over BINS equal bins of confidence, weighted by their images.
+
+    Args:
+        probabilities: float (n, classes).
+        labels: int64 (n,).
+
+    Returns:
+        0..1; 0: of the images that the model is p sure of, the fraction p is right.
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    gaps = np.bincount(bins, right - confidence, BINS)  # of a bin: images x (accuracy - confidence)
+    return float(np.abs(gaps).sum() / labels.size)
+
+
+def write_report(
+    found: Classified, images: EvaluationImages, folder: str | Path, title: str, with_curves: bool = False
+) -> dict[str, Any]:
+    """Write report.md, report.json, confusion.png and mistakes.png, and return the numbers.
+
+    Args:
+        found: what the classifier said.
+        images: of what.
+        folder: where the files go; it is made.
+        title: the head of the page.
+        with_curves: whether the folder has a curves.png to show.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = measure(found)
+    pictures = {}
+    predicted = found.probabilities.argmax(1)
+    if len(found.names) <= _PICTURE_CLASSES:
+        confusion = confusion_matrix(found.labels, predicted, labels=np.arange(len(found.names)))
+        plot_confusion(confusion, found.names, folder / "confusion.png")
+        pictures["confusion.png"] = "Confusion: a row for each true class, in percent of its images"
+    mistakes = np.flatnonzero(predicted != found.labels)
+    mistakes = mistakes[np.argsort(-found.probabilities[mistakes, predicted[mistakes]], kind="stable")][:24]
+    if mistakes.size:
+        titles = [
+            f"{found.names[predicted[k]]} {100 * found.probabilities[k, predicted[k]]:.0f} %\n"
+            f"is {found.names[found.labels[k]]}"
+            for k in mistakes
+        ]
+        plot_mistakes(images.path, found.rows[mistakes], titles, folder / "mistakes.png", max(images.size, 64))
+        pictures["mistakes.png"] = "The most confident mistakes: what the network says, and what the image is"
+    if with_curves:
+        pictures["curves.png"] = "The training"
+    write_json(folder / "report.json", numbers)
+    write_text(folder / "report.md", _page(numbers, title, pictures))
+    return numbers
+
+
+def _page(numbers: dict[str, Any], title: str, pictures: dict[str, str]) -> str:
+    """The page, in Markdown."""
+    summary = {
+        "top-1": numbers["top1"],
+        "top-5": numbers["top5"],
+        "balanced accuracy (mean recall of the classes)": numbers["balanced_accuracy"],
+        "calibration error (ECE, 15 bins)": numbers["ece"],
+    }
+    lines = [f"# {title}", "", f"{numbers['images']:,} images.", "", "| | % |", "|---|---|"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in summary.items()]
+    lines += ["", "The classes, those found worst first:", ""]
+    lines += [
+        "| class | images | recall, % | precision, % | F1, % | most often taken for |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(numbers["classes"], key=lambda row: row["recall"]):
+        cells = [_cell(row["name"]), f"{row['images']:,}"]
+        cells += [f"{row[key]:.1f}" for key in ("recall", "precision", "f1")]
+        lines.append("| " + " | ".join([*cells, _cell(row["taken_for"] or "")]) + " |")
+    for file, what in pictures.items():
+        lines += ["", f"{what}:", "", f"![{what}]({file})"]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(name: str) -> str:
+    """A name as a cell of a table holds it."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return " ".join(text.replace("|", "\\|").split())
