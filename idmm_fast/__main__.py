@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from . import __version__
 
-# verb: (what it does, as this help says it); its module is commands/VERB.py
-VERBS = {
+# verb: what it does, as this help says it; its module is commands/VERB.py
+_KNOWN = {
     "convert": "images to .beton files, which training reads fast",
     "inspect": "what a folder or a .beton file holds, and what is wrong with it",
     "pretrain": "a network on images alone",
@@ -19,6 +20,7 @@ VERBS = {
     "compare": "methods with each other, over datasets and seeds",
     "benchmark": "loader, loss and step on this machine",
 }
+VERBS = {verb: what for verb, what in _KNOWN.items() if (Path(__file__).parent / "commands" / f"{verb}.py").is_file()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

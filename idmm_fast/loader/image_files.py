@@ -6,14 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from .. import limits
-from ..beton.encode import read_rgb
-from ..beton.format import RAW
+from ..beton.encode import has_its_tables, plain_jpeg, read_rgb
+from ..beton.format import JPG, RAW
 from ..beton.jpeg import MESSAGES, OK
 from .cache import ImageCache
 from .crops import Augment, crop_table
@@ -32,7 +32,7 @@ class ImageFiles:
     JPEGs where the file would be stored as it is.
 
     Args:
-        sources: paths, or whatever else `beton.encode.read_rgb` takes.
+        sources: paths.
         size: side of the images, pixels.
         batch_size: images of a batch.
         num_workers: threads; 0: one a core.
@@ -41,7 +41,7 @@ class ImageFiles:
         damaged: {number of the source: why it could not be read}, of those seen so far.
     """
 
-    def __init__(self, sources: Sequence[Any], size: int, batch_size: int = 256, num_workers: int = 0) -> None:
+    def __init__(self, sources: Sequence[str | Path], size: int, batch_size: int = 256, num_workers: int = 0) -> None:
         self.sources, self.size, self.batch_size = sources, size, batch_size
         self.damaged: dict[int, str] = {}
         self._workers = num_workers or limits.cores()
@@ -86,16 +86,22 @@ class ImageFiles:
             pixels = pixels[good]
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), first + np.flatnonzero(good)
 
-    def _render(self, source: Any, out: np.ndarray) -> str | None:
+    def _render(self, source: str | Path, out: np.ndarray) -> str | None:
         """Write the image to `out`, uint8 (S * S * 3,); in a thread. Returns why it could not be read, or None."""
         try:
-            image = read_rgb(source)
+            data = Path(source).read_bytes()
+            size = plain_jpeg(data)
+            if size and has_its_tables(data):  # the kernel decodes it itself, which spares two copies of the pixels
+                code = self._render_stored(JPG, np.frombuffer(data, np.uint8), size[0], size[1], out)
+                if code == OK:
+                    return None
+            image = read_rgb(data)
         except Exception as error:  # PIL raises many kinds for damaged files
             return reason_of(error)
-        code = self._render_pixels(image.reshape(-1), image.shape[0], image.shape[1], out)
+        code = self._render_stored(RAW, image.reshape(-1), image.shape[0], image.shape[1], out)
         return None if code == OK else MESSAGES[code]
 
-    def _render_pixels(self, data: np.ndarray, height: int, width: int, out: np.ndarray) -> int:
+    def _render_stored(self, mode: int, data: np.ndarray, height: int, width: int, out: np.ndarray) -> int:
         """The one crop of an image, made by the loader's own kernel from a file that holds this image alone."""
         scratch, one = self._scratch(height, width), np.ones(1, np.int64)
         _, code = render_batch(
@@ -103,7 +109,7 @@ class ImageFiles:
             1,
             0 * one,
             data,
-            np.full(1, RAW, np.uint8),
+            np.full(1, mode, np.uint8),
             height * one,
             width * one,
             0 * one,
@@ -127,7 +133,7 @@ class ImageFiles:
         known = getattr(self._local, "shape", (0, 0))
         if height > known[0] or width > known[1]:
             height, width = self._local.shape = max(height, known[0]), max(width, known[1])
-            self._local.scratch = Scratch(height, width, self._specs, decode=False)
+            self._local.scratch = Scratch(height, width, self._specs, decode=True)
         return self._local.scratch
 
 

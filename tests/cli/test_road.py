@@ -1,13 +1,15 @@
-"""From a folder of images to predictions on new ones, with the console command, as a person goes."""
+"""From a folder of images to predictions on new ones: the commands of the README, as a person types them."""
 
 import csv
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import photographs
+from helpers import ROOT, photographs
 from PIL import Image
 
 from idmm_fast.__main__ import main
@@ -17,7 +19,14 @@ TINY = [
     "--model.options={patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}",
     "--model.image_size=32",
 ]
-QUICK = ["--training.compile=false", "--training.batch_size=16", "--training.warmup_epochs=1", "--training.lr=2e-3"]
+QUICK = [
+    "--training.compile=false",
+    "--training.batch_size=16",
+    "--training.epochs=2",
+    "--training.warmup_epochs=1",
+    "--training.lr=2e-3",
+]
+SHORT = {"pretrain": [*TINY, *QUICK], "finetune": [*TINY, *QUICK]}  # what makes the README's commands quick
 TINTS = {"1": (1.0, 0.4, 0.4), "2": (0.4, 1.0, 0.4), "10": (0.4, 0.4, 1.0)}
 
 
@@ -38,30 +47,37 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("compiled_kernels", "without_pictures")
+@pytest.mark.usefixtures("compiled_kernels")
 def test_from_a_folder_to_predictions(folder, capsys):
-    main(["pretrain", "--data", "my_images", "--out", "runs/mine", *TINY, *QUICK, "--training.epochs=2"])
+    Path("new_images").mkdir()
+    Image.open("my_images/1/0.jpg").save("new_images/new.png")
+    said = {}
+    for line in re.findall(r"^idmm-fast (.*)$", (ROOT / "README.md").read_text(), re.M):
+        verb, *arguments = shlex.split(line)
+        main([verb, *arguments, *SHORT.get(verb, [])])
+        said[verb] = "".join(capsys.readouterr())
+    assert list(said) == ["pretrain", "evaluate", "finetune", "predict"]
     assert Path("runs/mine/backbone.safetensors").is_file()
-    capsys.readouterr()
-    tune = ["finetune", "--data", "my_images", "--init", "runs/mine", "--out", "runs/tuned"]
-    main([*tune, "--model.image_size=32", *QUICK, "--training.epochs=2"])  # name and options are the run's
-    said = capsys.readouterr()
-    assert "9 of the 46 training images, 20 % of each class" in said.out + said.err  # with the damaged one
-    result = json.loads(Path("runs/tuned/result.json").read_text())
+    assert "knn20" in said["evaluate"]
+    assert "9 of the 46 training images, 20 % of each class" in said["evaluate"]  # with the damaged one
+    assert "predictions.csv: 1 images predicted" in said["predict"]
+    result = json.loads(Path("runs/mine_finetune/result.json").read_text())
     assert (result["test_images"], result["train_images"]) == (9, 36)
+    report = json.loads(Path("runs/mine_finetune/report.json").read_text())
+    assert [row["name"] for row in report["classes"]] == ["1", "2", "10"]  # as people count
     (listed,) = Path("cache").glob("*/test.txt")
     held_out = listed.read_text().splitlines()
-    main(["predict", "--checkpoint", "runs/tuned", "--images", *held_out, "--out", "predictions.csv"])
+    main(["predict", "--checkpoint", "runs/mine_finetune", "--images", *held_out, "--out", "predictions.csv"])
     with open("predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["label"] for row in rows} <= set(TINTS)
     right = [Path(row["file"]).parent.name == row["label"] for row in rows]
-    assert 100 * np.mean(right) == pytest.approx(result["top1"])
-    main(["predict", "--checkpoint", "runs/tuned", "--images", "my_images", "--out", "all.json"])
+    assert 100 * np.mean(right) == pytest.approx(result["top1"]) == pytest.approx(report["top1"])
+    main(["predict", "--checkpoint", "runs/mine_finetune", "--images", "my_images", "--out", "all.json"])
     everything = json.loads(Path("all.json").read_text())
     assert len(everything["predictions"]) == 45
     assert [os.path.basename(entry["file"]) for entry in everything["damaged"]] == ["broken.jpg"]
-    assert everything["label_names"] == ["1", "2", "10"]  # as people count
+    assert everything["label_names"] == ["1", "2", "10"]
     main(["embed", "--checkpoint", "runs/mine", "--images", "my_images", "--out", "features.npz"])
     features = np.load("features.npz")
     assert features["features"].shape == (45, 32)
