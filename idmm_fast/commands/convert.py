@@ -1,0 +1,278 @@
+"""Convert a dataset to .beton files, once, so that training can read it fast; or look at a file that was converted.
+
+python write_datasets.py --ds flowers                    # downloads to data/raw/flowers, writes data/flowers_*.beton
+python write_datasets.py --ds folder --root my_images --name mine --test-share 0.2
+python write_datasets.py --ds folder --root my_images --labels my_images/labels.csv --name mine
+python write_datasets.py --ds sin10k --root imagenet --per-class 10 --seed 0
+python write_datasets.py --ds webdataset --shards 'shards/{000..011}.tar' --name mine
+python write_datasets.py --ds flowers --split-list results/splits/flowers90.txt --name flowers90
+python write_datasets.py --ds list                       # every dataset, with its size, licence and address
+python write_datasets.py --verify data/flowers_train.beton
+python write_datasets.py --show data/flowers_train.beton
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .. import cli, datasets
+
+# What needs numba or FFCV is imported where it is used, so that --help and a typing error answer at once.
+
+_RANGES = {
+    "max_resolution": (8, 65535),
+    "quality": (1, 100),
+    "workers": (0, 1024),
+    "seed": (0, 2**63 - 1),
+    "subset": (0, 2**31),
+    "per_class": (0, 2**31),
+    "total": (0, 2**31),
+}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options.
+
+    Args:
+        argv: Arguments without the script's name; None for those of the command line.
+
+    Raises:
+        SystemExit: An option is wrong, or --help.
+    """
+    listing = "\n".join(f"  {name:<12} {datasets.describe(name)}" for name in datasets.names())
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=f"datasets:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ds", metavar="NAME", help="which dataset (below), or `list` for a table of them")
+    what.add_argument("--verify", type=Path, metavar="FILE", help="check every byte of a beton and count its classes")
+    what.add_argument("--show", type=Path, metavar="FILE", help="write an image grid of a beton, FILE.png")
+    _add_source_options(parser)
+    _add_target_options(parser)
+    args = parser.parse_args(argv)
+    for name, (low, high) in _RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            parser.error(f"--{name.replace('_', '-')} {value} is not in {low}..{high}")
+    if not 0 <= args.test_share < 1:
+        parser.error(f"--test-share {args.test_share:g} is not between 0 and 1")
+    for option, of in (("labels", ("folder",)), ("no_labels", ("webdataset",)), ("label_column", ("folder", "hf"))):
+        if getattr(args, option) and args.ds not in of:
+            parser.error(f"--{option.replace('_', '-')} is for --ds {' and --ds '.join(of)}")
+    if args.split_list and (args.subset or args.per_class or args.total or args.test_share):
+        parser.error("--split-list names the images; leave out --subset, --per-class, --total and --test-share")
+    return args
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    """The options on what is read."""
+    group = parser.add_argument_group("what is read")
+    group.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="folder of the raw files, as upstream lays them out, or of its archives (default: data/raw/NAME)",
+    )
+    group.add_argument(
+        "--split-list",
+        type=Path,
+        metavar="FILE",
+        help="convert the images that FILE names, with its splits, classes and order of rows: lines "
+        "SPLIT<tab>CLASS<tab>FILE, as in results/splits/*.txt. An image that can't be read stops the conversion",
+    )
+    group.add_argument(
+        "--test-share",
+        type=float,
+        default=0,
+        metavar="F",
+        help="hold out this share of each class, e.g. 0.2, as the test split of a dataset that has none; chosen by a "
+        "hash of the files' names, so that it is the same on every machine",
+    )
+    group.add_argument(
+        "--subset", type=int, default=0, metavar="N", help="at most N images of each split, for a quick look"
+    )
+    group.add_argument(
+        "--per-class", type=int, default=0, metavar="N", help="N training images of each class (sin10k: 10)"
+    )
+    group.add_argument(
+        "--total", type=int, default=0, metavar="N", help="N training images in all (sin10k-total: 10000)"
+    )
+    group.add_argument("--shards", metavar="PATTERN", help="webdataset: the tar files, e.g. 'dir/{000..011}.tar'")
+    group.add_argument("--no-labels", action="store_true", help="webdataset: the shards have no labels")
+    group.add_argument(
+        "--labels",
+        metavar="FILE.csv",
+        help="folder: a table of files and labels, perhaps of splits; also a name that tables have in --root or in the "
+        "folders of its splits. Its columns are found by their names, or named:",
+    )
+    group.add_argument("--file-column", metavar="NAME", help="the column of --labels that names the files")
+    group.add_argument("--label-column", metavar="NAME", help="the column of labels, in --labels or of hf")
+    group.add_argument("--split-column", metavar="NAME", help="the column of --labels that names the splits")
+    group.add_argument("--partial", action="store_true", help="take what is there, whatever the official counts")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the choice of images, and of the order of the rows (default: 0)",
+    )
+
+
+def _add_target_options(parser: argparse.ArgumentParser) -> None:
+    """The options on what is written."""
+    group = parser.add_argument_group("what is written")
+    group.add_argument(
+        "--out", type=Path, default=Path("data"), metavar="DIR", help="where the betons go (default: data)"
+    )
+    group.add_argument(
+        "--name",
+        metavar="NAME",
+        help="first part of the files' names (default: the dataset's name); hf: the repository or folder to load",
+    )
+    group.add_argument(
+        "--mode",
+        choices=("jpg", "raw", "auto"),
+        default="auto",
+        help="store JPEGs, or pixels (twice as fast to read, about 10 times as large); "
+        "auto takes pixels when they fit an eighth of memory (default)",
+    )
+    group.add_argument(
+        "--max-resolution", type=int, metavar="N", help="shrink images whose longer side exceeds N pixels"
+    )
+    group.add_argument(
+        "--quality", type=int, default=90, metavar="N", help="quality of JPEGs that must be encoded anew (default: 90)"
+    )
+    group.add_argument("--workers", type=int, default=0, metavar="N", help="threads (default: one a core)")
+    group.add_argument(
+        "--on-error",
+        choices=("skip", "fail"),
+        default="skip",
+        help="what to do with an image that can't be read (default: skip, and list it)",
+    )
+
+
+def list_datasets() -> None:
+    """Print the table of datasets."""
+    rows = datasets.table()
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def load(args: argparse.Namespace) -> dict[str, datasets.Split]:
+    """The splits that the options ask for. Raises DatasetError."""
+    listing = datasets.read_split_list(args.split_list) if args.split_list else None
+    splits = datasets.load(
+        args.ds,
+        args.root or datasets.raw_folder(args.ds),
+        partial=args.partial or listing is not None,
+        seed=args.seed,
+        subset=args.subset,
+        per_class=args.per_class,
+        total=args.total,
+        shards=args.shards,
+        name=args.name,
+        no_labels="yes" if args.no_labels else None,
+        labels=args.labels,
+        file_column=args.file_column,
+        label_column=args.label_column,
+        split_column=args.split_column,
+    )
+    if args.test_share:
+        if "test" in splits and splits["test"].has_labels():
+            raise datasets.DatasetError(f"{args.ds} has a test split; leave out --test-share.")
+        splits = datasets.with_test_split(splits, args.test_share, args.seed)
+    return datasets.choose_listed(splits, listing) if listing else splits
+
+
+def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
+    """Convert a dataset and say what was written.
+
+    Args:
+        args: The options.
+        stopped: Asked after each image; when it says so, the conversion ends in KeyboardInterrupt.
+
+    Raises:
+        DatasetError, WriteError, Locked, OSError: The message says why and what to do.
+    """
+    splits = load(args)
+    from ..beton import account_lines, open_beton, write_beton
+
+    stem = (args.name or args.ds).rstrip("/").rsplit("/", 1)[-1]
+    skipped, accounts = 0, {}
+    for split, content in splits.items():
+        written = write_beton(
+            args.out / f"{stem}_{split}.beton",
+            content,
+            dataset=args.ds,
+            name=split,
+            mode=args.mode,
+            max_resolution=args.max_resolution,
+            quality=args.quality,
+            workers=args.workers,
+            seed=None if args.split_list else args.seed,  # a list has the order of the rows
+            on_error="fail" if args.split_list else args.on_error,  # and a skipped image would move those after it
+            should_stop=stopped,
+            splits={name: len(each) for name, each in splits.items()},
+        )
+        accounts[split] = written.account
+        if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
+            chosen = written.path.with_suffix(".txt")
+            names = "".join(f"{content.name(i)}\n" for i in range(len(content)))
+            chosen.write_text(names, encoding="utf-8", errors="surrogateescape")
+            print(f"{chosen}: the {len(content)} images that were chosen")
+        size = written.path.stat().st_size / 1e6
+        print(f"{written.path}: {written.count} images, {len(content.classes)} classes, {written.mode}, {size:.1f} MB")
+        if args.split_list:
+            print(f"  fingerprint {open_beton(written.path).fingerprint}")
+        for skip in written.skipped:
+            print(f"  skipped {skip['file']}: {skip['reason']}", file=sys.stderr)
+        skipped += len(written.skipped)
+    print("\n".join(account_lines(accounts, {split: content.classes for split, content in splits.items()})))
+    if skipped:
+        print(f"{skipped} images were skipped; the .json beside each beton lists them.", file=sys.stderr)
+
+
+def run(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
+    """Do what the options ask for."""
+    if args.ds:
+        convert(args, stopped)
+    elif args.verify:
+        from ..beton.verify import verify
+
+        print(verify(args.verify))
+    else:
+        from ..plots.image_grid import plot_image_grid
+
+        print(plot_image_grid(args.show))
+
+
+def write_datasets(argv: Sequence[str]) -> None:
+    """Do what the arguments ask for; a signal ends it, with nothing left under the final name."""
+    args = parse(argv)
+    if args.ds == "list":
+        list_datasets()
+        return
+    if args.ds and args.ds not in datasets.names():
+        sys.exit(f"error: {datasets.unknown(args.ds)}")
+    numbers: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        numbers.append(number)  # the exception may be lost, if it comes while Python tidies up; this is not
+        raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        run(args, lambda: bool(numbers))
+    except KeyboardInterrupt:
+        sys.exit("stopped; nothing was left under the final name")
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The script."""
+    cli.run(write_datasets, argv)
