@@ -9,6 +9,7 @@ rows = idmm_fast.predict("new_images/", checkpoint="runs/mine_tuned", out="predi
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from .config import ConfigError, make_config
 from .config import finetune as finetune_config
 from .config import pretrain as pretrain_config
 from .convert import convert
-from .files import first_free
+from .files import first_free, replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,7 +200,8 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     """Write the network of a run as ONNX, for other programs. Normalisation is inside.
 
     Its input is `images`, uint8 (n, 3, S, S) of levels 0..255, RGB, for any n. Its output is `features` (n, d) of a
-    pretraining, or `logits` (n, classes) of a fine-tuning. Needs `pip install -e '.[onnx]'`.
+    pretraining, or `logits` (n, classes) of a fine-tuning, whose classes are in the metadata, "label_names", as JSON.
+    Needs `pip install -e '.[onnx]'`.
 
     Args:
         checkpoint: a run folder, or a file in it.
@@ -217,21 +219,27 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     from .models import load_trained
 
     try:
+        import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise ConfigError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
     trained = load_trained(checkpoint)
-    torch.onnx.export(
-        trained.network,
-        (torch.zeros(2, 3, trained.size, trained.size, dtype=torch.uint8),),
-        str(out),
-        input_names=["images"],
-        output_names=["logits" if trained.label_names else "features"],
-        dynamo=True,
-        external_data=False,
-        dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
-        verbose=False,
-    )
+    with replacing(out) as draft:
+        torch.onnx.export(
+            trained.network,
+            (torch.zeros(2, 3, trained.size, trained.size, dtype=torch.uint8),),
+            str(draft),
+            input_names=["images"],
+            output_names=["logits" if trained.label_names else "features"],
+            dynamo=True,
+            external_data=False,
+            dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
+            verbose=False,
+        )
+        if trained.label_names:
+            model = onnx.load(str(draft))
+            onnx.helper.set_model_props(model, {"label_names": json.dumps(trained.label_names)})
+            onnx.save(model, str(draft))
     return Path(out)
 
 

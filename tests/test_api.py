@@ -201,4 +201,6 @@ def test_exported_networks_give_the_same_elsewhere(folder, name):
         )
         (found,) = made.run(None, {"images": images.numpy()})
         assert made.get_outputs()[0].name == {"run": "features", "tuned": "logits"}[which]
+        metadata = made.get_modelmeta().custom_metadata_map
+        assert metadata.get("label_names") == {"run": None, "tuned": '["a", "b"]'}[which]
         assert np.allclose(found, wanted[which], atol=1e-4)

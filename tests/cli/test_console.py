@@ -47,7 +47,7 @@ def test_commands_of_the_pages_are_understood(capsys):
         shown = capsys.readouterr().out
         for option in re.findall(r"--[a-z][a-z_.-]*", rest):
             assert option in shown, (verb, option)
-        for name in re.findall(r"--config (\S+)", rest):
+        for name in re.findall(r"--config ([\w/]+)", rest):
             assert Path(packaged_config(name, "finetune" if verb == "finetune" else "")).is_file(), name
 
 
