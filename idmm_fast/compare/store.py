@@ -44,6 +44,7 @@ NOT_COUNTED = {
     "training.max_nonfinite_steps",
     "online_eval.every",
     "online_eval.linear",
+    "online_eval.unlabelled_every",
     "progressive.stages",
     "logging.run_dir",
     "logging.report",

@@ -73,6 +73,11 @@ SCHEMA: Schema = {
         {
             "every": Param(Int(0), "epochs between evaluations, and one at the end; 0: never", default=0),
             "linear": Param(Bool(), "a linear probe too, not only kNN", default=False),
+            "unlabelled_every": Param(
+                Int(0),
+                "epochs between looks at data.train without labels: instance_top1, rankme; 0: never",
+                default=0,
+            ),
         },
     ),
     "training": sections.training(lr=5e-4, epochs=800),

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..beton import open_beton
 from ..config import ConfigError, replace
 from ..config.pretrain import SCHEMA
+from ..evaluate.unlabelled import unlabelled_metrics
 from ..loader import MultiCropLoader, Views, open_cache
 from ..methods import IDMM, METHODS, create_method
 from ..methods.base import Method
@@ -95,16 +96,30 @@ class Pretraining(Task):
         self.model.after_step(progress)
 
     def evaluate(self, epoch: int, last: bool) -> dict[str, float] | None:
-        """The online evaluation, every online_eval.every epochs and after the last one."""
-        every = self.cfg.online_eval.every
-        if self.online_evaluation is None or not every or ((epoch + 1) % every and not last):
+        """The online evaluations that are due: each every so many epochs, and after the last one."""
+        cfg = self.cfg
+        found: dict[str, float] = {}
+
+        def is_due(every: int) -> bool:
+            return every > 0 and (last or (epoch + 1) % every == 0)
+
+        if self.online_evaluation is not None and is_due(cfg.online_eval.every):
+            found |= distributed.broadcast_from_main(
+                lambda: self.online_evaluation(self.model.encoder, self.runtime)  # type: ignore[misc]
+            )
+        if is_due(cfg.online_eval.unlabelled_every):
+            network = nn.Sequential(self.model.normalize, self.model.encoder)
+            look = functools.partial(
+                unlabelled_metrics, network, cfg.data.train, cfg.model.image_size, self.runtime, cfg.data.num_workers
+            )
+            found |= distributed.broadcast_from_main(look)
+        if not found:
             return None
-        found = distributed.broadcast_from_main(
-            lambda: self.online_evaluation(self.model.encoder, self.runtime)  # type: ignore[misc]
-        )
         self.model.train()
         if distributed.rank() == 0:
-            tqdm.write(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.2f} %" for name, value in found.items()))
+            unit = {"rankme": ""}
+            said = "  ".join(f"{name} {value:.2f}{unit.get(name, ' %')}" for name, value in found.items())
+            tqdm.write(f"epoch {epoch + 1}: {said}")
         return found
 
     def finish(self, run: RunDir) -> Path:

@@ -38,7 +38,7 @@ _MAY_CHANGE = {
     ),
     "data": ("train", "test", "val", "num_workers", "on_error", "cache"),
     "logging": ("run_dir", "report"),
-    "online_eval": ("every", "linear"),
+    "online_eval": ("every", "linear", "unlabelled_every"),
     "progressive": ("stages",),
 }
 # What runs did that were begun before there was such a key.

@@ -86,7 +86,7 @@ def test_a_target_in_another_folder_is_evaluated_there(sweep_dir):
 @pytest.mark.parametrize(
     ("schema", "free"),
     [
-        (PRETRAIN, {"online_eval.every", "online_eval.linear"}),
+        (PRETRAIN, {"online_eval.every", "online_eval.linear", "online_eval.unlabelled_every"}),
         (FINETUNE, {"model.init", "progressive.stages", "logging.report"}),
     ],
 )
