@@ -59,7 +59,9 @@ def memory_bytes(root: str | Path = "/") -> float:
 def free_memory(root: str | Path = "/") -> float:
     """How much of that memory can still be taken, in bytes. Cached content of files counts as free."""
     status = dict(line.split(":", 1) for line in _text(Path(root) / "proc/meminfo").splitlines())
-    found: list[float] = [int(status["MemAvailable"].split()[0]) << 10]
+    found: list[float] = [
+        int(status["MemAvailable"].split()[0]) << 10 if "MemAvailable" in status else memory_bytes(root)
+    ]
     for group in _groups("memory", root):
         cached = dict(line.split() for line in _text(group / "memory.stat").splitlines())
         for most, used, key in (

@@ -51,9 +51,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise MemoryError(cache.description)
 
         def make(path: Path, cache: ImageCache | None = None) -> MultiCropLoader:
-            return MultiCropLoader(path, 64, args.workers, rows=rows, cache=cache)
+            return MultiCropLoader(path, 64, args.workers, rows=rows, cache=cache, epochs=_PASSES)
 
         first = make(again, open_cache(open_beton(again), rows, "memory"))
+        first.epochs = 1  # no batch is made ahead while the memory is emptied
 
         def first_epochs() -> None:
             for _ in range(_PASSES):
@@ -101,7 +102,8 @@ def _ratio(rates: dict[str, list[float]], a: str, b: str) -> float:
 
 
 def _read(loader: MultiCropLoader, passes: int = 1) -> None:
-    """All batches of so many epochs."""
+    """All batches of so many epochs, and nothing ahead of them."""
+    loader.set_epoch(0)
     for _ in range(passes):
         for _ in loader:
             pass

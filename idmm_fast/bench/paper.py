@@ -122,10 +122,13 @@ class Recipes:
             raise ConfigError(f"--epochs-scale {args.epochs_scale:g} is not above 0")
         self._out, self._scale = args.out, args.epochs_scale
         known = [*keys(PRETRAIN), *keys(FINETUNE)]
+        given = overrides(known, [f"--{text}" for text in args.override])
+        if "training.minutes" in given:
+            raise ConfigError("--override training.minutes: the schedule is the paper's, in epochs; use --epochs-scale")
         self._given = {
             "model.name": args.model,
             "model.options": args.options,
-            **overrides(known, [f"--{text}" for text in args.override]),
+            **given,
             "data.train": str(args.train),
             "data.test": str(args.test),
             "training.resume": "auto",
@@ -142,6 +145,7 @@ class Recipes:
         cfg = make_config(schema, values | {"logging.run_dir": str(self._out / name)})
         changes = self._scaled(cfg.training.epochs, cfg.training.warmup_epochs)
         if schema is FINETUNE:
+            changes["logging.report"] = False  # pictures are no part of the schedule's minutes
             changes["progressive.stages"] = [
                 stage | self._scaled(stage.get("training.epochs", cfg.training.epochs), cfg.training.warmup_epochs)
                 for stage in cfg.progressive.stages

@@ -79,8 +79,9 @@ def _schedule(lr: float, epochs: int) -> dict[str, Param]:
     return {
         "epochs": Param(Int(1), "passes over the data", default=epochs),
         "minutes": Param(
-            Float(0),
-            "train for so long, evaluations and checkpoints included, and not for training.epochs; 0: by epochs",
+            Float(0, 1e7),
+            "train for so long, evaluations and checkpoints included, and not for training.epochs; 0: by epochs. "
+            "Start, and the report of a fine-tuning, come on top; --stages and --folds take it for each training",
             default=0.0,
         ),
         "batch_size": Param(

@@ -52,7 +52,8 @@ class OnlineEvaluation:
         labels = [beton.label for beton in betons]
         if self.cfg.online_eval.linear and (labels[0] == labels[0][0]).all():
             raise ConfigError(f"online_eval.linear needs images of two classes; those of {data.train} are all of one")
-        evaluations = -(-self.cfg.training.epochs // self.cfg.online_eval.every)
+        minutes, epochs = self.cfg.training.minutes, self.cfg.training.epochs
+        evaluations = 2 if minutes else -(-epochs // self.cfg.online_eval.every)
         train = open_cache(betons[0], None, data.cache, evaluations)  # that of the training, where it has one
         self.caches = train, open_cache(betons[1], None, data.cache, evaluations, beside=train.size)
         # The first 8, and the first image of another class.

@@ -115,6 +115,9 @@ def open_cache(beton: Beton, rows: Any = None, mode: str = "auto", passes: int =
     """
     if mode not in MODES:
         raise ValueError(f"the mode of a cache is one of {', '.join(MODES)}, not '{mode}'")
+    if sys.platform != "linux":
+        none = "" if mode == "none" else "JPEGs are decoded in every epoch: they are kept on Linux only"
+        return ImageCache.none(len(beton), cache_key(beton), none)
     sizes = beton.height * beton.width * 3 * (beton.mode == JPG)
     chosen = np.unique(row_numbers(rows, beton))
     needed = int(sizes[chosen].sum())
@@ -128,7 +131,9 @@ def open_cache(beton: Beton, rows: Any = None, mode: str = "auto", passes: int =
             found = file is not None
             if file is not None:
                 stack.callback(os.close, file)
-            refusal = _refusal(needed, os.fstat(file).st_blocks * 512 if file is not None else 0, mode, beside)
+            # Which rows have memory already is not told: so many bytes surely are of these rows.
+            taken = os.fstat(file).st_blocks * 512 + needed - length if file is not None else 0
+            refusal = _refusal(needed, max(0, taken), mode, beside)
             if refusal:
                 return ImageCache.none(len(beton), key, refusal)
             if file is None:

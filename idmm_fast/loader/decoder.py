@@ -5,6 +5,7 @@ which two can't always live at once. The kernels are compiled once and cached, s
 Python, hands slices of the batch to threads that run without the GIL, and checks what they return.
 """
 
+import concurrent.futures.thread
 import functools
 import os
 import queue
@@ -97,6 +98,8 @@ class PendingBatch:
 
     def _run(self) -> None:
         while True:
+            if getattr(concurrent.futures.thread, "_shutdown", False):  # the program ends, and waits for this thread
+                self.cancel()
             try:
                 first, last = self._slices.popleft()
             except IndexError:

@@ -132,8 +132,9 @@ class ImageFiles:
         """The scratch of this thread, made anew where an image is larger than those before it."""
         known = getattr(self._local, "shape", (0, 0))
         if height > known[0] or width > known[1]:
-            height, width = self._local.shape = max(height, known[0]), max(width, known[1])
-            self._local.scratch = Scratch(height, width, self._specs, decode=True)
+            height, width = max(height, known[0]), max(width, known[1])
+            self._local.scratch = Scratch(height, width, self._specs, decode=True)  # may raise MemoryError
+            self._local.shape = height, width
         return self._local.scratch
 
 

@@ -1,7 +1,6 @@
 """MultiCropLoader: FFCV's Loader with the multi-crop and CutMix decoder inside."""
 
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +133,6 @@ class MultiCropLoader(Loader):
             self.indices, self.seed, shuffle, drop_last, self.batch_size, self.rank, self.world_size, cutmix.chunk or 1
         )
         self._set_up_ffcv()
-        weakref.finalize(self, self.decoder.close)
 
     def _check(self, cutmix: CutMixSpec, on_error: str) -> None:
         """Raise ValueError for arguments that are out of their bounds."""

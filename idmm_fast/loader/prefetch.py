@@ -122,6 +122,8 @@ class SafeEpochIterator(EpochIterator):
     def __next__(self) -> list[Group]:
         if self._is_stopped:
             raise StopIteration
+        if self._process != os.getpid():
+            raise RuntimeError("a forked process can't go on with an iteration of its parent; begin a new one")
         began = time.perf_counter()
         item = self.output_queue.get()
         try:

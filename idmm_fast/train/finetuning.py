@@ -92,9 +92,11 @@ class Finetuning(Task):
             return model, runtime, *_step_cost(model, size, runtime)
 
         self.cfg = cfg = fix_batch_size(SCHEMA, cfg, dry_run)
-        cache = open_cache(train_beton, self.rows, cfg.data.cache, cfg.training.epochs)
-        self.loader = _make_loader(cfg, self.rows, cache)
         every, epochs = cfg.training.evaluate_every, cfg.training.epochs
+        if cfg.training.minutes:  # how many is not known yet
+            epochs = max(2, 2 * every)
+        cache = open_cache(train_beton, self.rows, cfg.data.cache, epochs)
+        self.loader = _make_loader(cfg, self.rows, cache)
         evaluations = -(-epochs // every) if every else 1
         self.eval_cache = open_cache(self.betons[self.chosen_by], None, cfg.data.cache, evaluations, beside=cache.size)
         if init is not None:
@@ -171,6 +173,7 @@ class Finetuning(Task):
             if best["epoch"] != last["epoch"]:
                 state = checkpoint.load(run.checkpoints / "best.pt")
                 kept.load_state_dict(state.get("average") or state["model"])
+                best = {"epoch": state["epoch"], "top1": state["top1"]}
             last = self._accuracy("test")
             chosen = {"val_top1": best["top1"], "best_epoch": best["epoch"], "val_images": len(self.betons["val"])}
         result = {

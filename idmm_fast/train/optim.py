@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.models import group_parameters
+from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from ..config import ConfigError
@@ -71,8 +71,10 @@ def _layer_scales(backbone: nn.Module, decay: float) -> dict[int, float]:
             f"training.layer_decay: a {type(backbone).__name__} does not tell its layers; set it to 1, or use another "
             f"model.name"
         )
-    layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
-    depth = max(layers.values()) + 1
+    # timm's own networks end with a head, and what has no layer of its own counts with it.
+    named: list[tuple[str, Any]] = [*backbone.named_parameters(), ("head.weight", None)]
+    layers = group_with_matcher(iter(named), backbone.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    depth = layers["head.weight"]
     return {id(p): decay ** (depth - layers[name]) for name, p in backbone.named_parameters()}
 
 

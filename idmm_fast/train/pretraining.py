@@ -73,6 +73,7 @@ class Pretraining(Task):
         if online_evaluation is not None and cfg.online_eval.every:
             online_evaluation.cfg = cfg
             distributed.broadcast_from_main(online_evaluation.check)  # the only process that will evaluate
+            self.evaluated_images = len(beton) + len(open_beton(cfg.data.test))
         self.description = (
             f"{cfg.model.name} at {cfg.model.image_size}{_origin(cfg)}, {len(self.loader.indices)} images, "
             f"{sum(v.count for v in self.loader.views)} crops each; {_describe(cfg, self.model, len(beton))}"
@@ -146,7 +147,7 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
             f"process (training.batch_size {cfg.training.batch_size}, processes: {args['world_size']})"
         )
     make: Callable[..., MultiCropLoader] = MultiCropLoader
-    passes = cfg.training.epochs
+    passes = 2 if cfg.training.minutes else cfg.training.epochs
     if cfg.data.augment_on == "device":
         from ..loader.gpu import DeviceLoader
 

@@ -182,7 +182,13 @@ class RunDir:
                     )
 
     def _check_same_images(self, betons: dict[str, Beton]) -> None:
-        for split, was in self.state.get("data", {}).items():
+        known = self.state.get("data", {})
+        if known and ("val" in known) != ("val" in betons):
+            raise ConfigError(
+                f"{self.folder} was started {'with' if 'val' in known else 'without'} data.val; a run resumes as it "
+                f"started. Use another --logging.run_dir for another run."
+            )
+        for split, was in known.items():
             if self._fingerprints.get(split, was) != was:
                 raise OtherImages(
                     f"{self.folder} was started with other images or labels than those of {betons[split].path} "

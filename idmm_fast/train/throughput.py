@@ -90,7 +90,7 @@ def loader_hints(loader: MultiCropLoader) -> str:
     bilinear = all(view.interpolation == "bilinear" for view in loader.views)  # the GPU's crops are
     if torch.cuda.is_available() and bilinear and not hasattr(loader, "device"):
         hints.append("augment on the GPU (--data.augment_on=device)")
-    if (loader.beton.mode != RAW).any():
+    if (loader.beton.mode != RAW).any() and not loader.cache.store.size:
         hints.append("store pixels instead of JPEGs (write_datasets.py --mode raw)")
     longer = int(np.median(np.maximum(loader.beton.width, loader.beton.height)))
     largest = max(view.size for view in loader.views)

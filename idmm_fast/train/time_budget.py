@@ -67,7 +67,8 @@ class TimeBudget:
         """Whether `estimate` is to be called after `step` steps; the same in all processes."""
         if step == self._first + 1:
             self._marks = [(step, self.used() - self._aside)]
-        return step >= self._next and self.steps - step > _SETTLED * self.steps
+        # What was estimated after few steps is not final: they may have been slow ones.
+        return step >= self._next and self.steps - step > min(_SETTLED * self.steps, step - self._first)
 
     def estimate(self, step: int) -> tuple[int, float]:
         """(steps that fit into the time, seconds of a step), after `step` steps."""

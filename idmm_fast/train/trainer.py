@@ -94,10 +94,10 @@ class Trainer:
             try:
                 consensus = distributed.Consensus()
                 is_whole = self.step % self.steps_per_epoch == 0 or self.step == self.steps
-                if self.step and is_whole and not self.run.is_evaluated():  # stopped before that evaluation
-                    self._evaluate((self.step - 1) // self.steps_per_epoch)
                 if self.budget is not None:
                     self.budget.start(self.step)
+                if self.step and is_whole and not self.run.is_evaluated():  # stopped before that evaluation
+                    self._evaluate((self.step - 1) // self.steps_per_epoch)
                 while self.step < self.steps:
                     if not self._train_epoch(self.step // self.steps_per_epoch, signals, consensus):
                         return

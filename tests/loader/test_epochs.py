@@ -204,7 +204,9 @@ def test_a_dropped_loader_ends_the_thread_that_went_on(raw_beton):
     try:
         del loader
         assert gone() is None
-        time.sleep(0.2)
+        until = time.monotonic() + 10
+        while threading.active_count() > before and time.monotonic() < until:
+            time.sleep(0.05)
         assert threading.active_count() <= before
     finally:
         gc.enable()

@@ -40,9 +40,9 @@ def test_finetuning_with_and_without_a_cache_has_the_same_curve_and_accuracies(j
         cfg = tiny_config(path, tmp_path / mode, FINETUNE, training__epochs=3, **keys)
         task = finetuning.Finetuning(cfg)
         assert np.unique(task.loader.cache.state).tolist() == [0]  # nothing is decoded before it is needed
-        assert bool(task.test_cache.store.size) == (mode == "memory")
+        assert bool(task.eval_cache.store.size) == (mode == "memory")
         found[mode] = finetuning.finetune(cfg), read_losses(tmp_path / mode).tolist()
-        assert (task.test_cache.state == READY).all() == (mode == "memory")  # the training found its memory
+        assert (task.eval_cache.state == READY).all() == (mode == "memory")  # the training found its memory
     assert found["memory"] == found["none"]
 
 

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers import FINETUNE, TINY_VIT, read_losses, tiny_config
 from timm.optim import param_groups_layer_decay
+from torch import nn
 
 from idmm_fast.config import ConfigError
 from idmm_fast.methods import IDMM
@@ -140,6 +142,20 @@ def test_layers_learn_at_the_rates_of_timms_layer_decay(tiny_beton, tmp_path, op
             assert mine[id(p)]["scale"] == group["lr_scale"]
             assert mine[id(p)]["decays"] == group["weight_decay"]
     assert {group["scale"] for group in mine.values()} == {1.0, 0.5, 0.25, 0.125}  # head, two blocks, embeddings
+
+
+def test_layers_between_the_blocks_and_the_classifier_learn_at_timms_rates(tiny_beton, tmp_path):
+    training = tiny_config(tiny_beton, tmp_path, FINETUNE, training__layer_decay=0.5).training
+    theirs = timm.create_model("convnext_atto", num_classes=4, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
+    rates = {
+        id(p): group["lr_scale"]
+        for group in param_groups_layer_decay(theirs, weight_decay=1.0, layer_decay=0.5)
+        for p in group["params"]
+    }
+    head, theirs.head.fc = theirs.head.fc, nn.Identity()
+    optimizers = make_optimizers(Classifier(theirs, head), training)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    assert {id(p): group["scale"] for group in groups for p in group["params"]} == rates
 
 
 def test_muon_takes_each_layers_rate(training):

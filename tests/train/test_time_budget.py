@@ -64,10 +64,11 @@ def test_the_last_evaluation_is_left_time_for_though_none_was_timed(clock):
     assert clock.now == pytest.approx(570, rel=0.01)
 
 
-def test_time_in_which_a_run_was_stopped_does_not_count(clock):
+@pytest.mark.parametrize("seconds", [0.1, 4.0])  # of the first steps after the stop: a cold disk
+def test_time_in_which_a_run_was_stopped_does_not_count(clock, seconds):
     first = TimeBudget(10)
     first.start(0)
-    for step in range(1, 2001):
+    for step in range(1, 3001):
         clock.now += 0.1
         if first.is_due(step):
             first.plan(step, *first.estimate(step))
@@ -76,8 +77,8 @@ def test_time_in_which_a_run_was_stopped_does_not_count(clock):
     second = TimeBudget(10)
     second.load_state_dict(state)
     began = clock.now
-    run(second, clock, RATES["steady"], step=2000)
-    assert clock.now - began == pytest.approx(400, rel=0.02)
+    run(second, clock, lambda step: seconds if step < 3004 else 0.1, step=3000)
+    assert clock.now - began == pytest.approx(300, rel=0.02)
 
 
 @pytest.fixture
