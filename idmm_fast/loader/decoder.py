@@ -275,6 +275,12 @@ class MultiCropDecoder(Operation):
         finally:
             self._scratch.put(scratch)
 
+    def abandon(self) -> None:
+        """Tell the threads to end, and take no lock, as the pool's shutdown does: a finalizer may run in any thread."""
+        if self._process == os.getpid():
+            self._pool._shutdown = True
+            self._pool._work_queue.put(None)  # type: ignore[arg-type]  # what shutdown puts there
+
     def close(self) -> None:
         """End the threads and free their scratch."""
         if self._process == os.getpid():

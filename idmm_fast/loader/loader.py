@@ -1,6 +1,7 @@
 """MultiCropLoader: FFCV's Loader with the multi-crop and CutMix decoder inside."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,7 @@ class MultiCropLoader(Loader):
             self.indices, self.seed, shuffle, drop_last, self.batch_size, self.rank, self.world_size, cutmix.chunk or 1
         )
         self._set_up_ffcv()
+        weakref.finalize(self, self.decoder.abandon)
 
     def _check(self, cutmix: CutMixSpec, on_error: str) -> None:
         """Raise ValueError for arguments that are out of their bounds."""

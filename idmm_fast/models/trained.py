@@ -41,6 +41,9 @@ def model_section(run: str | Path) -> dict[str, Any]:
     return _config(run).get("model", {})
 
 
+_AUTO = {"device": "auto", "amp": "auto", "channels_last": "auto", "compile": "auto"}
+
+
 def load_trained(checkpoint: str | Path, image_size: int | None = None, features: bool = False) -> TrainedNetwork:
     """Load the network of a run.
 
@@ -58,7 +61,7 @@ def load_trained(checkpoint: str | Path, image_size: int | None = None, features
         raise ConfigError(
             f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is"
         )
-    model, training = config["model"], SimpleNamespace(**config["training"])
+    model, training = config["model"], SimpleNamespace(**(_AUTO | config.get("training", {})))
     size, mean, std = image_size or model["image_size"], model.get("mean"), model.get("std")
     backbone = create_backbone(model["name"], size, 0.0, model["options"])
     names = [] if features else _label_names(checkpoint)

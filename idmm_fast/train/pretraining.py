@@ -73,7 +73,8 @@ class Pretraining(Task):
         if online_evaluation is not None and cfg.online_eval.every:
             online_evaluation.cfg = cfg
             distributed.broadcast_from_main(online_evaluation.check)  # the only process that will evaluate
-            self.evaluated_images = len(beton) + len(open_beton(cfg.data.test))
+            if cfg.data.test is not None:
+                self.evaluated_images = len(beton) + len(open_beton(cfg.data.test))
         self.description = (
             f"{cfg.model.name} at {cfg.model.image_size}{_origin(cfg)}, {len(self.loader.indices)} images, "
             f"{sum(v.count for v in self.loader.views)} crops each; {_describe(cfg, self.model, len(beton))}"

@@ -321,6 +321,7 @@ def fuzz(folder, count, seed):
     for trial in range(count):
         original, images, (batch, _) = originals[trial % 2]
         data, sums_kept = mutated(rng, original)
+        target.unlink(missing_ok=True)  # a file of its own: threads that run ahead may still read the last one
         target.write_bytes(data)
         signal.alarm(60)  # a hang ends the process
         try:
