@@ -6,7 +6,8 @@ python compare.py --datasets flowers --methods random idmm --images 250 500 1000
 python compare.py --datasets flowers pets --targets flowers pets --methods idmm simclr  # transfer
 python compare.py report --out runs/compare --page mine.md                              # tables and plots in one page
 
-All methods see the same number of crops (--budget), and so do all fine-tunings (--finetune-budget). NAME of a dataset
+All methods see the same number of crops (--budget) or train for the same time (--minutes), and all fine-tunings see the
+same number of crops (--finetune-budget). NAME of a dataset
 stands for data/NAME_train.beton and data/NAME_test.beton. A run that is done is not done again: call it again after a
 stop, or with more methods, datasets or seeds. Methods are the files in rn_configs/methods/, what is under `methods` in
 the configuration, and `random`: no pretraining.
@@ -61,11 +62,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="each a pretraining and a fine-tuning (default: 0)",
     )
-    add(
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
         "--budget",
         default="400000",
         metavar="CROPS",
         help="crops seen in each pretraining; 4800x: so many of each image (default: 400000)",
+    )
+    length.add_argument(
+        "--minutes",
+        type=_minutes,
+        default=0.0,
+        metavar="M",
+        help="each pretraining takes so long, instead of --budget; see training.minutes",
     )
     add(
         "--finetune-budget",
@@ -97,8 +106,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="what is fine-tuned and evaluated on; same: the images of the pretraining (default)",
     )
     add("--data", default="data", metavar="DIR", help="folder of the .beton files (default: data)")
-    add("--jobs", type=int, default=1, metavar="N", help="pretrainings at a time, which share the cores (default: 1)")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pretrainings at a time, each with its part of the cores (default: 1)",
+    )
     return parser.parse_args(argv)
+
+
+def _minutes(text: str) -> float:
+    """A length of time, above 0."""
+    minutes = float(text)
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"a pretraining takes a number of minutes above 0, not {text}")
+    return minutes
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -130,7 +153,8 @@ def compare(argv: Sequence[str]) -> int | None:
     check_files(args)
 
     from idmm_fast.compare.pool import run_sweep
-    from idmm_fast.compare.spec import SweepAxes, SweepConfig, make_runs
+    from idmm_fast.compare.runs import SweepAxes, make_runs
+    from idmm_fast.compare.spec import SweepConfig
 
     axes = SweepAxes(
         datasets=args.datasets,
@@ -141,6 +165,7 @@ def compare(argv: Sequence[str]) -> int | None:
         targets=args.targets,
         budget=args.budget,
         finetune_budget=args.finetune_budget,
+        minutes=args.minutes,
     )
     runs = make_runs(axes, args.data)
     records, failed = run_sweep(runs, SweepConfig(args.config), args.data, args.out, args.jobs)

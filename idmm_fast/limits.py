@@ -1,4 +1,6 @@
-"""What this process may use: cores, memory, a cache folder. In a container the limits are those of its control groups.
+"""The processor, and what this process may use: cores, memory, a cache folder.
+
+In a container the limits are those of its control groups.
 
 The argument `root` is the root of the file system, for tests. Source: the kernel's
 Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
@@ -6,6 +8,7 @@ Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 
 import math
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -33,6 +36,13 @@ def _text(path: Path) -> str:
 def _numbers(path: Path) -> list[float]:
     """The whole numbers of a file, [] if it is not there; "max" and -1 mean no limit and are infinite."""
     return [math.inf if word in ("max", "-1") else int(word) for word in _text(path).split()]
+
+
+def processor(root: str | Path = "/") -> str:
+    """The model name of the CPU, where Linux tells it."""
+    lines = _text(Path(root) / "proc/cpuinfo").splitlines()
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def cores(root: str | Path = "/") -> int:

@@ -3,10 +3,11 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..limits import processor
 
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "numba", "ffcv", "albumentations", "nvidia-dali-cuda120")
 
@@ -20,18 +21,10 @@ def describe_machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": found,
         "threading": "threads of Python's own pool, numba's layer is not used",
     }
-
-
-def _processor() -> str:
-    """The model name, where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())

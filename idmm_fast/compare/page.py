@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from ..config import ConfigError
 from ..plots.figure import new_figure
 from . import sections
+from .equal_time import add_equal_time, is_timed
+from .spec import RANDOM
 from .stats import display_name, main_budgets, most_common, newest, recipe_of, row_of
 from .store import RECIPE, RECIPES, Record, ResultStore
 
@@ -63,13 +65,15 @@ def write_page(out: Path | str, path: Path | str | None = None) -> Path:
         raise ConfigError(f"{out}/results.jsonl holds no finished run; run compare.py with --out {out} first")
     page = Page(path or out / "report.md")
     page.add("# Results", _introduction(records), _recipes(records))
-    sections.add_main(page, records)
-    sections.add_fewer_images(page, records)
-    sections.add_transfer(page, records)
-    sections.add_sampling(page, records)
-    sections.add_variants(page, records)
-    sections.add_length(page, records, "budget")
-    sections.add_length(page, records, "finetune_budget")
+    add_equal_time(page, records)
+    counted = _counted(records)
+    sections.add_main(page, counted)
+    sections.add_fewer_images(page, counted)
+    sections.add_transfer(page, counted)
+    sections.add_sampling(page, counted)
+    sections.add_variants(page, counted)
+    sections.add_length(page, counted, "budget")
+    sections.add_length(page, counted, "finetune_budget")
     mixed = _mixed_settings(records)
     if mixed:
         page.add("## Settings", *mixed)
@@ -77,15 +81,27 @@ def write_page(out: Path | str, path: Path | str | None = None) -> Path:
     return page.path
 
 
+def _counted(records: list[Record]) -> list[Record]:
+    """The runs of equal numbers of crops; none where all that is pretrained has equal time."""
+    found = [record for record in records if not is_timed(record)]
+    return [] if len(found) < len(records) and all(r["method"] == RANDOM for r in found) else found
+
+
 def _introduction(records: list[Record]) -> str:
     """How many runs, of what network, and what is compared."""
     seeds = ", ".join(map(str, sorted({record["seed"] for record in records})))
-    budgets = "; ".join(f"{d}: {p:,} and {f:,}" for d, (p, f) in main_budgets(records).items())
+    counted = _counted(records)
+    budgets = "; ".join(f"{d}: {p:,} and {f:,}" for d, (p, f) in main_budgets(counted).items())
+    equal = (
+        "On one dataset every method sees the same number of crops in pretraining, and every network, pretrained or "
+        f"not, in fine-tuning ({budgets}). "
+        if counted
+        else "Every pretraining takes the same time, and every fine-tuning sees the same number of crops. "
+    )
     return (
         f"{len(records)} runs, seeds {seeds}; mean ± standard deviation over the seeds, the best mean of a column in "
-        f"bold. {_network(records)}On one dataset every method sees the same number of crops in pretraining, and every "
-        f"network, pretrained or not, in fine-tuning ({budgets}). Top-1 on the test images after the last epoch; kNN "
-        "and the linear probe evaluate the frozen features with the training images' labels"
+        f"bold. {_network(records)}{equal}Top-1 on the test images after the last epoch; kNN and the linear probe "
+        "evaluate the frozen features with the training images' labels"
         f"{_evaluated_at(records)}."
     )
 

@@ -1,6 +1,7 @@
 """A sweep over several processes, one per pretraining: its memory can be told, and its death harms no other.
 
-A process that dies is started once more, from its last checkpoint. Results go to results.jsonl as they come.
+A process that dies is started once more, from its last checkpoint. Results go to results.jsonl as they come. Of several
+processes at a time each is pinned to cores of its own, so that all have the same.
 """
 
 import faulthandler
@@ -22,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import Stopped
-from ..limits import cores
+from ..limits import cores, processor
 from ..lock import Lock
 from .runner import Runner
 from .spec import RunSpec, SweepConfig
@@ -42,7 +43,7 @@ def run_sweep(
         config: The sweep file.
         data: Folder of the betons.
         out: Folder of results.jsonl and of the run folders.
-        jobs: Pretrainings at a time, which share the cores.
+        jobs: Pretrainings at a time, which share the cores evenly.
 
     Returns:
         All records of results.jsonl, and a sentence about each run that failed.
@@ -70,6 +71,7 @@ def run_sweep(
                     "recipe": RECIPE,
                     **result,
                     "jobs": jobs,
+                    "machine": f"{processor()}, {runner.threads} core{'s' * (runner.threads > 1)} a pretraining",
                     "finished": round(time.time()),
                 }
                 store.add(record)
@@ -115,6 +117,7 @@ class _Worker:
     process: BaseProcess
     group: Group
     log: Path
+    place: int  # which of the jobs' cores it has
     done: set[RunSpec] = field(default_factory=set)
     has_failed: bool = False
 
@@ -125,6 +128,7 @@ class _Pool:
     def __init__(self, runner: Runner, groups: list[Group], jobs: int) -> None:
         self.failed: list[str] = []
         self._runner, self._waiting, self._jobs = runner, groups, jobs
+        self._cores = cores_of_jobs(sorted(os.sched_getaffinity(0)), runner.threads, jobs)
         self._workers: dict[Connection, _Worker] = {}
         self._restarted: set[RunSpec] = set()
         self._context = multiprocessing.get_context("forkserver")
@@ -158,11 +162,13 @@ class _Pool:
         """A process for these runs."""
         name = "_".join(map(str, group[0].pretrain_key)).replace(os.sep, "_")
         log = self._runner.folder / f"{name}.log"
+        place = min(set(range(self._jobs)) - {worker.place for worker in self._workers.values()})
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_worker_main, args=(self._runner, group, log, theirs))
+        args = (self._runner, group, log, theirs, self._cores[place])
+        process = self._context.Process(target=_worker_main, args=args)
         process.start()
         theirs.close()
-        self._workers[ours] = _Worker(process, group, log)
+        self._workers[ours] = _Worker(process, group, log, place)
 
     def _receive(self, pipe: Connection, retry: bool) -> tuple[RunSpec, Record] | None:
         """A result from a worker; None where it tells of a failure or has ended."""
@@ -228,9 +234,20 @@ class _Progress:
         tqdm.write(f"{name:<64}" + "".join(f"{value:>9}" for value in values))
 
 
-def _worker_main(runner: Runner, group: Group, log: Path, pipe: Any) -> None:
-    """A worker: does these runs, its output to a file; it ends when its parent does."""
+def cores_of_jobs(available: list[int], threads: int, jobs: int) -> list[list[int]]:
+    """For each job the numbers of the cores that are its own, `threads` of those `available`.
+
+    All of them for a single job, and where there are not enough.
+    """
+    if jobs == 1 or threads * jobs > len(available):
+        return [available] * jobs
+    return [available[job * threads : (job + 1) * threads] for job in range(jobs)]
+
+
+def _worker_main(runner: Runner, group: Group, log: Path, pipe: Any, own_cores: list[int]) -> None:
+    """A worker: does these runs on these cores, its output to a file; it ends when its parent does."""
     os.setsid()  # Ctrl-C is for the parent, which passes it on
+    os.sched_setaffinity(0, own_cores)  # before there are threads, which have it from here
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -60,7 +60,10 @@ class Runner:
         return cfg
 
     def _pretrain(self, run: RunSpec, train: Path, images: int, folder: Path) -> Record:
-        """What a pretraining cost ("crops", "epochs", "pretrain_seconds", "peak_mb"), kept beside the finished run."""
+        """What a pretraining cost ("crops", "epochs", "pretrain_seconds", "peak_mb"), kept beside the finished run.
+
+        Crops and epochs are those that were seen; the last epoch of a pretraining by the minute may be a part.
+        """
         from ..files import load_or_compute
         from ..train import checkpoint
         from ..train.pretraining import pretrain
@@ -77,9 +80,11 @@ class Runner:
             steps = len((folder / "metrics.jsonl").read_text().splitlines())
             # of a run that was stopped: the time that it had taken without the stop
             seconds = (time.monotonic() - began) * steps / max(1, steps - done)
+            epochs, rest = divmod(steps, -(-images // cfg.training.batch_size))
+            seen = epochs * images + rest * cfg.training.batch_size
             return {
-                "crops": cfg.training.epochs * images * sum(group["count"] for group in cfg.crops.groups),
-                "epochs": cfg.training.epochs,
+                "crops": seen * sum(group["count"] for group in cfg.crops.groups),
+                "epochs": round(seen / images, 2) if rest else epochs,
                 "pretrain_seconds": round(seconds, 1),
                 "peak_mb": _peak_mb(),
             }

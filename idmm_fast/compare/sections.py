@@ -24,12 +24,11 @@ from .stats import (
     with_budget,
 )
 from .store import Record
-from .tables import GAIN, cost_table, format_mean_std, gain_table, main_table, markdown_table
+from .tables import GAIN, TOP1, cost_table, format_mean_std, gain_table, main_table, markdown_table
 
 if TYPE_CHECKING:
     from .page import Page
 
-TOP1 = "fine-tuned, top-1, %"
 Budget = tuple[int, str]  # (number of crops, "in all" or "of each image")
 
 

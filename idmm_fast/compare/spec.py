@@ -1,11 +1,9 @@
-"""What a sweep runs: the runs with their budgets, and the sweep file that says how each is trained. No torch here."""
+"""A run of a sweep and its budget, and the sweep file that says how each is trained. No torch here."""
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +20,8 @@ Values = dict[str, Any]  # {"section.key": value}
 
 RANDOM = "random"  # the method that does not pretrain
 SAME = "same"  # the target that means: fine-tuned on the images of the pretraining
+LONGEST_WARMUP = 0.05  # as a fraction of the steps, with training.minutes: WARMUP of train/time_budget.py
+_ENDLESS = 1 << 20  # epochs of warm-up, which training.minutes cuts to LONGEST_WARMUP
 TOP_LEVEL_KEYS = ("model", "pretrain", "finetune", "methods", "warmup_fraction", "min_crop_scale")
 
 
@@ -38,6 +38,7 @@ class RunSpec:
         budget: Crops seen in pretraining.
         target: What is fine-tuned on; "same" for the images of the pretraining.
         finetune_budget: Crops seen in fine-tuning.
+        minutes: Length of pretraining, instead of `budget`, which is then 0; 0: by the budget.
     """
 
     dataset: str
@@ -48,34 +49,19 @@ class RunSpec:
     budget: int
     target: str
     finetune_budget: int
+    minutes: float = 0.0
 
     @property
     def pretrain_key(self) -> tuple:
         """What runs that start from the same weights have in common."""
-        return (self.dataset, self.images, self.sampling, self.method, self.seed, self.budget)
+        length = f"{self.minutes:g}min" if self.minutes else self.budget
+        return (self.dataset, self.images, self.sampling, self.method, self.seed, length)
 
     def __str__(self) -> str:
         images = f" {self.images} {self.sampling}" if self.images else ""
         target = "" if self.target == SAME else f" -> {self.target}"
-        budgets = f"{self.budget}+{self.finetune_budget}"
+        budgets = f"{f'{self.minutes:g} min ' if self.minutes else self.budget}+{self.finetune_budget}"
         return f"{self.dataset}{images}{target}, {self.method}, seed {self.seed}, {budgets}"
-
-
-@dataclass(frozen=True)
-class SweepAxes:
-    """The values whose combinations make the runs of a sweep.
-
-    Fields as those of RunSpec; budgets are texts that `parse_budget` reads.
-    """
-
-    datasets: Sequence[str]
-    methods: Sequence[str]
-    images: Sequence[int] = (0,)
-    sampling: Sequence[str] = ("balanced",)
-    seeds: Sequence[int] = (0,)
-    targets: Sequence[str] = (SAME,)
-    budget: str = "400000"
-    finetune_budget: Sequence[str] = ("100000",)
 
 
 def beton_path(folder: Path | str, dataset: str, split: str) -> Path:
@@ -105,54 +91,13 @@ def parse_budget(text: str, images: int) -> int:
     return int(number)
 
 
-def make_runs(axes: SweepAxes, data: Path | str) -> list[RunSpec]:
-    """All combinations of `axes`, seed after seed.
-
-    Args:
-        axes: What is combined.
-        data: Folder of the betons, whose sizes a budget per image needs.
-
-    Raises:
-        ConfigError: A budget is not understood.
-        FileNotFoundError, BetonError: A beton is missing or damaged.
-    """
-    from ..beton import open_beton
-
-    names = {*axes.datasets, *axes.targets} - {SAME}
-    sizes = {name: len(open_beton(beton_path(data, name, "train"))) for name in names}
-    runs = []
-    for seed, dataset, images, sampling, method, target, finetune_budget in product(
-        axes.seeds,
-        axes.datasets,
-        axes.images,
-        axes.sampling,
-        axes.methods,
-        axes.targets,
-        axes.finetune_budget,
-    ):
-        pretrained = images or sizes[dataset]
-        finetuned = pretrained if target == SAME else sizes[target]
-        runs.append(
-            RunSpec(
-                dataset=dataset,
-                images=images,
-                sampling=sampling if images else "balanced",
-                method=method,
-                seed=seed,
-                budget=0 if method == RANDOM else parse_budget(axes.budget, pretrained),
-                target=target,
-                finetune_budget=parse_budget(finetune_budget, finetuned),
-            )
-        )
-    return runs
-
-
 class SweepConfig:
     """A sweep file like rn_configs/compare/small.yaml.
 
     Its keys: `model`; `pretrain` and `finetune`, what all trainings of a kind share; `methods`, what single methods
     have of their own, or have different from their `base`; `warmup_fraction`, of the epochs of every training (without
-    it each warms up as its own file says); `min_crop_scale`, the least part of an image that a crop shows.
+    it each warms up as its own file says; a pretraining by the minute for LONGEST_WARMUP of its steps at most);
+    `min_crop_scale`, the least part of an image that a crop shows.
 
     Raises:
         ConfigError: There is no such file, or it has a key that is not one of these.
@@ -194,7 +139,10 @@ class SweepConfig:
         for group in groups:
             group["scale"] = [max(scale, self.min_crop_scale) for scale in group["scale"]]
         epochs = max(1, round(run.budget / (images * sum(group["count"] for group in groups))))
-        return make_config(PRETRAIN, {**values, "crops.groups": groups, **self._common(run, train, epochs, folder)})
+        common = self._common(run, train, epochs, folder)
+        if run.minutes:
+            common |= self._by_the_minute(run.minutes)
+        return make_config(PRETRAIN, {**values, "crops.groups": groups, **common})
 
     def finetune_config(
         self, run: RunSpec, betons: tuple[Path | str, Path | str], images: int, init: Path | None, folder: Path | str
@@ -282,6 +230,19 @@ class SweepConfig:
             "training.checkpoint_every": 1 << 20,
             "logging.run_dir": str(folder),
         }
+
+    def _by_the_minute(self, minutes: float) -> Values:
+        """What a pretraining for so many minutes has instead of a number of epochs, which is not known."""
+        values = {"training.minutes": minutes, "training.epochs": PRETRAIN["training"][1]["epochs"].default}
+        fraction = self.tree.get("warmup_fraction")
+        if fraction is None:
+            return values
+        if 0 < fraction < LONGEST_WARMUP:
+            raise ConfigError(
+                f"{self.path}: warmup_fraction {fraction:g} does not go with --minutes, since nobody knows the number "
+                f"of epochs; take 0, or {LONGEST_WARMUP:g} or more, which is {LONGEST_WARMUP:g}"
+            )
+        return values | {"training.warmup_epochs": _ENDLESS if fraction else 0}
 
 
 def digest(*what: Any) -> str:

@@ -12,6 +12,7 @@ Numbers = dict[tuple[int, int], float]  # {(recipe, seed): number}
 
 DISPLAY_NAMES = {
     RANDOM: "trained from scratch",
+    "instance_muon": "recipe: instance discrimination, one crop, Muon",
     "instance": "instance discrimination",
     "idmm": "IDMM",
     "simclr": "SimCLR",
@@ -54,7 +55,7 @@ def recipe_of(record: Record) -> int:
 
 def row_of(record: Record) -> tuple:
     """What records that differ only in the seed have in common."""
-    return tuple(record[key] for key in ROW)
+    return *(record[key] for key in ROW), *([record["minutes"]] if record.get("minutes") else [])
 
 
 def newest(records: list[Record]) -> list[Record]:
@@ -126,13 +127,16 @@ def by_equal_budget(
 def main_records(records: list[Record]) -> list[Record]:
     """What the main table is made of: all images of a dataset, the methods themselves, the most common budgets.
 
-    Both trainings use all images, variants of a method are left out, and the budgets are those that most runs of the
-    dataset have.
+    Both trainings use all images, variants of a method and pretrainings by the minute are left out, and the budgets are
+    those that most runs of the dataset have.
     """
     own = [
         record
         for record in newest(records)
-        if not record["images"] and record["target"] == SAME and record["method"] == record["base"]
+        if not record["images"]
+        and record["target"] == SAME
+        and record["method"] == record["base"]
+        and not record.get("minutes")
     ]
     main = []
     for dataset in unique(own, "dataset"):

@@ -1,7 +1,7 @@
 """results.jsonl, a line per finished run, and the digest by which a finished run is recognised."""
 
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -132,5 +132,6 @@ class ResultStore:
 
 
 def run_of(record: Record) -> RunSpec:
-    """The run whose result a record is."""
-    return RunSpec(**{field.name: record[field.name] for field in fields(RunSpec)})
+    """The run whose result a record is; a field that is younger than the record has its default."""
+    known = (field for field in fields(RunSpec) if field.name in record or field.default is MISSING)
+    return RunSpec(**{field.name: record[field.name] for field in known})

@@ -21,6 +21,7 @@ from .stats import (
 )
 from .store import Record
 
+TOP1 = "fine-tuned, top-1, %"
 GAIN = "gain over training from scratch, points"
 
 

@@ -123,6 +123,30 @@ def test_variants_at_another_budget_have_a_section_of_their_own(tmp_path):
     assert "Variants: a, 800" not in page
 
 
+def test_runs_of_equal_time_are_not_mixed_with_those_of_equal_crops(tmp_path):
+    """A table for each time, variants and fewer images in it; the other sections are as without these runs."""
+    counted = [record(m, s, v + s) for m, v in (("random", 20.0), ("idmm", 30.0)) for s in range(2)]
+    alone = page_of(counted, tmp_path)
+    machine = {"machine": "a processor, 1 core a pretraining"}
+    timed = [
+        record(m, s, v + s, budget=0, base=base, minutes=minutes, images=images, **machine)
+        for m, base, v in (("idmm", "idmm", 40.0), ("idmm_plain", "idmm", 50.0))
+        for minutes in (10.0, 60.0)
+        for images in (0, 250)
+        for s in range(2)
+    ]
+    page = page_of(counted + timed, tmp_path)
+    ten = section(page, "Equal time: 10 minutes, then 100 crops")
+    assert "| trained from scratch | 20.5 ± 0.7 | - |" in ten
+    assert "| idmm plain | **50.5 ± 0.7** | **50.5 ± 0.7** |" in ten
+    assert "| fine-tuned, top-1, % | a | a, 250 images |" in ten
+    assert "| IDMM | 3.0; 790; 1.3 | 3.0; 790; 1.3 |" in ten
+    assert "(a processor, 1 core a pretraining)" in ten
+    assert "## Equal time: 60 minutes, then 100 crops\n" in page
+    assert page[page.index("## Methods") :] == alone[alone.index("## Methods") :]
+    assert main_table(counted + timed) == main_table(counted)
+
+
 def test_recipes_are_not_mixed(tmp_path):
     """Of a row the newest; no mean and no difference of two."""
     lines = [record(m, s, v + s) for m, v in (("random", 20.0), ("idmm", 30.0), ("simclr", 90.0)) for s in range(3)]

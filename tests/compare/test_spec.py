@@ -1,5 +1,7 @@
 """Sweep files, runs and budgets; the digest that tells whether a run is done; the subsets of a run."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import yaml
@@ -8,12 +10,15 @@ from helpers import FINETUNE, PRETRAIN, ROOT
 
 from idmm_fast.beton import open_beton, write_beton
 from idmm_fast.beton.format import SUMS_MARK
-from idmm_fast.compare.spec import RunSpec, SweepConfig, parse_budget
+from idmm_fast.compare.pool import cores_of_jobs
+from idmm_fast.compare.runs import SweepAxes, make_runs
+from idmm_fast.compare.spec import LONGEST_WARMUP, RunSpec, SweepConfig, parse_budget
 from idmm_fast.compare.store import RECIPE, ResultStore, counted_values, run_of, settings_digest
 from idmm_fast.compare.subsets import DatasetFiles
 from idmm_fast.config import ConfigError, keys, load_yaml, make_config
 from idmm_fast.config.types import Float, Str
 from idmm_fast.datasets import Split
+from idmm_fast.train.time_budget import WARMUP
 
 
 def tiny(path, seed, labels=None):
@@ -133,6 +138,59 @@ def test_a_new_key_that_is_off_leaves_done_what_is_done():
     assert "training.optimizer" not in before  # runs that were made before there was such a key stay done
     muon = counted_values(PRETRAIN, make_config(PRETRAIN, values | {"training.optimizer": "muon"}))
     assert muon == before | {"training.optimizer": "muon"}
+
+
+def test_a_pretraining_by_the_minute_has_no_number_of_epochs(sweep_dir):
+    """Equal time for all methods; a run is another one for each time; training from scratch is the same for all."""
+    axes = SweepAxes(["tiny"], ["random", "idmm"], minutes=2.5)
+    scratch, timed = make_runs(axes, sweep_dir / "data")
+    assert (scratch.minutes, scratch.budget) == (0, 0)
+    assert (timed.minutes, timed.budget) == (2.5, 0)
+    config = SweepConfig(sweep_dir / "compare.yaml")
+    cfg = config.pretrain_config(timed, "x", 64, "y")
+    assert cfg.training.minutes == 2.5
+    assert cfg.training.warmup_epochs * 2 > WARMUP * 1e6  # as long as the trainer lets it be
+    files = DatasetFiles(sweep_dir / "data", sweep_dir / "made")
+    others = [replace(timed, minutes=5.0), replace(timed, minutes=0.0, budget=1500)]
+    assert len({settings_digest(run, config, files) for run in (timed, *others)}) == 3
+    assert len({run.pretrain_key for run in (timed, *others)}) == 3
+    assert str(timed) == "tiny, idmm, seed 0, 2.5 min +100000"
+
+
+@pytest.mark.parametrize(("fraction", "epochs"), [(None, 2.0), (0.0, 0.0), (0.05, 1 << 20)])
+def test_the_warm_up_of_a_pretraining_by_the_minute(sweep_dir, fraction, epochs):
+    """The trainer cuts it to 5 % of the steps; what is shorter can't be said in epochs and is refused."""
+    assert LONGEST_WARMUP == WARMUP
+    tree = yaml.safe_load((sweep_dir / "compare.yaml").read_text())
+    run = RunSpec("tiny", 0, "balanced", "idmm", 0, 0, "same", 128, 1.0)
+    for value in (fraction, 0.02):
+        (sweep_dir / "other.yaml").write_text(yaml.safe_dump(tree | {"warmup_fraction": value}))
+        config = SweepConfig(sweep_dir / "other.yaml")
+        if value == 0.02:
+            with pytest.raises(ConfigError, match=r"warmup_fraction 0\.02 does not go with --minutes"):
+                config.pretrain_config(run, "x", 64, "y")
+        else:
+            assert config.pretrain_config(run, "x", 64, "y").training.warmup_epochs == epochs
+
+
+def test_a_record_from_before_there_were_minutes_is_the_run_it_was():
+    run = RunSpec("tiny", 0, "balanced", "idmm", 0, 1500, "same", 128)
+    old = {key: value for key, value in asdict(run).items() if key != "minutes"}
+    assert run_of(old) == run
+    assert run_of(asdict(replace(run, minutes=3.0))).minutes == 3.0
+
+
+@pytest.mark.parametrize(
+    ("available", "threads", "jobs", "wanted"),
+    [
+        ([0, 1, 4, 5], 2, 2, [[0, 1], [4, 5]]),
+        ([0, 1, 2], 1, 2, [[0], [1]]),
+        ([3, 7], 2, 1, [[3, 7]]),
+        ([3], 1, 2, [[3], [3]]),
+    ],
+)
+def test_jobs_have_cores_of_their_own(available, threads, jobs, wanted):
+    assert cores_of_jobs(available, threads, jobs) == wanted
 
 
 def test_a_digest_depends_on_labels_sizes_precision_and_recipe(sweep_dir):

@@ -167,6 +167,41 @@ def test_fewer_images_other_targets_and_one_that_fails(sweep_dir, length):
     assert np.bincount(open_beton(made).label).tolist() == [6, 6, 6, 6]
 
 
+@pytest.mark.integration
+def test_a_sweep_of_equal_time(sweep_dir):
+    """Three seconds each: what was seen is in the results, on which machine too; the same command does nothing."""
+    args = ["--config", sweep_dir / "compare.yaml", "--data", sweep_dir / "data", "--out", sweep_dir / "out"]
+    args += ["--datasets", "tiny", "--methods", "random", "idmm", "idmm_plain", "--jobs", "2"]
+    args += ["--minutes", "0.05", "--finetune-budget", "128"]
+    assert run_script("compare.py", *args).returncode == 0
+    lines = {line["method"]: line for line in ResultStore(sweep_dir / "out").records}
+    assert lines["random"]["minutes"] == lines["random"]["crops"] == 0
+    for name in ("idmm", "idmm_plain"):
+        line = lines[name]
+        assert (line["minutes"], line["budget"], line["jobs"]) == (0.05, 0, 2)
+        assert line["epochs"] > 0
+        assert line["crops"] == pytest.approx(line["epochs"] * 64 * 6, rel=0.2)
+        assert line["pretrain_seconds"] > 2.5
+        assert re.search(r", \d+ cores? a pretraining$", line["machine"])
+    before = (sweep_dir / "out" / "results.jsonl").read_text()
+    assert run_script("compare.py", *args).returncode == 0
+    assert (sweep_dir / "out" / "results.jsonl").read_text() == before
+    assert run_script("compare.py", "report", "--out", sweep_dir / "out").returncode == 0
+    page = (sweep_dir / "out" / "report.md").read_text()
+    assert "## Equal time: 0.05 minutes, then 128 crops\n" in page
+    assert f"({lines['idmm']['machine']})" in page
+    assert f"| idmm plain | {lines['idmm_plain']['epochs']:,.1f}; {lines['idmm_plain']['crops']:,}; " in page
+    assert "## Methods" not in page
+
+
+def test_a_sweep_has_a_time_or_a_budget(sweep_dir):
+    shown = run_script("compare.py", *sweep_args(sweep_dir, *TWO_METHODS, "--minutes", "1"))
+    assert shown.returncode == 2
+    assert "--minutes: not allowed with argument --budget" in shown.stderr
+    shown = run_script("compare.py", *sweep_args(sweep_dir, *TWO_METHODS)[:6], *TWO_METHODS, "--minutes", "-1")
+    assert "a number of minutes above 0, not -1" in shown.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
