@@ -29,6 +29,12 @@ _HEAD = {
         "below 1: only this fraction of the images outside the batch takes part in a step (for millions)",
         default=1.0,
     ),
+    "temperature": Param(
+        Float(0), "above 0: logits are cosines of features and class weights, divided by it (dense loss)", default=0.0
+    ),
+    "sqrt_kl": Param(
+        Float(0), "weight of a loss from the probabilities to their square roots, see docs/methods.md", default=0.0
+    ),
     "workspace_mb": Param(Int(1), "what the fused loss may use beyond weights and gradients, in MB", default=768),
 }
 

@@ -6,5 +6,14 @@ from .fused import fused_instance_loss
 from .fused_step import Shard
 from .instance import instance_loss
 from .sharded import ShardedHead
+from .sqrt_kl import sqrt_kl_loss
 
-__all__ = ["Shard", "ShardedHead", "contrastive_loss", "dino_loss", "fused_instance_loss", "instance_loss"]
+__all__ = [
+    "Shard",
+    "ShardedHead",
+    "contrastive_loss",
+    "dino_loss",
+    "fused_instance_loss",
+    "instance_loss",
+    "sqrt_kl_loss",
+]

@@ -9,7 +9,7 @@ import torch
 
 from ..config.pretrain import METHODS as CLASSES
 from .base import Method
-from .idmm import IDMM
+from .idmm import IDMM, DenseLoss
 
 METHODS: dict[str, type[Method]] = {
     name: getattr(importlib.import_module(f"{__name__}.{name}"), kind) for name, kind in CLASSES.items()
@@ -57,4 +57,4 @@ def create_method(
     return method(backbone, **{k: v for k, v in given.items() if k in needs}, **options)
 
 
-__all__ = ["IDMM", "METHODS", "Method", "create_method", "options_of"]
+__all__ = ["IDMM", "METHODS", "DenseLoss", "Method", "create_method", "options_of"]

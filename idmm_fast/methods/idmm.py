@@ -2,20 +2,37 @@
 
 With one crop, and neither CutMix nor label smoothing, it is parametric instance discrimination: the classification of
 instances of Dosovitskiy et al. (arXiv 1406.6909) and Wu et al. (arXiv 1805.01978), by a linear layer instead of Wu's
-memory bank.
+memory bank. The layer gets the exact gradient of all classes, (p_j - y_j) z for class j, towards which Cao and Wu
+(arXiv 2404.19289) correct the update of the memory bank.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import linear, normalize
 
-from ..losses import ShardedHead, instance_loss
+from ..losses import ShardedHead, instance_loss, sqrt_kl_loss
 from ..losses.fused_step import WORKSPACE_BYTES
 from ..models import feature_dim, init_head
 from .base import Method, Tensors, by_size
+
+
+@dataclass(frozen=True)
+class DenseLoss:
+    """What a loss may have besides, that needs all logits of a step; off by default.
+
+    Args:
+        temperature: T of logits cos(z, w_c) / T without bias, as of Wu et al.'s memory bank; 0: z W^T + b.
+        sqrt_kl: weight of `losses.sqrt_kl_loss`, of the cosines where there is a temperature (as its authors have it),
+            else of the logits; 0: without.
+    """
+
+    temperature: float = 0.0
+    sqrt_kl: float = 0.0
 
 
 class IDMM(Method):
@@ -30,6 +47,7 @@ class IDMM(Method):
         workspace_bytes: memory of the fused loss, beyond weights and gradients.
         sample_rate: below 1, a step works on this fraction of the images outside the batch; see losses.ShardedHead.
             The loss is then fused.
+        dense: further parts of the loss where it is not fused.
     """
 
     uses_mixed_images = True
@@ -42,13 +60,17 @@ class IDMM(Method):
         fused: bool = False,
         workspace_bytes: int = WORKSPACE_BYTES,
         sample_rate: float = 1.0,
+        dense: DenseLoss = DenseLoss(),
     ) -> None:
         super().__init__(backbone)
+        self.dense = dense
         self.label_smoothing, self.fused = label_smoothing, fused or sample_rate < 1
         if self.fused:
             self.head = ShardedHead(feature_dim(backbone), instances, None, sample_rate, workspace_bytes)
         else:
             self.head = init_head(feature_dim(backbone), instances)
+            if dense.temperature:
+                self.head.register_parameter("bias", None)
         if self.fused and self.head.is_sharded:  # DistributedDataParallel must leave alone what is different everywhere
             self._ddp_params_and_buffers_to_ignore = ["head.weight", "head.bias"]
 
@@ -64,10 +86,19 @@ class IDMM(Method):
                 row_weight = torch.cat([torch.full_like(lam[g], loss_weight / images[g].shape[0]) for g in members])
                 loss = loss + self.head.loss(features, a, b, lams, self.label_smoothing, True, row_weight)
                 continue
-            logits = self.head(features)
+            logits = self._dense_logits(features)
             first = 0
             for g in members:
                 rows = logits[first : first + images[g].shape[0]]
-                loss = loss + loss_weight * instance_loss(rows, idx_a[g], idx_b[g], lam[g], self.label_smoothing)
+                scaled = rows / self.dense.temperature if self.dense.temperature else rows
+                loss = loss + loss_weight * instance_loss(scaled, idx_a[g], idx_b[g], lam[g], self.label_smoothing)
+                if self.dense.sqrt_kl:
+                    loss = loss + loss_weight * self.dense.sqrt_kl * sqrt_kl_loss(rows)
                 first += images[g].shape[0]
         return loss
+
+    def _dense_logits(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, instances) of features (n, d): cosines where there is a temperature, which is not applied yet."""
+        if self.dense.temperature:
+            return linear(normalize(features), normalize(self.head.weight))
+        return self.head(features)

@@ -17,7 +17,7 @@ from ..config import ConfigError, replace
 from ..config.pretrain import SCHEMA
 from ..evaluate.unlabelled import unlabelled_metrics
 from ..loader import MultiCropLoader, Views, open_cache
-from ..methods import IDMM, METHODS, create_method
+from ..methods import IDMM, METHODS, DenseLoss, create_method
 from ..methods.base import Method
 from ..models import Normalize, create_backbone, load_backbone, resolve_normalization, save_backbone
 from ..runtime import distributed
@@ -201,8 +201,22 @@ def _make_idmm(cfg: SimpleNamespace, backbone: nn.Module, instances: int) -> IDM
     if cfg.head.sample_rate < 1 and cfg.head.loss == "dense":
         raise ConfigError("head.loss=dense does not go with head.sample_rate below 1; leave head.loss at auto")
     fused = _dense_mb(cfg, instances) > cfg.head.max_dense_mb if cfg.head.loss == "auto" else cfg.head.loss == "fused"
-    workspace = cfg.head.workspace_mb << 20
-    return IDMM(backbone, instances, cfg.training.label_smoothing, fused, workspace, cfg.head.sample_rate)
+    fused |= cfg.head.sample_rate < 1
+    for key in ("temperature", "sqrt_kl"):
+        if fused and getattr(cfg.head, key):
+            raise ConfigError(
+                f"head.{key} needs all logits of a step, {_dense_mb(cfg, instances):,.0f} MB: take head.loss=dense and "
+                f"head.sample_rate=1, or head.{key}=0"
+            )
+    return IDMM(
+        backbone,
+        instances,
+        cfg.training.label_smoothing,
+        fused,
+        cfg.head.workspace_mb << 20,
+        cfg.head.sample_rate,
+        DenseLoss(cfg.head.temperature, cfg.head.sqrt_kl),
+    )
 
 
 def _dense_mb(cfg: SimpleNamespace, instances: int) -> float:

@@ -44,6 +44,7 @@ _MAY_CHANGE = {
 # What runs did that were begun before there was such a key.
 BEFORE_THE_KEY: dict[str, dict[str, Any]] = {
     "model": {"init": None, "mean": None, "std": None},
+    "head": {"temperature": 0.0, "sqrt_kl": 0.0},
     "training": {"optimizer": "adamw", "minutes": 0.0, "layer_decay": 1.0, "ema": 0.0},
 }
 _ABSENT = "nothing (there was no such key)"

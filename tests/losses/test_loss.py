@@ -9,9 +9,9 @@ import pytest
 import sharded_cases
 import torch
 from helpers import ForkedScript
-from torch.nn.functional import cross_entropy, log_softmax, normalize, one_hot
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, one_hot
 
-from idmm_fast.losses import ShardedHead, fused_instance_loss, instance_loss
+from idmm_fast.losses import ShardedHead, fused_instance_loss, instance_loss, sqrt_kl_loss
 from idmm_fast.losses.fused_step import rows_that_fit
 
 
@@ -22,7 +22,7 @@ def dense(logits, a, b, lam, eps):
     return cross_entropy(logits, (1 - eps) * target + eps / c)
 
 
-@pytest.mark.parametrize("eps", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("eps", [0.0, 0.1, 0.8])
 @pytest.mark.parametrize("same", [False, True])
 def test_equals_dense_cross_entropy_in_value_and_gradient(eps, same):
     """To 1e-6 in float64, for scattered and for equal indices, logits up to 100."""
@@ -203,9 +203,9 @@ def relative_error(ours, theirs):
     ],
 )
 def test_fused_equals_dense_in_value_and_all_gradients(batch, classes, memory, dtype, tolerance):
-    """With all of exp(o) kept, with some rows at a time, and with none; eps 0.1 and 0."""
+    """With all of exp(o) kept, with some rows at a time, and with none; eps 0.1, 0 and DIET's 0.8 (2302.10260)."""
     z, weight, bias, a, b, lam = random_case(batch, classes, 24, dtype)
-    for eps in (0.1, 0.0):
+    for eps in (0.1, 0.0, 0.8):
         exact = [
             v.detach().double().requires_grad_() for v in (z, weight, bias)
         ]  # float32's own dense form is off by as much as ours
@@ -377,6 +377,24 @@ def test_sampling_classes_is_unbiased_in_the_sum_and_its_logarithm_is_off_as_sta
     assert bias > 5 * error  # so that the test can tell
 
 
+def test_sampled_label_smoothing_of_0_8_is_right_on_average():
+    """What smoothing adds to a loss of the same sample, 0.8 (o_a - mean_c(o_c)): its mean, within 4 standard errors."""
+    torch.manual_seed(0)
+    head = ShardedHead(16, 400, sample_rate=0.2).double()
+    torch.nn.init.normal_(head.weight)
+    z, a, lam = torch.randn(1, 16, dtype=torch.float64), torch.tensor([7]), torch.ones(1, dtype=torch.float64)
+    added = torch.empty(1000, dtype=torch.float64)
+    with torch.no_grad():
+        for seed in range(1000):
+            torch.manual_seed(seed)
+            plain = head.loss(z, a, a, lam, 0.0)
+            torch.manual_seed(seed)
+            added[seed] = head.loss(z, a, a, lam, 0.8) - plain
+        logits = (z @ head.weight.T + head.bias)[0]
+    assert added.std() > 0.01
+    assert abs(added.mean() - 0.8 * (logits[7] - logits.mean())) < 4 * added.std() / math.sqrt(1000)
+
+
 def test_sampled_gradients_reach_the_classes_of_the_batch():
     head = ShardedHead(16, 400, sample_rate=0.1)
     z, a, b = torch.randn(8, 16, requires_grad=True), torch.arange(8), torch.arange(8, 16)
@@ -386,6 +404,22 @@ def test_sampled_gradients_reach_the_classes_of_the_batch():
     assert 16 + 20 < int(touched.sum()) < 16 + 60
     with pytest.raises(ValueError, match="sample_rate"):
         ShardedHead(16, 400, sample_rate=0)
+
+
+# --- from the probabilities to their square roots
+
+
+def test_sqrt_kl_is_the_divergence_from_the_square_roots():
+    """By torch's kl_div; its gradient is half that of the negative entropy, since the square roots are held fixed."""
+    logits = (3 * torch.randn(6, 50, dtype=torch.float64)).requires_grad_()
+    p = logits.softmax(1)
+    u = normalize(p.sqrt(), p=1, dim=1)
+    ours = sqrt_kl_loss(logits)
+    assert torch.isclose(ours, kl_div(u.log(), p, reduction="batchmean"))
+    wanted = torch.autograd.grad(0.5 * (p * p.log()).sum(1).mean(), logits)[0]
+    assert torch.allclose(torch.autograd.grad(ours, logits)[0], wanted)
+    assert sqrt_kl_loss(torch.zeros(3, 7, dtype=torch.bfloat16)) == 0  # uniform; and in float32
+    assert sqrt_kl_loss(torch.zeros(3, 7, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 # --- the theory (docs/internals/loss.md)
