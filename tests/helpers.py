@@ -1,6 +1,7 @@
 """What several test files share: photographs, a tiny model's configuration, scripts in this process or as commands."""
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import multiprocessing
@@ -282,3 +283,13 @@ def torchrun_command(processes, beton, folder, *args, script="train_idmm.py", re
         f"--logging.run_dir={folder}",
         *map(str, args),
     ]
+
+
+def digest(batches):
+    """SHA-256 of pixels, rows and mixing of all groups of these batches, each a list of groups."""
+    result = hashlib.sha256()
+    for batch in batches:
+        for g in batch:
+            for t in (g.images.permute(0, 2, 3, 1), g.idx_a, g.idx_b, g.lam):
+                result.update(t.numpy().tobytes())
+    return result.hexdigest()

@@ -190,3 +190,9 @@ def _deep_colour(data: bytes) -> Image.Image | None:
     if levels.shape[2] == 4:
         colour = np.dstack([colour, eight_bits(levels[..., 3])])
     return Image.fromarray(np.ascontiguousarray(colour))
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image can't be read, in a few words."""
+    reason = str(error) or type(error).__name__
+    return "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason

@@ -30,6 +30,7 @@ from .account import make_account
 from .encode import Encoded, choose_mode, describe, encode
 from .format import DEFAULT_PAGE, MAX_PAGE
 from .pages import Pages, PageTooSmall
+from .pixels import reason_of
 
 if TYPE_CHECKING:
     from ..datasets import Split
@@ -123,11 +124,6 @@ def _encoded(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _reason(error: Exception) -> str:
-    reason = str(error) or type(error).__name__
-    return "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason
-
-
 def _write_images(
     pages: Pages, split: "Split", encoded: Iterable[tuple[int, Encoded | Exception]], options: WriteOptions, bar: tqdm
 ) -> tuple[list[int], list[dict[str, str]], LeftOut]:
@@ -139,7 +135,7 @@ def _write_images(
         if options.should_stop():
             raise KeyboardInterrupt
         if isinstance(image, Exception):
-            name, reason = describe(split.images[place]), _reason(image)
+            name, reason = describe(split.images[place]), reason_of(image)
             if options.on_error == "fail":
                 raise WriteError(f"{name} can't be converted: {reason}. Mend or remove it, or use --on-error skip.")
             skipped.append({"file": name, "reason": reason})

@@ -281,12 +281,6 @@ class MultiCropDecoder(Operation):
             self._pool._shutdown = True
             self._pool._work_queue.put(None)  # type: ignore[arg-type]  # what shutdown puts there
 
-    def close(self) -> None:
-        """End the threads and free their scratch."""
-        if self._process == os.getpid():
-            self._pool.shutdown(wait=not sys.is_finalizing())
-        self._process = None
-
 
 def _group(view: Views, mix: CutMix, rows: np.ndarray, buffer: np.ndarray) -> Group:
     """A group over `buffer`, without the images that are skipped (their row is -1)."""

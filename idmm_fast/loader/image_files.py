@@ -15,6 +15,7 @@ from .. import limits
 from ..beton.encode import has_its_tables, plain_jpeg, read_rgb
 from ..beton.format import JPG, RAW
 from ..beton.jpeg import MESSAGES, OK
+from ..beton.pixels import reason_of
 from .cache import ImageCache
 from .crops import Augment, crop_table
 from .decoder import announce_compilation
@@ -97,7 +98,7 @@ class ImageFiles:
                     return None
             image = read_rgb(data)
         except Exception as error:  # PIL raises many kinds for damaged files
-            return reason_of(error)
+            return " ".join(reason_of(error).split())  # on one line
         code = self._render_stored(RAW, image.reshape(-1), image.shape[0], image.shape[1], out)
         return None if code == OK else MESSAGES[code]
 
@@ -136,9 +137,3 @@ class ImageFiles:
             self._local.scratch = Scratch(height, width, self._specs, decode=True)  # may raise MemoryError
             self._local.shape = height, width
         return self._local.scratch
-
-
-def reason_of(error: Exception) -> str:
-    """Why an image can't be read, in a few words on one line."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return "it is not an image that PIL can read" if reason.startswith("cannot identify image file") else reason

@@ -1,7 +1,6 @@
 """Decoded images that are kept: the same batches, one memory for all processes, nothing left behind."""
 
 import gc
-import hashlib
 import os
 import resource
 import shutil
@@ -14,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import ROOT, corrupt_row
+from helpers import ROOT, corrupt_row, digest
 
 from idmm_fast import limits
 from idmm_fast.beton import open_beton
@@ -34,15 +33,6 @@ def make(path, workers=1, **kwargs):
 def files_in_shared_memory():
     """Those with this program's name: others make and remove theirs."""
     return {name for name in os.listdir("/dev/shm") if "idmm" in name}
-
-
-def digest(batches):
-    found = hashlib.sha256()
-    for batch in batches:
-        for group in batch:
-            for tensor in (group.images.permute(0, 2, 3, 1), group.idx_a, group.idx_b, group.lam):
-                found.update(tensor.numpy().tobytes())
-    return found.hexdigest()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The loader: right pixels and targets, the same batches always, errors that arrive, nothing left behind."""
 
 import gc
-import hashlib
 import os
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as F
-from helpers import corrupt_row
+from helpers import corrupt_row, digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
@@ -30,15 +29,6 @@ VIEWS = [Views(2, 48, (0.14, 1.0)), Views(4, 32, (0.05, 0.4))]
 def make(path, workers=1, **kwargs):
     kwargs = {"batch_size": 16, "seed": 7, "views": VIEWS, "num_workers": workers} | kwargs
     return MultiCropLoader(path, **kwargs)
-
-
-def digest(loader):
-    result = hashlib.sha256()
-    for batch in loader:
-        for g in batch:
-            for t in (g.images.permute(0, 2, 3, 1), g.idx_a, g.idx_b, g.lam):
-                result.update(t.numpy().tobytes())
-    return result.hexdigest()
 
 
 def test_shapes_types_and_crop_major_rows(jpg_beton):
