@@ -30,7 +30,7 @@ def plot_curves(folder: str | Path) -> None:
     means = np.bincount(metrics["epoch"], metrics["loss"]) / np.maximum(np.bincount(metrics["epoch"]), 1)
     seen = np.unique(metrics["epoch"])
     loss.plot(seen + 0.5, means[seen], color="tab:blue")
-    loss.set_ylabel("loss (thin: a step, thick: an epoch's mean)")
+    loss.set_ylabel("loss (thin: a step,\nthick: an epoch's mean)")
     lr.plot(epochs, metrics["lr"], color="tab:green")
     lr.set_ylabel("learning rate")
     throughput.plot(epochs, metrics["images_per_s"], color="tab:gray")
