@@ -1,9 +1,9 @@
 """The same work from Python: images in; a pretrained network, its features, a classifier, or predictions out.
 
 import idmm_fast
-run = idmm_fast.pretrain("my_images/", out="runs/mine")
+run = idmm_fast.pretrain("my_images/", out="runs/mine", config="own")
 features, files = idmm_fast.embed("my_images/", checkpoint=run, out="features.npz")
-result = idmm_fast.finetune("my_images/", out="runs/mine_tuned", init=run)
+result = idmm_fast.finetune("my_images/", out="runs/mine_tuned", init=run, config="own")
 rows = idmm_fast.predict("new_images/", checkpoint="runs/mine_tuned", out="predictions.csv")
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .config import ConfigError, make_config
+from .config import ConfigError, load_yaml, make_config, packaged_config
 from .config import finetune as finetune_config
 from .config import pretrain as pretrain_config
 from .convert import convert
@@ -37,6 +37,7 @@ def pretrain(
     model: str | Mapping[str, Any] = DEFAULT_MODEL,
     epochs: int = 800,
     init: str | Path | None = None,
+    config: str | Path | None = None,
     **sections: Mapping[str, Any],
 ) -> Path:
     """Pretrain on images alone.
@@ -49,9 +50,11 @@ def pretrain(
         out: the run folder.
         model: timm's name, or a T2T-ViT's; or all of the section `model`, {"name": ..., "image_size": 64, "options":
             {"depth": 6}}.
-        epochs: passes over the data.
+        epochs: passes over the data; training.minutes, where it is set, decides instead.
         init: weights to start from, of the same model: a run folder, a checkpoint, a .safetensors file, or timm:NAME;
             None: random weights.
+        config: a YAML file below all this, or the name of one in rn_configs/: "own" is the recommended recipe, for 20
+            minutes. None: the paper's recipe.
         sections: other keys of `train_idmm.py --help`, a dict a section: training={"batch_size": 64},
             cutmix={"alpha": 0}.
 
@@ -62,7 +65,8 @@ def pretrain(
         ConfigError, and whatever else `train_idmm.py` reports.
     """
     betons = convert(data)
-    values = _run_values(betons["train"], betons.get("test"), out, epochs) | _values({"model": _section(model)})
+    values = load_yaml(pretrain_config.SCHEMA, packaged_config(str(config))) if config else {}
+    values |= _run_values(betons["train"], betons.get("test"), out, epochs) | _values({"model": _section(model)})
     values |= {"model.init": str(init) if init else None}
     cfg = make_config(pretrain_config.SCHEMA, values | _values(sections))
 
@@ -82,6 +86,7 @@ def finetune(
     test: str | Path | None = None,
     model: str | Mapping[str, Any] | None = None,
     epochs: int = 200,
+    config: str | Path | None = None,
     **sections: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Fine-tune with labels. Called again, it resumes, as `pretrain` does.
@@ -94,6 +99,7 @@ def finetune(
         test: the .beton file to test on, where `data` is one too.
         model: as for `pretrain`; None: the model (name and options) of the run `init`.
         epochs: passes over the data.
+        config: a YAML file below all this, or the name of one in rn_configs/finetune/; None: the paper's recipe.
         sections: other keys of `finetune.py --help`, a dict a section.
 
     Returns:
@@ -104,7 +110,8 @@ def finetune(
     """
     betons = convert(data, test_share=0.0 if test else TEST_SHARE)
     known = _model_of(init) if init else {"name": DEFAULT_MODEL}
-    values = _run_values(betons["train"], test or betons.get("test"), out, epochs)
+    values = load_yaml(finetune_config.SCHEMA, packaged_config(str(config), "finetune")) if config else {}
+    values |= _run_values(betons["train"], test or betons.get("test"), out, epochs)
     values |= {"model.init": str(init) if init else None, "data.val": str(betons["val"]) if "val" in betons else None}
     values |= _values({"model": {**known, **_section(model or {})}}) | _values(sections)
     cfg = make_config(finetune_config.SCHEMA, values)

@@ -13,6 +13,7 @@ from .load import (
     load_config,
     load_yaml,
     make_config,
+    packaged_config,
     replace,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "load_yaml",
     "make_config",
     "overrides",
+    "packaged_config",
     "parse",
     "replace",
 ]

@@ -22,6 +22,7 @@ TINY = [
 QUICK = [
     "--training.compile=false",
     "--training.batch_size=16",
+    "--training.minutes=0",
     "--training.epochs=2",
     "--training.warmup_epochs=1",
     "--training.lr=2e-3",

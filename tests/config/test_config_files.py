@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, read_losses, run_script
 
-from idmm_fast.config import as_dict, finetune, make_config, parse, pretrain
+from idmm_fast.config import as_dict, finetune, load_yaml, make_config, parse, pretrain
 
 FOLDER = ROOT / "rn_configs"
 SCRIPTS = {"train_idmm.py": (FOLDER, pretrain.SCHEMA), "finetune.py": (FOLDER / "finetune", finetune.SCHEMA)}
@@ -44,7 +44,7 @@ def test_every_config_loads(combination):
 @pytest.mark.parametrize("path", sorted((FOLDER / "methods").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_method_goes_over_a_dataset(path):
     cfg = parse(pretrain.SCHEMA, arguments([FOLDER / "pets.yaml", path]), "doc")
-    assert cfg.method.name == {"instance": "idmm"}.get(path.stem, path.stem)
+    assert cfg.method.name == {"instance": "idmm", "instance_muon": "idmm"}.get(path.stem, path.stem)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
@@ -99,4 +99,19 @@ def test_the_readme_lists_the_files_with_what_is_in_them():
         cells = [cell.strip() for cell in listed[name].split("|")]
         cfg = parse(SCRIPTS[script][1], [*arguments(files), *(OWN if files[0].stem == "own" else [])], "doc")
         assert cells[3].endswith(f", {cfg.model.image_size}")
-        assert cells[4] == str(cfg.training.epochs)
+        minutes = cfg.training.minutes
+        assert cells[4] == (f"{minutes:g} minutes" if minutes else str(cfg.training.epochs))
+
+
+def test_the_recommended_recipe_is_that_of_own_images():
+    """Its settings are in one file; the fine-tuning has Muon too, and the length is a time."""
+    own = parse(pretrain.SCHEMA, [*arguments([FOLDER / "own.yaml"]), *OWN], "doc")
+    recipe = load_yaml(pretrain.SCHEMA, FOLDER / "methods" / "instance_muon.yaml")
+    assert {f"{s}.{k}": v for s, keys in as_dict(own).items() for k, v in keys.items()}.items() >= {
+        (key, value) for key, value in recipe.items() if key != "crops.groups"
+    }
+    assert own.crops.groups == recipe["crops.groups"]
+    assert own.training.minutes == 20
+    assert parse(finetune.SCHEMA, [*arguments([FOLDER / "finetune" / "own.yaml"]), *OWN], "doc").training.optimizer == (
+        own.training.optimizer
+    )
