@@ -17,7 +17,7 @@ $(READY): constraints.txt pyproject.toml scripts/setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" bash scripts/setup.sh
 	@touch $@
 
-demo: $(READY)  ## convert, pretrain, fine-tune and report on real photographs (about 12 minutes on 2 cores)
+demo: $(READY)  ## convert, pretrain, fine-tune and report on real photographs (less than 10 minutes on 2 cores)
 	@bash scripts/setup.sh demo-data
 	$(PY) demo.py
 

@@ -1,7 +1,8 @@
 """The demo: what pretraining without labels is worth on Fashion-MNIST, over several seeds.
 
-The images are converted once. Each seed pretrains a small ViT on 2,040 of them, and fine-tunes with 200 labels with and
-without that pretraining; kNN evaluates the frozen features. report.md, report.png and report.json have the figures.
+The images are converted once. Each seed pretrains a small ViT on 2,040 of them, by the paper's recipe and by the
+recommended one for the same time, and fine-tunes with 200 labels from both and from random weights; kNN evaluates the
+frozen features. report.md, report.png and report.json have the figures.
 """
 
 import platform
@@ -19,10 +20,9 @@ from matplotlib.image import imread
 
 from .. import datasets
 from ..beton import open_beton, write_beton
-from ..config import keys, overrides
+from ..config import keys, load_yaml, make_config, overrides
 from ..config.evaluate import SCHEMA as EVALUATE
 from ..config.finetune import SCHEMA as FINETUNE
-from ..config.load import load_config
 from ..config.pretrain import SCHEMA as PRETRAIN
 from ..evaluate.frozen import evaluate_frozen
 from ..files import load_or_compute, write_json
@@ -30,7 +30,8 @@ from ..plots.curves import read_metrics
 from ..plots.figure import new_figure
 from ..train import finetuning, pretraining
 
-ARMS = {"random": "no pretraining", "idmm": "IDMM pretraining"}
+ARMS = {"random": "no pretraining", "idmm": "IDMM pretraining", "recipe": "recommended recipe"}
+PRETRAINED = ("idmm", "recipe")
 MEASURES = {
     "knn20": "kNN on frozen features, k = 20, {train:,} labels",
     "top1": "fine-tuned on {labelled} labels, top-1",
@@ -40,6 +41,7 @@ Report = dict[str, Any]
 
 def run_demo(
     pretrain_config: Path | str,
+    recipe_config: Path | str,
     finetune_config: Path | str,
     folder: Path | str,
     seeds: int,
@@ -48,7 +50,8 @@ def run_demo(
     """Do everything that is not done yet, then write report.md, report.png and report.json.
 
     Args:
-        pretrain_config: A YAML file for pretraining.
+        pretrain_config: A YAML file for pretraining by IDMM.
+        recipe_config: A YAML file that is laid over it for the recommended recipe.
         finetune_config: A YAML file for fine-tuning and evaluation.
         folder: Where runs and report go.
         seeds: How many seeds, at least 2.
@@ -62,15 +65,15 @@ def run_demo(
         BetonError, DatasetError, LoaderError, WriteError, OSError, FloatingPointError: As the parts raise.
     """
     folder, began = Path(folder), time.time()
-    configs = _DemoConfigs(pretrain_config, finetune_config, arguments)
-    shared = configs.make(FINETUNE)
+    configs = _DemoConfigs((pretrain_config, recipe_config, finetune_config), arguments)
+    shared = configs.make("finetune")
     _convert(shared)
     results: dict[str, dict[str, list[float]]] = {arm: {measure: [] for measure in MEASURES} for arm in ARMS}
     for seed in range(seeds):
         for arm, found in _run_seed(configs, folder, seed).items():
             for measure in MEASURES:
                 results[arm][measure].append(found[measure])
-    report = _describe(configs.make(PRETRAIN), shared) | {
+    report = _describe({arm: configs.make(arm) for arm in PRETRAINED}, shared) | {
         "results": results,
         "seeds": seeds,
         "minutes": round((time.time() - began) / 60, 1),
@@ -82,16 +85,32 @@ def run_demo(
 
 
 class _DemoConfigs:
-    """The configurations of the demo's parts, with the user's arguments."""
+    """The configurations of the demo's parts, with the user's arguments.
 
-    def __init__(self, pretrain: Path | str, finetune: Path | str, arguments: Sequence[str]) -> None:
-        self._files = {id(PRETRAIN): pretrain, id(FINETUNE): finetune, id(EVALUATE): finetune}
+    Args:
+        files: YAML files: for pretraining, what the recipe lays over it, for fine-tuning and evaluation.
+        arguments: As of `run_demo`.
+    """
+
+    def __init__(self, files: tuple[Path | str, Path | str, Path | str], arguments: Sequence[str]) -> None:
+        pretrain, recipe, finetune = files
+        self._parts: dict[str, tuple[dict, list[Path | str]]] = {
+            "idmm": (PRETRAIN, [pretrain]),
+            "recipe": (PRETRAIN, [pretrain, recipe]),
+            "finetune": (FINETUNE, [finetune]),
+            "evaluate": (EVALUATE, [finetune]),
+        }
         self._known = [key for schema in (PRETRAIN, FINETUNE, EVALUATE) for key in keys(schema)]
         self._given = overrides(self._known, arguments)
 
-    def make(self, schema: dict, changes: dict[str, Any] | None = None) -> SimpleNamespace:
-        """The configuration of a part: its file, under the user's arguments, under `changes` to keys that it has."""
-        return load_config(schema, self._files[id(schema)], self._given | (changes or {}), self._known)
+    def make(self, part: str, changes: dict[str, Any] | None = None) -> SimpleNamespace:
+        """The configuration of a part: its files, under the user's arguments, under `changes`, to keys that it has."""
+        schema, files = self._parts[part]
+        values: dict[str, Any] = {}
+        for file in files:
+            values |= load_yaml(schema, file, self._known)
+        known = set(keys(schema))
+        return make_config(schema, values | {k: v for k, v in (self._given | (changes or {})).items() if k in known})
 
 
 def _convert(cfg: SimpleNamespace) -> None:
@@ -105,17 +124,19 @@ def _convert(cfg: SimpleNamespace) -> None:
 
 
 def _run_seed(configs: _DemoConfigs, folder: Path, seed: int) -> dict[str, dict[str, float]]:
-    """{arm: figures} of one seed: one pretraining, one choice of labels, a fine-tuning of each arm."""
-    pretrained = folder / f"pretrain_{seed}"
+    """{arm: figures} of one seed: a pretraining of each kind, one choice of labels, a fine-tuning of each arm."""
     own: dict[str, Any] = {"training.seed": seed, "training.resume": "auto"}
-    if not (pretrained / "backbone.safetensors").exists():
-        pretraining.pretrain(configs.make(PRETRAIN, own | {"logging.run_dir": str(pretrained)}))
+    for arm in PRETRAINED:
+        pretrained = _pretrained_folder(folder, arm, seed)
+        if not (pretrained / "backbone.safetensors").exists():
+            pretraining.pretrain(configs.make(arm, own | {"logging.run_dir": str(pretrained)}))
     found = {}
     for arm, title in ARMS.items():
         run_dir = folder / f"{arm}_{seed}"
-        own |= {"logging.run_dir": str(run_dir), "model.init": str(pretrained) if arm == "idmm" else None}
-        finetune = configs.make(FINETUNE, own)
-        evaluate = configs.make(EVALUATE, own | {"linear.enabled": False})
+        init = str(_pretrained_folder(folder, arm, seed)) if arm in PRETRAINED else None
+        own |= {"logging.run_dir": str(run_dir), "model.init": init}
+        finetune = configs.make("finetune", own)
+        evaluate = configs.make("evaluate", own | {"linear.enabled": False})
         tuned = load_or_compute(run_dir / "result.json", partial(finetuning.finetune, finetune))
         frozen = load_or_compute(run_dir / "frozen.json", partial(evaluate_frozen, evaluate))
         found[arm] = {**tuned, **frozen}
@@ -123,16 +144,22 @@ def _run_seed(configs: _DemoConfigs, folder: Path, seed: int) -> dict[str, dict[
     return found
 
 
-def _describe(pretrain: SimpleNamespace, finetune: SimpleNamespace) -> Report:
-    """Data, model, trainings and machine, for the report."""
+def _pretrained_folder(folder: Path, arm: str, seed: int) -> Path:
+    """The run folder of a pretraining."""
+    return folder / f"pretrain_{arm}_{seed}"
+
+
+def _describe(pretrain: dict[str, SimpleNamespace], finetune: SimpleNamespace) -> Report:
+    """Data, model, trainings and machine, for the report. pretrain: the configuration of each pretraining."""
     train = open_beton(finetune.data.train)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "train": len(train),
         "test": len(open_beton(finetune.data.test)),
         "labelled": finetune.data.per_class * len(train.classes),
-        "model": f"{pretrain.model.name} {pretrain.model.options}",
-        "pretrain": _training(pretrain),
+        "model": f"{finetune.model.name} {finetune.model.options}",
+        "pretrain": {arm: _training(cfg) for arm, cfg in pretrain.items()},
+        "groups": {arm: len(cfg.crops.groups) for arm, cfg in pretrain.items()},
         "finetune": _training(finetune),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}",
     }
@@ -141,22 +168,36 @@ def _describe(pretrain: SimpleNamespace, finetune: SimpleNamespace) -> Report:
 def _training(cfg: SimpleNamespace) -> str:
     """A training in a few words."""
     training = cfg.training
-    return f"{training.epochs} epochs at {cfg.model.image_size} pixels, batch {training.batch_size}, lr {training.lr:g}"
+    length = f"{training.minutes:g} minutes" if training.minutes else f"{training.epochs} epochs"
+    optimizer = {"adamw": "AdamW", "muon": "Muon"}[training.optimizer]
+    crops = sum(group["count"] for group in getattr(cfg.crops, "groups", [{"count": 1}]))
+    return (
+        f"{length} at {cfg.model.image_size} pixels, {crops} crop{'s' * (crops > 1)} of an image, batch "
+        f"{training.batch_size}, {optimizer}, lr {training.lr:g}"
+    )
 
 
 def table(report: Report) -> str:
     """The Markdown table of a report: a row a measure, mean and sample standard deviation over the seeds."""
+    arms = [arm for arm in ARMS if arm in report["results"]]
+    heads = [ARMS[arms[0]], *(head for arm in arms[1:] for head in (ARMS[arm], "gain"))]
     lines = [
-        "| accuracy on {test:,} test images, % | {0} | {1} | gain |".format(*ARMS.values(), test=report["test"]),
-        "|---|---|---|---|",
+        f"| accuracy on {report['test']:,} test images, % | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
     ]
     for measure, title in MEASURES.items():
-        scratch, idmm = (np.array(report["results"][arm][measure]) for arm in ARMS)
-        gains = idmm - scratch
-        cells = [f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for v in (scratch, idmm, gains)]
-        sign = "+" if gains.mean() > 0 else ""
-        lines.append(f"| {title.format(**report)} | {cells[0]} | {cells[1]} | {sign}{cells[2]} |")
+        scratch, *pretrained = (np.array(report["results"][arm][measure]) for arm in arms)
+        cells = [_mean_std(scratch)]
+        for found in pretrained:
+            gains = found - scratch
+            cells += [_mean_std(found), ("+" if gains.mean() > 0 else "") + _mean_std(gains)]
+        lines.append(f"| {title.format(**report)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _mean_std(values: np.ndarray) -> str:
+    """Mean and sample standard deviation."""
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
 def _page(report: Report) -> str:
@@ -164,16 +205,19 @@ def _page(report: Report) -> str:
     return (
         "# What pretraining without labels is worth\n\n"
         + table(report)
-        + f"\nMean and standard deviation over {report['seeds']} seeds. A seed is one pretraining, one choice of\n"
-        "labels, and one fine-tuning with and without pretraining.\n\n"
+        + f"\nMean and standard deviation over {report['seeds']} seeds. A seed is one pretraining of each\n"
+        "kind, one choice of labels, and one fine-tuning from each and from random weights.\n\n"
         "![report](report.png)\n\n"
         f"- Data: {report['train']:,} photographs of clothes (Fashion-MNIST, 10 classes) without labels for\n"
         f"  pretraining; {report['labelled']} of them with labels for fine-tuning; all {report['test']:,} test\n"
         "  photographs for evaluation. No choice was made on them during a run.\n"
         f"- Model: {report['model']}.\n"
-        f"- Pretraining: {report['pretrain']}. Crops and blur are milder than the\n"
-        "  paper's, in proportion to the images (rn_configs/demo.yaml); the rest is as in the paper.\n"
-        f"- Fine-tuning, the same for both and tuned for neither: {report['finetune']}.\n"
+        f"- IDMM: {report['pretrain']['idmm']}.\n"
+        "  Crops and blur are milder than the paper's, in proportion to the images (rn_configs/demo.yaml); the rest\n"
+        "  is as in the paper.\n"
+        f"- Recommended recipe, instance discrimination: {report['pretrain']['recipe']};\n"
+        "  neither CutMix nor label smoothing (rn_configs/methods/instance_muon.yaml).\n"
+        f"- Fine-tuning, the same for all: {report['finetune']}.\n"
         "  With pretraining more is computed; what is compared is what the same labels and fine-tuning give.\n"
         f"- Machine: {report['machine']}; {report['minutes']} minutes.\n"
     )
@@ -184,8 +228,8 @@ def _plot(report: Report, folder: Path) -> None:
     figure = new_figure(16, 11)
     axes = figure.subplot_mosaic([["crops", "neighbours"], ["loss", "bars"]], height_ratios=[1.7, 1])
     pictures = {
-        "crops": ("What the network sees", folder / "pretrain_0" / "crops.png"),
-        "neighbours": ("Nearest neighbours, found without labels", folder / "idmm_0" / "neighbours.png"),
+        "crops": ("What the network sees, IDMM", _pretrained_folder(folder, "idmm", 0) / "crops.png"),
+        "neighbours": ("Nearest neighbours, recipe, found without labels", folder / "recipe_0" / "neighbours.png"),
     }
     for name, (title, path) in pictures.items():
         axes[name].imshow(imread(path))
@@ -197,15 +241,17 @@ def _plot(report: Report, folder: Path) -> None:
 
 
 def _plot_losses(axis: Axes, report: Report, folder: Path) -> None:
-    """The loss of pretraining, a curve per seed, and that of guessing."""
-    for seed in range(report["seeds"]):
-        metrics = read_metrics(folder / f"pretrain_{seed}")
-        means = np.bincount(metrics["epoch"], metrics["loss"]) / np.bincount(metrics["epoch"])
-        axis.plot(np.arange(1, means.size + 1), means, label=f"seed {seed}")
-    guessing = 2 * np.log(report["train"])  # two multi-crop groups
+    """The loss of each pretraining, a curve per seed, and that of guessing."""
+    for k, arm in enumerate(PRETRAINED):
+        for seed in range(report["seeds"]):
+            metrics = read_metrics(_pretrained_folder(folder, arm, seed))
+            epochs = np.bincount(metrics["epoch"])
+            means = np.bincount(metrics["epoch"], metrics["loss"]) / epochs / report["groups"][arm]
+            axis.plot(np.cumsum(epochs) / epochs.sum(), means, f"C{k + 1}", label="" if seed else ARMS[arm])
+    guessing = np.log(report["train"])
     axis.axhline(guessing, color="gray", linewidth=0.8, linestyle=":")
-    axis.annotate("guessing", (1, guessing), fontsize=8, color="gray", va="bottom")
-    axis.set(title="Pretraining", xlabel="epoch", ylabel="instance loss, both groups")
+    axis.annotate("guessing", (0, guessing), fontsize=8, color="gray", va="bottom")
+    axis.set(title="Pretraining", xlabel="part of the training", ylabel="instance loss of a group of crops")
     axis.legend()
 
 
@@ -213,9 +259,9 @@ def _plot_accuracies(axis: Axes, report: Report) -> None:
     """Bars of mean accuracies with error bars, a point per seed."""
     for k, (arm, title) in enumerate(ARMS.items()):
         values = [np.array(report["results"][arm][measure]) for measure in MEASURES]
-        at = np.arange(len(MEASURES)) + 0.36 * (k - 0.5)
+        at = np.arange(len(MEASURES)) + 0.27 * (k - (len(ARMS) - 1) / 2)
         means, deviations = [v.mean() for v in values], [v.std(ddof=1) for v in values]
-        bars = axis.bar(at, means, 0.34, yerr=deviations, capsize=4, label=title)
+        bars = axis.bar(at, means, 0.25, yerr=deviations, capsize=4, label=title)
         axis.bar_label(bars, fmt="%.1f", padding=2)
         for x, v in zip(at, values):
             axis.plot(np.full(v.size, x), v, "k.", markersize=4)

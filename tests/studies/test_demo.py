@@ -6,13 +6,15 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import PRETRAIN, ROOT
 from PIL import Image
 
-from idmm_fast.config import ConfigError
-from idmm_fast.studies.demo import run_demo, table
+from idmm_fast.config import ConfigError, load_yaml
+from idmm_fast.studies.demo import _DemoConfigs, run_demo, table
 
+CONFIGS = [ROOT / "rn_configs" / name for name in ("demo.yaml", "methods/instance_muon.yaml", "finetune/demo.yaml")]
 SMALL = [
+    "--training.minutes=0",
     "--training.epochs=2",
     "--training.batch_size=16",
     "--data.per_class=4",
@@ -26,11 +28,10 @@ SMALL = [
 def report(tiny_beton, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     data = [f"--data.train={tiny_beton}", f"--data.test={tiny_beton}"]
-    configs = [ROOT / "rn_configs" / name for name in ("demo.yaml", "finetune/demo.yaml")]
     return (
         folder,
-        run_demo(*configs, folder, 2, [*data, *SMALL]),
-        lambda: run_demo(*configs, folder, 2, [*data, *SMALL]),
+        run_demo(*CONFIGS, folder, 2, [*data, *SMALL]),
+        lambda: run_demo(*CONFIGS, folder, 2, [*data, *SMALL]),
     )
 
 
@@ -39,10 +40,13 @@ def test_demo_reports(report):
     folder, content, _ = report
     page = (folder / "report.md").read_text()
     assert table(content) in page
-    for arm in ("random", "idmm"):
+    for arm in ("random", "idmm", "recipe"):
         for values in content["results"][arm].values():
             assert len(values) == 2
             assert all(0 <= v <= 100 for v in values)
+    assert "IDMM: 2 epochs at 16 pixels, 6 crops of an image, batch 16, AdamW, lr 0.001." in page
+    assert "instance discrimination: 2 epochs at 16 pixels, 1 crop of an image, batch 16, Muon, lr 0.002;" in page
+    assert (folder / "pretrain_recipe_1" / "backbone.safetensors").exists()
     picture = np.asarray(Image.open(folder / "report.png"))
     assert picture.shape[0] > 500
     assert picture.std() > 10
@@ -64,6 +68,35 @@ def test_what_is_done_is_not_done_again(report):
     assert json.loads((folder / "report.json").read_text())["results"] == content["results"]
 
 
+def test_table_has_a_column_and_a_gain_for_each_pretraining():
+    """By hand; and of a report without the recipe, as older ones are."""
+    results = {
+        "random": {"knn20": [50.0, 52.0], "top1": [60.0, 60.0]},
+        "idmm": {"knn20": [61.0, 61.0], "top1": [59.0, 59.0]},
+        "recipe": {"knn20": [70.0, 74.0], "top1": [66.0, 68.0]},
+    }
+    report = {"results": results, "train": 2040, "test": 10000, "labelled": 200}
+    lines = table(report).splitlines()
+    assert lines[0].endswith("| no pretraining | IDMM pretraining | gain | recommended recipe | gain |")
+    assert lines[1] == "|---|---|---|---|---|---|"
+    assert lines[2].endswith("| 51.0 ± 1.4 | 61.0 ± 0.0 | +10.0 ± 1.4 | 72.0 ± 2.8 | +21.0 ± 1.4 |")
+    assert lines[3].endswith("| 60.0 ± 0.0 | 59.0 ± 0.0 | -1.0 ± 0.0 | 67.0 ± 1.4 | +7.0 ± 1.4 |")
+    older = table(report | {"results": {arm: results[arm] for arm in ("random", "idmm")}})
+    assert older.splitlines()[0].endswith("| no pretraining | IDMM pretraining | gain |")
+
+
+def test_both_pretrainings_take_the_same_time():
+    """The recipe is that of rn_configs/own.yaml; make demo has ten minutes for six pretrainings and the rest."""
+    configs = _DemoConfigs(tuple(CONFIGS), [])
+    idmm, recipe = configs.make("idmm"), configs.make("recipe")
+    assert idmm.training.minutes == recipe.training.minutes <= 1
+    own = load_yaml(PRETRAIN, ROOT / "rn_configs" / "own.yaml")
+    for key in ("training.optimizer", "training.lr", "training.label_smoothing", "crops.groups", "cutmix.alpha"):
+        section, name = key.split(".")
+        assert getattr(getattr(recipe, section), name) == own[key], key
+    assert (recipe.model, recipe.data) == (idmm.model, idmm.data)
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -75,7 +108,7 @@ def test_what_is_done_is_not_done_again(report):
 )
 def test_options_that_no_part_knows_are_errors(tmp_path, args, says):
     with pytest.raises(ConfigError, match=says):
-        run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "finetune" / "demo.yaml", tmp_path, 2, args)
+        run_demo(*CONFIGS, tmp_path, 2, args)
 
 
 def test_options_reach_the_parts_that_have_them(tmp_path, monkeypatch, tiny_beton):
@@ -96,7 +129,7 @@ def test_options_reach_the_parts_that_have_them(tmp_path, monkeypatch, tiny_beto
         "--data.per_class=3",
     ]
     with pytest.raises(KeyboardInterrupt):
-        run_demo(ROOT / "rn_configs" / "demo.yaml", ROOT / "rn_configs" / "finetune" / "demo.yaml", tmp_path, 2, args)
+        run_demo(*CONFIGS, tmp_path, 2, args)
     assert (seen["cfg"].training.epochs, seen["cfg"].training.lr, seen["cfg"].training.seed) == (7, 0.25, 0)
 
 
