@@ -5,6 +5,7 @@ python benchmark.py loader --images my_photos                       # ours, deco
 python benchmark.py loader --beton data/flowers_train.beton --workers 1 --repeats 5 --json bench.json \\
     --peers official,ffcv,albumentations,dali
 python benchmark.py loader --epochs 50 --limit 2040                 # many short epochs, against one as long
+python benchmark.py loader --spread 6                               # an image decoded once in 6 epochs
 python benchmark.py cache --images my_photos                        # JPEGs decoded once, against stored pixels
 python benchmark.py writer --images my_photos                       # conversion, against FFCV's own writer
 python benchmark.py loss                                            # fused loss, index targets, against dense
@@ -84,6 +85,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=0,
         metavar="N",
         help="instead: N epochs of --limit images in eight batches, against one epoch as long",
+    )
+    loader.add_argument(
+        "--spread",
+        type=int,
+        default=0,
+        metavar="K",
+        help="instead: one crop an image, decoded once in K epochs (crops.spread), against once an epoch",
     )
     loader.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of them here")
 

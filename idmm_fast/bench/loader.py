@@ -10,7 +10,8 @@ rate is the median over the rounds, a ratio the median of the rounds' ratios, wh
   decode, twice  the same with twice the workers: what the machine gives at best
   baselines      see baselines.py
 
-With --epochs it measures what it costs to begin an epoch instead, see epochs.py.
+With --epochs it measures what it costs to begin an epoch instead, see epochs.py; with --spread what is won where an
+image is decoded once for several epochs, see spread.py.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from ..beton.read import Beton
 from ..files import write_json
 from ..loader import MultiCropLoader
 from ..plots.figure import new_figure
-from . import epochs
+from . import epochs, spread
 from .baselines import BASELINES
 from .machine import describe_machine
 from .photographs import open_betons
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--workers {args.workers} is more than the {len(cores)} cores of this machine")
     if args.epochs:
         return epochs.run(args)
+    if args.spread:
+        return spread.run(args)
     torch.set_num_threads(args.workers)
     with tempfile.TemporaryDirectory() as scratch:
         jpg, raw = open_betons(args, scratch)

@@ -148,6 +148,16 @@ def crops() -> Section:
                 "number of crops, range of the fraction of the image's area, size in pixels (else model.image_size)",
                 default=[{"count": 2, "scale": [0.14, 1.0]}, {"count": 4, "scale": [0.05, 0.4]}],
             ),
+            "spread": Param(
+                Int(1, 64),
+                "decode an image once in so many epochs, and keep its crops for their steps; 1: in every epoch",
+                default=1,
+            ),
+            "spread_mb": Param(
+                Int(1),
+                "the most that these crops take, in MB, of all processes together; more mixes the images better",
+                default=1024,
+            ),
         },
     )
 

@@ -3,7 +3,8 @@
 from ..errors import LoaderError
 from .cache import ImageCache, open_cache
 from .crops import IDMM_VIEWS, Augment, Group, Views
-from .loader import MultiCropLoader, evaluation_loader
+from .evaluation import evaluation_loader
+from .loader import MultiCropLoader
 
 __all__ = [
     "IDMM_VIEWS",

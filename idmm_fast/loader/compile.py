@@ -23,7 +23,8 @@ def compile_kernels() -> None:
         split = Split([image, image], [0, 0], ["a"])
         for limit in (16, None):  # made smaller, and kept as it is
             write_beton(out, split, dataset="compile", name="train", mode="jpg", max_resolution=limit, quiet=True)
-        loader = MultiCropLoader(out, 2, num_workers=1, views=[Views(1, 16)])
-        next(iter(loader))
-        loader.decoder.sample_crops(0, [0])
-        loader.close()
+        for spread in (1, 2):
+            loader = MultiCropLoader(out, 2, num_workers=1, views=[Views(1, 16)], spread=spread)
+            next(iter(loader))
+            loader.decoder.sample_crops(0, [0])
+            loader.close()

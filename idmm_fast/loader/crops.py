@@ -119,7 +119,9 @@ def _field(name: str, default: Any) -> tuple:
 CROP_SPEC = np.dtype(
     [
         ("group", "i4"),
-        ("slot", "i4"),  # number of the crop in its group
+        ("slot", "i4"),  # number of the crop in its group, where its pixels are written
+        ("stream", "i4"),  # number of the crop among those of an image, of its counter
+        ("ahead", "i4"),  # of its counter too: epochs after that of the batch
         ("size", "i4"),
         ("bicubic", "i4"),
         ("resize", "i4"),
@@ -131,16 +133,18 @@ CROP_SPEC = np.dtype(
 )
 
 
-def crop_table(views: Sequence[Views], augment: Augment) -> np.ndarray:
-    """CROP_SPEC records, one for each crop of an image, in the order of the groups."""
-    table = np.zeros(sum(v.count for v in views), CROP_SPEC)
-    record = iter(table)
+def crop_table(views: Sequence[Views], augment: Augment, epochs: int = 1) -> np.ndarray:
+    """CROP_SPEC records, one for each crop of an image in `epochs` epochs, in the order of groups and epochs."""
+    table = np.zeros(epochs * sum(v.count for v in views), CROP_SPEC)
+    record, stream = iter(table), 0
     for group, spec in enumerate(views):
-        for slot in range(spec.count):
+        for slot in range(epochs * spec.count):
             r = next(record)
             r["group"], r["slot"], r["size"], r["resize"] = group, slot, spec.size, spec.resize
+            r["ahead"], r["stream"] = slot // spec.count, stream + slot % spec.count
             r["bicubic"] = spec.interpolation == "bicubic"
             r["scale"], r["ratio"] = spec.scale, spec.ratio
             for f in fields(Augment):
                 r[f.name] = getattr(augment, f.name)
+        stream += spec.count
     return table

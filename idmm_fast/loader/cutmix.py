@@ -100,3 +100,63 @@ def sample_mixup(seed: int, epoch: int, step: int, n: int, alpha: float) -> tupl
     """
     lam = betaincinv(alpha, alpha, uniforms(np.uint64(seed), step, epoch, MIXUP_STREAM, 0)[0])
     return max(lam, 1 - lam), permutation(np.uint64(seed), step, epoch, MIXUP_STREAM + 1, n)
+
+
+@kernel
+def _copy_bytes(source: np.ndarray, at: int, out: np.ndarray, to: int, size: int) -> None:
+    for k in range(size):
+        out[to + k] = source[at + k]
+
+
+@kernel
+def mix_stored(
+    first: int,
+    last: int,
+    images: np.ndarray,
+    passed: int,
+    stored: np.ndarray,
+    places: np.ndarray,
+    block: int,
+    counts: np.ndarray,
+    specs: np.ndarray,
+    offsets: np.ndarray,
+    boxes: np.ndarray,
+    dest_rows: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Copy the crops of the images first .. last - 1 of a batch from those of a block, mixed; see `render.write_mixed`.
+
+    Args:
+        first: the first image's place in the batch.
+        last: the place after the last image's.
+        images: int64 (B,), the place of each image in the block.
+        passed: passes before this one.
+        stored: uint8, flat: the crops of the block.
+        places: int64 (groups,), where a group begins in `stored`.
+        block: images of the block.
+        counts: int64 (groups,), crops of an image and pass.
+        specs: CROP_SPEC (crops,), this and what follows as in `render.render_batch`.
+        offsets: int64 (groups,).
+        boxes: int64 (crops * B, 4).
+        dest_rows: int64 (crops * B,).
+        out: uint8, flat.
+    """
+    batch = images.size
+    for b in range(first, last):
+        for v in range(specs.size):
+            size, group, slot = specs[v].size, specs[v].group, specs[v].slot
+            crop_bytes, group_row = 3 * size * size, (v - slot) * batch
+            source = places[group] + ((passed * counts[group] + slot) * block + images[b]) * crop_bytes
+            own, dest = slot * batch + b, dest_rows[v * batch + b]
+            at, to = offsets[group] + own * crop_bytes, offsets[group] + dest * crop_bytes
+            box, dest_box = boxes[group_row + own], boxes[group_row + dest]
+            top, bottom = 3 * size * box[0], 3 * size * max(box[0], box[2])
+            _copy_bytes(stored, source, out, at, top)
+            _copy_bytes(stored, source + bottom, out, at + bottom, crop_bytes - bottom)
+            for y in range(box[0], box[2]):
+                line, left, right = 3 * size * y, 3 * box[1], 3 * box[3]
+                _copy_bytes(stored, source + line, out, at + line, left)
+                _copy_bytes(stored, source + line + right, out, at + line + right, 3 * size - right)
+            for y in range(dest_box[0], dest_box[2]):
+                line = 3 * (size * y + dest_box[1])
+                _copy_bytes(stored, source + line, out, to + line, 3 * (dest_box[3] - dest_box[1]))

@@ -22,12 +22,11 @@ import torch
 from ..beton import Beton
 from ..beton.format import JPG
 from ..beton.jpeg import OK
-from ..errors import LoaderError
 from ..kernels.jit import is_cached
 from .cache import ImageCache
 from .crops import Augment, CutMixSpec, Group, Views, crop_table
 from .cutmix import CutMix, sample_cutmix
-from .failed import FailedImages, Found
+from .failed import FailedImages, Found, as_loader_error
 from .ffcv_compat import Operation
 from .render import Scratch, render_batch
 from .sampling import CROP_SAMPLE, sample_crops
@@ -90,11 +89,12 @@ class PendingBatch:
     ) -> None:
         self._slices, self._render, self._finish = deque(slices), render, finish
         self._errors: dict[int, BaseException] = {}
-        self._futures: list[Future] = []
+        self.futures: list[Future] = []  # what its threads do
 
-    def submit(self, pool: ThreadPoolExecutor, threads: int) -> None:
-        """Begin."""
-        self._futures = [pool.submit(self._run) for _ in range(min(threads, len(self._slices)))]
+    def submit(self, pool: ThreadPoolExecutor, threads: int) -> "PendingBatch":
+        """Begin; returns this batch."""
+        self.futures = [pool.submit(self._run) for _ in range(min(threads, len(self._slices)))]
+        return self
 
     def _run(self) -> None:
         while True:
@@ -121,19 +121,10 @@ class PendingBatch:
             LoaderError: an image can't be decoded, see FailedImages, or a thread failed. Slices begin in their order,
                 so the first image that fails is named, whatever the number of threads.
         """
-        for future in self._futures:
+        for future in self.futures:
             future.result()
         error = self._errors[min(self._errors)] if self._errors else None
         return self._finish(error)
-
-
-def as_loader_error(error: BaseException) -> LoaderError:
-    """What the consumer gets for an error in a thread."""
-    if isinstance(error, LoaderError):
-        return error
-    result = LoaderError(f"the loader's thread failed: {type(error).__name__}: {error}")
-    result.__cause__ = error
-    return result
 
 
 class MultiCropDecoder(Operation):
@@ -153,7 +144,10 @@ class MultiCropDecoder(Operation):
     Attributes:
         specs: CROP_SPEC (crops of an image,).
         cache: what is kept of decoded images.
+        description: a few words for the first lines of a run; "" where there is nothing to say.
     """
+
+    description = ""
 
     def __init__(
         self,
@@ -176,10 +170,7 @@ class MultiCropDecoder(Operation):
         return replace(previous_state, jit_mode=False), None  # the loader passes the memory, see BatchPosition
 
     def generate_code(self) -> Callable:
-        def decode(rows: np.ndarray, position: BatchPosition, metadata: Any, storage: Any) -> PendingBatch:
-            return self.decode_batch(rows, position)
-
-        return decode
+        return lambda rows, position, metadata, storage: self.decode_batch(rows, position)
 
     def buffer_size(self, batch_size: int) -> int:
         """Bytes that the images of one batch take."""
@@ -189,16 +180,15 @@ class MultiCropDecoder(Operation):
         self, epoch: int, step: int, batch: int, first: int = 0, cutmix: CutMixSpec | None = None
     ) -> list[CutMix]:
         """The mixing of each group of a batch of `batch` images; `first` and `cutmix` as in BatchPosition."""
-        seed, cutmix = np.uint64(self.seed), cutmix or self.cutmix
-        return [sample_cutmix((seed, epoch, step, g), batch, view, cutmix, first) for g, view in enumerate(self.views)]
+        counter, cutmix = (np.uint64(self.seed), epoch, step), cutmix or self.cutmix
+        return [sample_cutmix((*counter, g), batch, view, cutmix, first) for g, view in enumerate(self.views)]
 
     def sample_crops(self, epoch: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """What is sampled for every crop of `rows`: CROP_SAMPLE (crops, len(rows)). The pixels follow from it alone."""
         rows = np.asarray(rows, np.int64)
         result = np.zeros((self.specs.size, rows.size), CROP_SAMPLE)
-        sample_crops(
-            np.uint64(self.seed), epoch, rows, self.beton.height[rows], self.beton.width[rows], self.specs, result
-        )
+        height, width = self.beton.height[rows], self.beton.width[rows]
+        sample_crops(np.uint64(self.seed), epoch, rows, height, width, self.specs, result)
         return result
 
     def _start(self) -> None:
@@ -222,14 +212,18 @@ class MultiCropDecoder(Operation):
         """
         self._start()
         rows = rows.copy()  # the caller's may be a part of the whole order, and a row may be replaced
+        return self._begin(rows, position, position.found, functools.partial(self._render, rows, position))
+
+    def _begin(self, rows: np.ndarray, position: BatchPosition, found: Found, render: Callable) -> PendingBatch:
+        """Begin a batch; render: called in threads with (a layout, see `_render`; the first image; the last + 1)."""
         mixes = self.sample_cutmix(position.epoch, position.step, len(rows), position.first, position.cutmix)
-        sizes = np.array([v.count * v.size * v.size * 3 * len(rows) for v in self.views])
-        offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        sizes = [v.count * v.size * v.size * 3 * len(rows) for v in self.views]
+        offsets = np.cumsum([0, *sizes[:-1]])
         boxes = np.concatenate([m.box for m in mixes])
         dest_rows = np.concatenate([np.argsort(m.partner) for m in mixes])
 
         def finish(error: BaseException | None) -> list[Group]:
-            self.failed.count(position.found)
+            self.failed.count(found)
             if error is not None:
                 raise as_loader_error(error)
             return [
@@ -237,15 +231,16 @@ class MultiCropDecoder(Operation):
                 for view, mix, offset, size in zip(self.views, mixes, offsets, sizes)
             ]
 
-        render = functools.partial(self._render, rows, position, (offsets, boxes, dest_rows))
-        batch = PendingBatch(_slices(len(rows), self.num_workers), render, finish)
-        batch.submit(self._pool, self.num_workers)
-        return batch
+        return self._submit(len(rows), functools.partial(render, (self.specs, offsets, boxes, dest_rows)), finish)
+
+    def _submit(self, images: int, render: Callable[[int, int], None], finish: Callable) -> PendingBatch:
+        """Begin to render so many images, in slices."""
+        return PendingBatch(_slices(images, self.num_workers), render, finish).submit(self._pool, self.num_workers)
 
     def _render(
         self, rows: np.ndarray, position: BatchPosition, layout: tuple[np.ndarray, ...], first: int, last: int
     ) -> None:
-        """Write the crops of the images first .. last - 1 of the batch; in a thread. layout: see `render_batch`."""
+        """Write the crops of images first .. last - 1; in a thread. layout: specs to dest_rows, see `render_batch`."""
         b, scratch = self.beton, self._scratch.get()
         try:
             while first < last:
@@ -263,7 +258,6 @@ class MultiCropDecoder(Operation):
                     *self.cache.arrays,
                     np.uint64(self.seed),
                     position.epoch,
-                    self.specs,
                     *layout,
                     position.buffer,
                     scratch.decoder.handle,

@@ -81,3 +81,12 @@ class FailedImages:
 
     def _reason(self, row: int, why: str) -> str:
         return f"row {row} of {self._path} can't be decoded: {why}"
+
+
+def as_loader_error(error: BaseException) -> LoaderError:
+    """What the consumer gets for an error in a thread."""
+    if isinstance(error, LoaderError):
+        return error
+    result = LoaderError(f"the loader's thread failed: {type(error).__name__}: {error}")
+    result.__cause__ = error
+    return result

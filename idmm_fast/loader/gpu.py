@@ -18,6 +18,7 @@ from ..beton.decode import iter_rows
 from .crops import Augment, Group
 from .gpu_augment import FIELDS, render_groups
 from .loader import MultiCropLoader
+from .order import SpreadOrder
 
 # The fields of Augment that gpu_augment.py knows.
 _AUGMENTS = {
@@ -95,6 +96,8 @@ class DeviceLoader(MultiCropLoader):
             )
         if self.decoder.failed.on_error != "raise":
             raise ValueError(f"data.on_error={self.decoder.failed.on_error} goes with data.augment_on=cpu only")
+        if isinstance(self.traversal_order, SpreadOrder):
+            raise ValueError("on the device all images are decoded once already; use crops.spread=1")
         height, width = int(self.beton.height.max()), int(self.beton.width.max())
         needed = len(self.beton) * height * width * 3
         if self.device.type == "cuda" and needed > torch.cuda.mem_get_info(self.device)[0] // 2:

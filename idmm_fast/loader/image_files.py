@@ -19,7 +19,7 @@ from ..beton.pixels import reason_of
 from .cache import ImageCache
 from .crops import Augment, crop_table
 from .decoder import announce_compilation
-from .loader import evaluation_views
+from .evaluation import evaluation_views
 from .render import Scratch, render_batch
 
 IMAGES_PER_TASK = 8  # that a thread is given at once

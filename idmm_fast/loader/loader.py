@@ -14,11 +14,11 @@ from ..beton import open_beton
 from ..beton.read import row_numbers
 from .cache import ImageCache
 from .crops import IDMM_VIEWS, Augment, CutMixSpec, Views
-from .decoder import MultiCropDecoder
 from .failed import FailedImages
 from .ffcv_compat import Compiler, Graph, Loader, PipelineSpec, RGBImageField
 from .order import Order
 from .prefetch import Buffers, EpochHandle, SafeEpochIterator
+from .spread import make_decoder
 
 _SKIP = (
     "on_error='skip' leaves images out of a batch: only without mixing (cutmix_alpha=0) and with views of count 1; "
@@ -75,6 +75,8 @@ class MultiCropLoader(Loader):
             cutmix_chunk divides batch_size, they see in parts what one process with that batch size sees.
         world_size: number of these processes.
         cache: of `open_cache`: its JPEGs are decoded once. None: in every epoch.
+        spread: an image is decoded once for so many epochs, see `spread.SpreadOrder`; 1: in every epoch.
+        spread_mb: the most that the crops of later epochs take, in MB, of all processes together.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -106,6 +108,8 @@ class MultiCropLoader(Loader):
         rank: int = 0,
         world_size: int = 1,
         cache: ImageCache | None = None,
+        spread: int = 1,
+        spread_mb: int = 1024,
     ) -> None:
         self.beton = open_beton(path)
         self.fname = str(path)  # FFCV's name of it
@@ -117,9 +121,11 @@ class MultiCropLoader(Loader):
         self.num_workers = _usable_workers(num_workers)
         self.indices = row_numbers(rows, self.beton)
         failed = FailedImages(self.beton.path, self.indices, on_error)
-        self.decoder = MultiCropDecoder(
-            self.beton, self.views, augment or Augment(), cutmix, self.seed, self.num_workers, failed
+        order = Order(
+            self.indices, self.seed, shuffle, drop_last, self.batch_size, self.rank, self.world_size, cutmix.chunk or 1
         )
+        source = (self.beton, self.views, augment or Augment(), cutmix, self.seed, self.num_workers, failed)
+        self.traversal_order, self.decoder = make_decoder(order, spread, spread_mb, epochs, source)
         if cache is not None:
             self.decoder.cache = cache.for_rows(self.beton, self.indices)
         self.cache = self.decoder.cache
@@ -130,9 +136,6 @@ class MultiCropLoader(Loader):
         self._position_is_set = False  # whether set_epoch or load_state_dict told so since the current one began
         self._iterator: Any = None  # the current iteration
         self._iterations = 0  # that were begun or ended by load_state_dict; tells old handles from the current one
-        self.traversal_order = Order(
-            self.indices, self.seed, shuffle, drop_last, self.batch_size, self.rank, self.world_size, cutmix.chunk or 1
-        )
         self._set_up_ffcv()
         weakref.finalize(self, self.decoder.abandon)
 
@@ -271,28 +274,3 @@ class MultiCropLoader(Loader):
 
     def filter(self, field_name: str, condition: Callable) -> None:
         raise NotImplementedError("choose rows with MultiCropLoader(..., rows=...)")
-
-
-def evaluation_views(size: int, interpolation: str = "bicubic") -> list[Views]:
-    """The one view of evaluation: the shorter side resized to size * 256 / 224, the centre cut out."""
-    return [Views(1, size, interpolation=interpolation, resize=round(size * 256 / 224))]
-
-
-def evaluation_loader(
-    path: str | Path,
-    batch_size: int,
-    size: int,
-    num_workers: int = 0,
-    rows: Any = None,
-    on_error: str = "raise",
-    interpolation: str = "bicubic",
-    *,
-    cache: ImageCache | None = None,
-) -> MultiCropLoader:
-    """Every image once, in order: the shorter side resized to size * 256 / 224, the centre cut out.
-
-    Yields a list of one Group for each batch. For the arguments see MultiCropLoader and Views.
-    """
-    views = evaluation_views(size, interpolation)
-    options: dict[str, Any] = {"shuffle": False, "rows": rows, "epochs": 1, "on_error": on_error, "cache": cache}
-    return MultiCropLoader(path, batch_size, num_workers, 0, 0, views, Augment.none(), **options)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from .crops import CutMixSpec, Group
-from .decoder import BatchPosition, PendingBatch, as_loader_error
+from .decoder import BatchPosition, PendingBatch
+from .failed import as_loader_error
 from .ffcv_compat import EpochIterator
 
 

@@ -275,7 +275,7 @@ def render_batch(
             spec = specs[v]
             size, group = spec.size, spec.group
             canvas = planes.reshape(-1)[: 3 * size * size].reshape(3, size, size)
-            sample_crop(seed, epoch, row, v, h, w, spec, sample[0])
+            sample_crop(seed, epoch + spec.ahead, row, spec.stream, h, w, spec, sample[0])
             render_crop(source, spec, sample[0], canvas, scratch, starts, tables)
             own, dest, crop_bytes = spec.slot * batch + b, dest_rows[v * batch + b], 3 * size * size
             group_row = (v - spec.slot) * batch  # the group's first row among those of all groups

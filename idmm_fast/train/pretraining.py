@@ -78,7 +78,7 @@ class Pretraining(Task):
         self.description = (
             f"{cfg.model.name} at {cfg.model.image_size}{_origin(cfg)}, {len(self.loader.indices)} images, "
             f"{sum(v.count for v in self.loader.views)} crops each; {_describe(cfg, self.model, len(beton))}"
-            + (f"; {self.loader.cache.description}" if self.loader.cache.description else "")
+            + "".join(f"; {part.description}" for part in (self.loader.cache, self.loader.decoder) if part.description)
         )
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
@@ -148,7 +148,7 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
             f"process (training.batch_size {cfg.training.batch_size}, processes: {args['world_size']})"
         )
     make: Callable[..., MultiCropLoader] = MultiCropLoader
-    passes = 2 if cfg.training.minutes else cfg.training.epochs
+    passes = 2 if cfg.training.minutes else -(-cfg.training.epochs // cfg.crops.spread)
     if cfg.data.augment_on == "device":
         from ..loader.gpu import DeviceLoader
 
@@ -163,6 +163,8 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
         cutmix_chunk=cfg.cutmix.chunk_size,
         cutmix_per_row=cfg.cutmix.per_sample,
         on_error=cfg.data.on_error,
+        spread=cfg.crops.spread,
+        spread_mb=cfg.crops.spread_mb,
         cache=open_cache(open_beton(cfg.data.train), None, cfg.data.cache, passes),
         **args,
     )

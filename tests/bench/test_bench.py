@@ -88,9 +88,24 @@ def test_epochs_benchmark_reports_everything(jpg_beton, tmp_path):
     assert all(0 < share < 1 for share in result["waited"].values())
 
 
+def test_spread_benchmark_reports_everything(jpg_beton, tmp_path):
+    out, cores = tmp_path / "out.json", os.sched_getaffinity(0)
+    shown = run_script("benchmark.py", "loader", "--beton", jpg_beton, "--spread", 2, "--repeats", 2, "--json", out)
+    assert shown.returncode == 0, shown.stderr
+    assert os.sched_getaffinity(0) == cores
+    result = json.loads(out.read_text())
+    assert (result["images"], result["batch"], result["spread"]) == (40, 5, 2)
+    rates = result["images_per_s"]
+    for name in ("jpg", "raw", "kept"):
+        a, b = rates[f"{name}, spread"], rates[name]
+        assert a["min"] / b["max"] <= result["ratios"][f"{name}, spread / {name}"] <= a["max"] / b["min"]
+        assert f"{name}, spread / {name}" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
+        (("--spread", "2", "--limit", "7"), "--limit 7 is less than the 8 batches"),
         (("--epochs", "2", "--limit", "7"), "--limit 7 is less than the 8 batches"),
         (("--peers", "nobody"), "unknown baselines"),
         (("--beton", "/nowhere.beton"), "does not exist"),

@@ -12,7 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from idmm_fast.loader import loader
+from idmm_fast.loader.evaluation import evaluation_views
 from idmm_fast.models import (
     create_backbone,
     feature_dim,
@@ -278,15 +278,14 @@ def test_classifiers_of_every_kind_load_in_timm(name, tmp_path):
         assert torch.allclose(again(x), head(backbone(x)), atol=1e-6)
 
 
-def test_timm_resizes_an_image_as_our_evaluation_does(monkeypatch):
+def test_timm_resizes_an_image_as_our_evaluation_does():
     """timm's transform, made from the config.json that is written, resizes as our loader does, at every size."""
-    monkeypatch.setattr(loader, "MultiCropLoader", lambda path, batch, workers, seed, alpha, views, *_, **__: views[0])
     backbone = create_backbone("vit_tiny_patch16_224", 32, options=VIT)
     for size in range(8, 1025):
         config = timm_config(backbone, section("vit_tiny_patch16_224", size), "abc")["pretrained_cfg"]
         data = timm.data.resolve_data_config({}, pretrained_cfg=config)
         resize, crop = timm.data.create_transform(**data).transforms[:2]
-        view = loader.evaluation_loader("x.beton", 1, size)
+        (view,) = evaluation_views(size)
         assert resize.size == view.resize, size
         assert tuple(crop.size) == (view.size, view.size)
     config = timm_config(backbone, section("vit_tiny_patch16_224", 224), "abc")
