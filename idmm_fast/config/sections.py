@@ -6,7 +6,22 @@ from types import SimpleNamespace
 
 from fastargs import Param
 
-from .types import AUTO, BatchSize, Bool, Channels, Choice, CropGroups, Derived, Float, Int, Mapping, Range, Resume, Str
+from .types import (
+    AUTO,
+    BatchSize,
+    Bool,
+    Channels,
+    Choice,
+    CropGroups,
+    CropSchedule,
+    Derived,
+    Float,
+    Int,
+    Mapping,
+    Range,
+    Resume,
+    Str,
+)
 
 Section = tuple[str, dict[str, Param]]
 
@@ -147,6 +162,12 @@ def crops() -> Section:
                 CropGroups(),
                 "number of crops, range of the fraction of the image's area, size in pixels (else model.image_size)",
                 default=[{"count": 2, "scale": [0.14, 1.0]}, {"count": 4, "scale": [0.05, 0.4]}],
+            ),
+            "schedule": Param(
+                CropSchedule(),
+                "other sizes of the crops, each from a fraction of training.epochs on: of all groups, or a list with "
+                "one of each",
+                default=[],
             ),
             "spread": Param(
                 Int(1, 64),

@@ -212,3 +212,31 @@ class CropGroups(Checker):
 
     def help(self) -> str:
         return "a list of groups like [{count: 2, scale: [0.14, 1.0]}]"
+
+
+class CropSchedule(Checker):
+    """Sizes of crops over a run: [{from: 0, size: 64}, {from: 0.5, size: [112, 64]}]: of all groups, or of each."""
+
+    _MOST = 7  # with those of the groups 8, as many as torch.compile keeps graphs of
+
+    def check(self, value: Any) -> list[dict[str, Any]]:
+        steps = [dict(step) for step in value]
+        if len(steps) > self._MOST or not all(set(step) == {"from", "size"} for step in steps):
+            raise ValueError
+        size = Int(8, 4096)
+        steps = [
+            {
+                "from": Float(0, 1).check(step["from"]),
+                "size": [size.check(s) for s in step["size"]]
+                if isinstance(step["size"], list)
+                else size.check(step["size"]),
+            }
+            for step in steps
+        ]
+        begins = [step["from"] for step in steps]
+        if any(later <= earlier for earlier, later in zip(begins, [*begins[1:], 1.0])):
+            raise ValueError
+        return steps
+
+    def help(self) -> str:
+        return f"a list like [{{from: 0, size: 64}}, {{from: 0.5, size: 112}}], ascending, of {self._MOST} at most"

@@ -11,7 +11,7 @@ import os
 import queue
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -134,7 +134,7 @@ class MultiCropDecoder(Operation):
 
     Args:
         beton: the images.
-        views: the multi-crop groups.
+        views: {epoch: the multi-crop groups from it on}; epoch 0 is there, and all have as many crops.
         augment: which augmentations run.
         cutmix: how crops are mixed.
         seed: of everything random, 0..2**64 - 1.
@@ -142,7 +142,6 @@ class MultiCropDecoder(Operation):
         failed: what is done about images that can't be decoded.
 
     Attributes:
-        specs: CROP_SPEC (crops of an image,).
         cache: what is kept of decoded images.
         description: a few words for the first lines of a run; "" where there is nothing to say.
     """
@@ -152,7 +151,7 @@ class MultiCropDecoder(Operation):
     def __init__(
         self,
         beton: Beton,
-        views: Sequence[Views],
+        views: Mapping[int, Sequence[Views]],
         augment: Augment,
         cutmix: CutMixSpec,
         seed: int,
@@ -160,9 +159,9 @@ class MultiCropDecoder(Operation):
         failed: FailedImages,
     ) -> None:
         super().__init__()
-        self.beton, self.views, self.cutmix, self.failed = beton, views, cutmix, failed
+        self.beton, self.cutmix, self.failed = beton, cutmix, failed
         self.seed, self.num_workers = seed, num_workers
-        self.specs = crop_table(views, augment)
+        self._groups = {epoch: (tuple(groups), crop_table(groups, augment)) for epoch, groups in views.items()}
         self.cache = ImageCache.none(len(beton))
         self._process: int | None = None
 
@@ -172,23 +171,30 @@ class MultiCropDecoder(Operation):
     def generate_code(self) -> Callable:
         return lambda rows, position, metadata, storage: self.decode_batch(rows, position)
 
+    def groups_at(self, epoch: int) -> tuple[tuple[Views, ...], np.ndarray]:
+        """(the multi-crop groups of an epoch, CROP_SPEC (crops of an image,))."""
+        return self._groups[max(first for first in self._groups if first <= epoch)]
+
     def buffer_size(self, batch_size: int) -> int:
-        """Bytes that the images of one batch take."""
-        return sum(v.count * v.size * v.size * 3 for v in self.views) * batch_size
+        """Bytes that the images of one batch take, at most."""
+        sizes = [sum(v.count * v.size * v.size * 3 for v in views) for views, _ in self._groups.values()]
+        return max(sizes) * batch_size
 
     def sample_cutmix(
         self, epoch: int, step: int, batch: int, first: int = 0, cutmix: CutMixSpec | None = None
     ) -> list[CutMix]:
         """The mixing of each group of a batch of `batch` images; `first` and `cutmix` as in BatchPosition."""
         counter, cutmix = (np.uint64(self.seed), epoch, step), cutmix or self.cutmix
-        return [sample_cutmix((*counter, g), batch, view, cutmix, first) for g, view in enumerate(self.views)]
+        views, _ = self.groups_at(epoch)
+        return [sample_cutmix((*counter, g), batch, view, cutmix, first) for g, view in enumerate(views)]
 
     def sample_crops(self, epoch: int, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """What is sampled for every crop of `rows`: CROP_SAMPLE (crops, len(rows)). The pixels follow from it alone."""
         rows = np.asarray(rows, np.int64)
-        result = np.zeros((self.specs.size, rows.size), CROP_SAMPLE)
+        _, specs = self.groups_at(epoch)
+        result = np.zeros((specs.size, rows.size), CROP_SAMPLE)
         height, width = self.beton.height[rows], self.beton.width[rows]
-        sample_crops(np.uint64(self.seed), epoch, rows, height, width, self.specs, result)
+        sample_crops(np.uint64(self.seed), epoch, rows, height, width, specs, result)
         return result
 
     def _start(self) -> None:
@@ -196,12 +202,13 @@ class MultiCropDecoder(Operation):
             return
         height, width = int(self.beton.height.max()), int(self.beton.width.max())
         decode = bool((self.beton.mode == JPG).any())
+        specs = np.concatenate([specs for _, specs in self._groups.values()])
         announce_compilation()
         self._process = os.getpid()  # a forked child has none of its parent's threads and makes its own
         self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="idmm-loader")
         self._scratch: queue.SimpleQueue[Scratch] = queue.SimpleQueue()
         for _ in range(self.num_workers):
-            self._scratch.put(Scratch(height, width, self.specs, decode))
+            self._scratch.put(Scratch(height, width, specs, decode))
 
     def decode_batch(self, rows: np.ndarray, position: BatchPosition) -> PendingBatch:
         """Begin a batch, over the position's buffer.
@@ -217,7 +224,8 @@ class MultiCropDecoder(Operation):
     def _begin(self, rows: np.ndarray, position: BatchPosition, found: Found, render: Callable) -> PendingBatch:
         """Begin a batch; render: called in threads with (a layout, see `_render`; the first image; the last + 1)."""
         mixes = self.sample_cutmix(position.epoch, position.step, len(rows), position.first, position.cutmix)
-        sizes = [v.count * v.size * v.size * 3 * len(rows) for v in self.views]
+        views, specs = self.groups_at(position.epoch)
+        sizes = [v.count * v.size * v.size * 3 * len(rows) for v in views]
         offsets = np.cumsum([0, *sizes[:-1]])
         boxes = np.concatenate([m.box for m in mixes])
         dest_rows = np.concatenate([np.argsort(m.partner) for m in mixes])
@@ -228,10 +236,10 @@ class MultiCropDecoder(Operation):
                 raise as_loader_error(error)
             return [
                 _group(view, mix, rows, position.buffer[offset : offset + size])
-                for view, mix, offset, size in zip(self.views, mixes, offsets, sizes)
+                for view, mix, offset, size in zip(views, mixes, offsets, sizes)
             ]
 
-        return self._submit(len(rows), functools.partial(render, (self.specs, offsets, boxes, dest_rows)), finish)
+        return self._submit(len(rows), functools.partial(render, (specs, offsets, boxes, dest_rows)), finish)
 
     def _submit(self, images: int, render: Callable[[int, int], None], finish: Callable) -> PendingBatch:
         """Begin to render so many images, in slices."""

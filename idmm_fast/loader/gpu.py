@@ -88,7 +88,8 @@ class DeviceLoader(MultiCropLoader):
 
     def _check_device(self) -> None:
         """Refuse what can't be made here, and images that don't fit."""
-        others = [f.name for f in fields(Augment) if f.name not in _AUGMENTS and self.decoder.specs[f.name].any()]
+        _, specs = self.decoder.groups_at(0)
+        others = [f.name for f in fields(Augment) if f.name not in _AUGMENTS and specs[f.name].any()]
         if others or any(v.resize or v.interpolation != "bilinear" for v in self.views):
             without = f", without {', '.join(others)}" if others else ""
             raise ValueError(
@@ -135,9 +136,10 @@ class DeviceLoader(MultiCropLoader):
         """
         samples = self.decoder.sample_crops(self.epoch, rows)
         mixes = self.decoder.sample_cutmix(self.epoch, step, len(rows), first)
+        views, specs = self.decoder.groups_at(self.epoch)
         arrays, shapes, crop = [rows], [], 0
-        for view, mix in zip(self.views, mixes):
-            spec = self.decoder.specs[crop]
+        for view, mix in zip(views, mixes):
+            spec = specs[crop]
             shapes.append((view.size, int(np.ceil(3 * spec["blur_sigma"][1])) if spec["blur_prob"] else 0))
             arrays += [samples[key][crop : crop + view.count] for key in FIELDS]
             arrays += [mix.box, mix.partner, mix.lam.astype(np.float32)]
@@ -148,7 +150,7 @@ class DeviceLoader(MultiCropLoader):
         is_whole = len(rows) == len(self.local_rows(self.indices, 0)[0])
         pixels = (self._render if is_whole else render_groups)(self.images, on_device, draws, shapes)
         groups = []
-        for view, images, mine in zip(self.views, pixels, draws):
+        for view, images, mine in zip(views, pixels, draws):
             idx = on_device.repeat(view.count)
             groups.append(Group(images, idx, idx[mine["partner"]], mine["lam"]))
         return groups

@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,22 @@ _SKIP = (
 def _check_skip(on_error: str, alpha: float | Callable[[int], float], views: Sequence[Views]) -> None:
     if on_error == "skip" and (alpha or any(v.count > 1 for v in views)):
         raise ValueError(_SKIP)
+
+
+def _groups_by_epoch(
+    views: tuple[Views, ...], schedule: Mapping[int, Sequence[int]], spread: int
+) -> dict[int, tuple[Views, ...]]:
+    """The multi-crop groups from an epoch on, for the epochs in which they change; see MultiCropLoader."""
+    result = {0: views}
+    for epoch, sizes in sorted(schedule.items()):
+        if epoch < 0 or len(sizes) != len(views):
+            raise ValueError(
+                f"schedule has a size for each of the {len(views)} groups, from an epoch of at least 0 on; not "
+                f"{list(sizes)} from {epoch} on"
+            )
+        first = epoch if spread < 1 else -(-epoch // spread) * spread
+        result[first] = tuple(replace(view, size=size) for view, size in zip(views, sizes))
+    return result
 
 
 def _usable_workers(num_workers: int) -> int:
@@ -77,6 +93,8 @@ class MultiCropLoader(Loader):
         cache: of `open_cache`: its JPEGs are decoded once. None: in every epoch.
         spread: an image is decoded once for so many epochs, see `spread.SpreadOrder`; 1: in every epoch.
         spread_mb: the most that the crops of later epochs take, in MB, of all processes together.
+        schedule: {epoch: side of the crops of each group from it on, pixels}; those of `views` hold before the first of
+            these epochs. With spread a change waits for the next round, for an epoch that `spread` divides.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -110,6 +128,7 @@ class MultiCropLoader(Loader):
         cache: ImageCache | None = None,
         spread: int = 1,
         spread_mb: int = 1024,
+        schedule: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self.beton = open_beton(path)
         self.fname = str(path)  # FFCV's name of it
@@ -124,7 +143,8 @@ class MultiCropLoader(Loader):
         order = Order(
             self.indices, self.seed, shuffle, drop_last, self.batch_size, self.rank, self.world_size, cutmix.chunk or 1
         )
-        source = (self.beton, self.views, augment or Augment(), cutmix, self.seed, self.num_workers, failed)
+        groups = _groups_by_epoch(self.views, schedule or {}, spread)
+        source = (self.beton, groups, augment or Augment(), cutmix, self.seed, self.num_workers, failed)
         self.traversal_order, self.decoder = make_decoder(order, spread, spread_mb, epochs, source)
         if cache is not None:
             self.decoder.cache = cache.for_rows(self.beton, self.indices)

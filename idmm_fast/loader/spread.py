@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .crops import Group, crop_table
+from .crops import Augment, Group, crop_table
 from .cutmix import mix_stored
 from .decoder import BatchPosition, MultiCropDecoder, PendingBatch
 from .order import Order, Place, SpreadOrder
@@ -29,6 +29,8 @@ class _Block:
     Attributes:
         rows: int64 (images,), batch after batch.
         position: of the crops in `position.buffer`; its epoch is the first of the round.
+        specs: CROP_SPEC (crops of an image in all passes,).
+        offsets: int64 (groups,), where a group begins in the buffer.
         done: bool (images,), which are made.
         ahead: so many, the first ones, are made or begun ahead.
         jobs: what makes them, with the images of each: (job, first, last + 1).
@@ -37,6 +39,8 @@ class _Block:
 
     rows: np.ndarray
     position: BatchPosition
+    specs: np.ndarray
+    offsets: np.ndarray
     done: np.ndarray
     ahead: int = 0
     jobs: list[tuple[PendingBatch, int, int]] = field(default_factory=list)
@@ -59,13 +63,12 @@ class SpreadDecoder(MultiCropDecoder):
     def __init__(self, order: SpreadOrder, epochs: int | None, *source: Any) -> None:
         super().__init__(*source)
         self.order, self.epochs = order, epochs
-        augment = source[2]
+        self._augment: Augment = source[2]
         images = max(order.lengths, default=0) * order.batch_size
-        crops = crop_table(self.views, augment, order.passes)
-        nowhere = np.zeros((crops.size * images, 4), np.int64), np.zeros(crops.size * images, np.int64)
-        self._crops, self._nowhere = crops, nowhere  # pages of zeros that are never written take no memory
+        self._counts = np.array([view.count for view in self.groups_at(0)[0]])
+        rows = order.passes * self._counts.sum() * images  # pages of zeros that are never written take no memory
+        self._nowhere = np.zeros((rows, 4), np.int64), np.zeros(rows, np.int64)
         self._size = order.passes * self.buffer_size(images)
-        self._counts = np.array([view.count for view in self.views])
         self._blocks: dict[tuple[int, int], _Block] = {}  # the current one and the next
         self._current: tuple[int, int] | None = None
         self._pass: tuple[Any, np.ndarray] = None, np.empty(0, np.int64)  # the last one of `sample_pass`
@@ -130,7 +133,10 @@ class SpreadDecoder(MultiCropDecoder):
         rows = order.sample_round(number[0])[number[1]][:, first : first + order.batch_size].flatten()
         buffer = self._free.pop() if self._free else np.empty(self._size, np.uint8)
         position = BatchPosition(number[0] * order.passes, 0, 0, buffer, self.cutmix)
-        self._blocks[number] = block = _Block(rows, position, np.zeros(rows.size, bool))
+        views, _ = self.groups_at(position.epoch)
+        sizes = [order.passes * view.count * view.size * view.size * 3 * rows.size for view in views]
+        layout = crop_table(views, self._augment, order.passes), np.cumsum([0, *sizes[:-1]])
+        self._blocks[number] = block = _Block(rows, position, *layout, np.zeros(rows.size, bool))
         return block
 
     def _make_ahead(self, place: Place) -> None:
@@ -149,15 +155,9 @@ class SpreadDecoder(MultiCropDecoder):
             follows.ahead += images
             follows.jobs.append((self._submit(images, make, _finish), first, follows.ahead))
 
-    def _offsets(self, images: int) -> np.ndarray:
-        """int64 (groups,), where a group begins in the buffer of a block of so many images."""
-        sizes = [self.order.passes * view.count * view.size * view.size * 3 * images for view in self.views]
-        return np.cumsum([0, *sizes[:-1]])
-
     def _make(self, block: _Block, images: np.ndarray, first: int, last: int) -> None:
         """Make all crops of images[first:last], which are places in the block; in a thread."""
-        layout = self._crops, self._offsets(block.rows.size), *self._nowhere
-        mine = images[first:last]
+        layout, mine = (block.specs, block.offsets, *self._nowhere), images[first:last]
         for run in np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1):  # neighbours in one call
             self._render(block.rows, block.position, layout, int(run[0]), int(run[-1]) + 1)
 
@@ -165,10 +165,9 @@ class SpreadDecoder(MultiCropDecoder):
         self, block: _Block, images: np.ndarray, passed: int, position: BatchPosition
     ) -> Callable[[tuple[np.ndarray, ...], int, int], None]:
         """What writes the images first .. last - 1 of a batch; in a thread."""
-        stored, offsets = block.position.buffer, self._offsets(block.rows.size)
 
         def render(layout: tuple[np.ndarray, ...], first: int, last: int) -> None:
-            kept = images, passed, stored, offsets, block.rows.size, self._counts
+            kept = images, passed, block.position.buffer, block.offsets, block.rows.size, self._counts
             mix_stored(first, last, *kept, *layout, position.buffer)
 
         return render

@@ -170,6 +170,8 @@ class T2TViT(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         x = self.tokens_to_token(x)
+        if x.shape[1] + 1 != self.pos_embed.shape[1]:
+            raise ValueError("the position embedding of T2T-ViT is for images of one size")
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
         return self.norm(self.blocks(x))
 

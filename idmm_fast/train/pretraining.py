@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,13 +16,14 @@ from ..beton import open_beton
 from ..config import ConfigError, replace
 from ..config.pretrain import SCHEMA
 from ..evaluate.unlabelled import unlabelled_metrics
-from ..loader import MultiCropLoader, Views, open_cache
+from ..loader import MultiCropLoader, open_cache
 from ..methods import IDMM, METHODS, DenseLoss, create_method
 from ..methods.base import Method
 from ..models import Normalize, create_backbone, load_backbone, resolve_normalization, save_backbone
 from ..runtime import distributed
 from ..runtime.device import Runtime, resolve_runtime
 from .batch_size import DEFAULT_BATCH_SIZE, fix_batch_size
+from .crop_groups import crop_sizes, crop_views, describe_schedule, size_schedule, sizes_by_epoch
 from .run_dir import RunDir
 from .task import Groups, Task, check_warmup, loader_args, make_augment, train
 from .time_budget import steps_ahead
@@ -75,10 +76,11 @@ class Pretraining(Task):
             distributed.broadcast_from_main(online_evaluation.check)  # the only process that will evaluate
             if cfg.data.test is not None:
                 self.evaluated_images = len(beton) + len(open_beton(cfg.data.test))
+        schedule, cache, decoder = describe_schedule(cfg), self.loader.cache, self.loader.decoder
         self.description = (
             f"{cfg.model.name} at {cfg.model.image_size}{_origin(cfg)}, {len(self.loader.indices)} images, "
             f"{sum(v.count for v in self.loader.views)} crops each; {_describe(cfg, self.model, len(beton))}"
-            + "".join(f"; {part.description}" for part in (self.loader.cache, self.loader.decoder) if part.description)
+            + "".join(f"; {part}" for part in (schedule, cache.description, decoder.description) if part)
         )
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
@@ -158,7 +160,8 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
         cfg.data.train,
         seed=cfg.training.seed,
         cutmix_alpha=cfg.cutmix.alpha,
-        views=[Views(count, size, tuple(scale)) for count, size, scale in _crop_groups(cfg)],
+        views=crop_views(cfg),
+        schedule=size_schedule(cfg),
         augment=make_augment(cfg),
         cutmix_chunk=cfg.cutmix.chunk_size,
         cutmix_per_row=cfg.cutmix.per_sample,
@@ -170,17 +173,14 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
     )
 
 
-def _crop_groups(cfg: SimpleNamespace) -> list[tuple[int, int, Any]]:
-    """(count, size, scale) of every group of crops."""
-    return [(g["count"], g.get("size", cfg.model.image_size), g["scale"]) for g in cfg.crops.groups]
-
-
 def _make_model(cfg: SimpleNamespace, labels: torch.Tensor, runtime: Runtime) -> Method:
     """The method that `cfg` names, on the device. labels: int64 (images,)."""
-    backbone = create_backbone(cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options)
+    backbone = create_backbone(
+        cfg.model.name, cfg.model.image_size, cfg.model.drop_path, cfg.model.options, crop_sizes(cfg)
+    )
     if cfg.model.init is not None:
         load_backbone(backbone, cfg.model.init)
-    counts = [count for count, _, _ in _crop_groups(cfg)]
+    counts = [view.count for view in crop_views(cfg)]
     if cfg.method.name == "idmm":
         model: Method = _make_idmm(cfg, backbone, labels.numel())
     else:
@@ -223,7 +223,7 @@ def _make_idmm(cfg: SimpleNamespace, backbone: nn.Module, instances: int) -> IDM
 
 def _dense_mb(cfg: SimpleNamespace, instances: int) -> float:
     """What the dense logits of a step of a process take, in MB."""
-    crops = sum(count for count, _, _ in _crop_groups(cfg))
+    crops = sum(view.count for view in crop_views(cfg))
     return cfg.training.batch_size // distributed.world() * crops * instances * 4 / 2**20
 
 
@@ -246,7 +246,8 @@ def _describe(cfg: SimpleNamespace, model: Method, instances: int) -> str:
 
 def _step_cost(model: nn.Module, cfg: SimpleNamespace, runtime: Runtime) -> tuple[Callable[[int], torch.Tensor], int]:
     """See Task.step_cost."""
-    groups = [(count, size) for count, size, _ in _crop_groups(cfg)]
+    largest = [max(sizes) for sizes in zip(*sizes_by_epoch(cfg).values())]
+    groups = [(view.count, size) for view, size in zip(crop_views(cfg), largest)]
 
     def loss(n: int) -> torch.Tensor:
         device = runtime.device

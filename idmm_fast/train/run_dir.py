@@ -45,7 +45,7 @@ _MAY_CHANGE = {
 BEFORE_THE_KEY: dict[str, dict[str, Any]] = {
     "model": {"init": None, "mean": None, "std": None},
     "head": {"temperature": 0.0, "sqrt_kl": 0.0},
-    "crops": {"spread": 1, "spread_mb": 1024},
+    "crops": {"spread": 1, "spread_mb": 1024, "schedule": []},
     "training": {"optimizer": "adamw", "minutes": 0.0, "layer_decay": 1.0, "ema": 0.0},
 }
 _ABSENT = "nothing (there was no such key)"
