@@ -5,8 +5,9 @@
     python evaluate.py --config rn_configs/pets.yaml                     # random weights, to compare with; no picture
 
 --checkpoint NAME (a run folder or a checkpoint in it) is short for --model.init=NAME; model and data are those of the
-run's config.yaml unless given. --data and --test are short for --data.train and --data.test. The picture goes to the
-folder --logging.run_dir, by default the run's.
+run's config.yaml unless given. --data and --test are short for --data.train and --data.test. Where --data is a folder
+of images, its own test split is evaluated, or a fifth of each class, which is held out. The picture goes to the folder
+--logging.run_dir, by default the run's.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ def evaluate(argv: Sequence[str]) -> None:
         __doc__,
         aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test"},
         ignored=[*keys(pretrain.SCHEMA), *keys(finetune.SCHEMA)],
-        prepare=lambda values: betons_of_folder(values, TEST_SHARE),
+        prepare=lambda values, typed: betons_of_folder(values, typed, TEST_SHARE),
     )
     check_files(cfg)
 

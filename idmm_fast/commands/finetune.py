@@ -36,7 +36,7 @@ def tune(argv: Sequence[str]) -> None:
         aliases={"data": "data.train", "out": "logging.run_dir", "init": "model.init"},
         others={"train_idmm.py": keys(pretrain.SCHEMA)},
         configs="finetune",
-        prepare=lambda values: _prepared(values, folds),
+        prepare=lambda values, typed: _prepared(values, typed, folds),
     )
     check_files(cfg)
 
@@ -78,14 +78,14 @@ def _folds(argv: Sequence[str]) -> tuple[int, list[str]]:
     return 0, list(argv)
 
 
-def _prepared(values: dict[str, Any], folds: int) -> dict[str, Any]:
+def _prepared(values: dict[str, Any], typed: dict[str, Any], folds: int) -> dict[str, Any]:
     """Values with betons in place of a folder, and, where no model is named, that of the run model.init."""
     init = values.get("model.init")
     run = find_run_config(init) if isinstance(init, str) and "model.name" not in values else None
     if run is not None:
         model = yaml.safe_load(run.read_text(encoding="utf-8"))["model"]
         values = {"model.name": model["name"], "model.options": model["options"]} | values
-    values = betons_of_folder(values, 0.0 if folds else TEST_SHARE, ("train", "test", "val"))
+    values = betons_of_folder(values, typed, 0.0 if folds else TEST_SHARE, ("train", "test", "val"))
     if folds and values.get("data.test") is None and "data.train" in values:
         values = values | {"data.test": values["data.train"]}  # each fold has its own
     return values

@@ -19,7 +19,7 @@ def parse(
     ignored: Iterable[str] = (),
     others: Mapping[str, Sequence[str]] | None = None,
     configs: str = "",
-    prepare: Callable[[Values], Values] = lambda values: values,
+    prepare: Callable[[Values, Values], Values] = lambda values, typed: values,
 ) -> SimpleNamespace:
     """The configuration that a command line asks for: --config FILE, later files over earlier, and keys over files.
 
@@ -30,7 +30,8 @@ def parse(
         aliases: {short name: "section.key"}.
         ignored: keys of other scripts, which a file may hold.
         configs: the folder in rn_configs where the files that are named without a path are.
-        prepare: called with all values {"section.key": value} before they are checked, gives those to take.
+        prepare: called with all values {"section.key": value} before they are checked, and those that were typed
+            among them; gives those to take.
         others: {script: its keys}; a file with a key that only that script has is refused by the script's name.
 
     Raises:
@@ -49,7 +50,8 @@ def parse(
             given.append(f"--{aliases.get(name, name)}={value}")
     params = {f"{section}.{key}": param for section, (_, group) in schema.items() for key, param in group.items()}
     readers = {key: param.checker.typed for key, param in params.items() if hasattr(param.checker, "typed")}
-    return make_config(schema, prepare(files | overrides(known, given, readers)))
+    typed = overrides(known, given, readers)
+    return make_config(schema, prepare(files | typed, typed))
 
 
 def overrides(

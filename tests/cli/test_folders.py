@@ -1,0 +1,67 @@
+"""--data FOLDER on the command line: its own splits are read, whatever a configuration says of another data set."""
+
+import pytest
+from helpers import run_script
+from PIL import Image
+
+from idmm_fast.beton import open_beton
+
+
+@pytest.fixture
+def folder(tmp_path, photos, monkeypatch):
+    """train, val and test of two classes, with 4, 3 and 2 images each; other images are converted into a cache."""
+    monkeypatch.setenv("IDMM_FAST_CACHE", str(tmp_path / "cache"))
+    left = iter(photos)
+    for split, count in (("train", 4), ("val", 3), ("test", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(next(left)).save(tmp_path / "images" / split / name / f"{k}.jpg")
+    return tmp_path / "images"
+
+
+def images_of(cfg):
+    """How many images the betons of a configuration have, by split."""
+    paths = {split: getattr(cfg.data, split, None) for split in ("train", "val", "test")}
+    return {split: len(open_beton(path)) for split, path in paths.items() if path}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The configurations that evaluation and fine-tuning were called with; nothing is computed."""
+    seen = []
+    result = {"top1": 0.0, "top5": 0.0, "test_images": 0}
+    monkeypatch.setattr("idmm_fast.evaluate.frozen.evaluate_frozen", lambda cfg: (seen.append(cfg), {})[1])
+    monkeypatch.setattr("idmm_fast.evaluate.tuned.evaluate_classifier", lambda cfg: None)
+    monkeypatch.setattr("idmm_fast.train.finetuning.finetune", lambda cfg: (seen.append(cfg), result)[1])
+    return seen
+
+
+def test_evaluation_of_a_run_reads_the_folder_that_is_named(folder, asked, tiny_beton, tmp_path):
+    """The run's own data.test once stayed: accuracies on one data set with the neighbours of another."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        f"data: {{train: {tiny_beton}, test: {tiny_beton}}}\nmodel: {{name: vit_tiny_patch16_224, image_size: 32}}\n"
+    )
+    shown = run_script("evaluate.py", "--checkpoint", run, "--data", folder)
+    assert shown.returncode == 0, shown.stderr
+    assert images_of(asked[-1]) == {"train": 8, "test": 4}
+    shown = run_script("evaluate.py", "--checkpoint", run, "--data", folder, "--test", tiny_beton)
+    assert shown.returncode == 0, shown.stderr
+    assert images_of(asked[-1]) == {"train": 8, "test": 64}
+    run_script("evaluate.py", "--checkpoint", run)
+    assert images_of(asked[-1]) == {"train": 64, "test": 64}
+
+
+def test_a_folder_takes_the_place_of_all_splits_of_a_configuration(folder, asked, tiny_beton, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"data: {{train: {tiny_beton}, test: {tiny_beton}, val: {tiny_beton}}}\nmodel: {{name: vit_tiny_patch16_224}}\n"
+    )
+    shown = run_script("finetune.py", "--config", config, "--data", folder)
+    assert shown.returncode == 0, shown.stderr
+    assert images_of(asked[-1]) == {"train": 8, "val": 6, "test": 4}
+    config.write_text(f"data: {{train: {folder}, test: {tiny_beton}}}\nmodel: {{name: vit_tiny_patch16_224}}\n")
+    run_script("finetune.py", "--config", config)  # of one file: that is meant
+    assert images_of(asked[-1]) == {"train": 8, "val": 6, "test": 64}
