@@ -172,7 +172,7 @@ def fake_cuda(monkeypatch):
     watch = Watch()
     with monkeypatch.context() as patch, FakeTensorMode(), watch:
         patch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-        patch.setattr("torch.cuda.is_bf16_supported", lambda *args: True)
+        patch.setattr("torch.cuda.is_bf16_supported", lambda *args, **options: True)
         patch.setattr("torch.cuda.Event", lambda *args, **options: _Event(watch))
         patch.setattr("idmm_fast.runtime.device.copy_stream", lambda device: _Stream(watch))
         patch.setattr("torch.cuda.Stream", lambda *args, **options: _Stream(watch))

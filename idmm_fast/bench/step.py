@@ -63,7 +63,7 @@ def multiply_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.6
 def lower_precision(device: torch.device) -> torch.dtype | None:
     """The lower precision that the hardware has, or None."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if cpu_has_bf16() else None
 
 

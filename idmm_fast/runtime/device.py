@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import math
 import os
@@ -42,12 +43,14 @@ class Runtime:
         amp: type of autocast, torch.bfloat16 or torch.float16; None: no autocast.
         channels_last: whether images and weights are in this memory format.
         compile: whether torch.compile is used.
+        why_eager: why it is not, where it would be; a part of a sentence.
     """
 
     device: torch.device
     amp: torch.dtype | None
     channels_last: bool
     compile: bool
+    why_eager: str = ""
 
     def autocast(self) -> AbstractContextManager:
         """The context for forward passes."""
@@ -94,6 +97,7 @@ class Runtime:
         name += f", {distributed.world()} processes" if distributed.world() > 1 else ""
         choices = [{None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.amp]]
         choices += ["channels-last"] * self.channels_last + ["compiled"] * self.compile
+        choices += [f"not compiled, since {self.why_eager}"] if self.why_eager else []
         return f"{name}; {', '.join(choices)}"
 
 
@@ -120,9 +124,10 @@ def resolve_runtime(training: Any, steps: int) -> Runtime:
             device = torch.device("cuda", torch.cuda.current_device())
     elif torch.get_num_threads() > distributed.cores():  # torch does not know a container's quota
         torch.set_num_threads(distributed.cores())
-    can_compile = is_cuda or shutil.which("g++") is not None
-    pays = can_compile and steps >= _MIN_STEPS_TO_COMPILE[device.type]
-    compile = pays if training.compile == "auto" else training.compile
+    pays = steps >= _MIN_STEPS_TO_COMPILE[device.type]
+    wanted = pays if training.compile == "auto" else training.compile
+    why_eager = _why_eager(device) if wanted else ""
+    compile = wanted and not why_eager
     if compile:  # here, before the loader or a loss compiles anything
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     return Runtime(
@@ -130,6 +135,7 @@ def resolve_runtime(training: Any, steps: int) -> Runtime:
         _resolve_amp(training.amp, is_cuda),
         True if training.channels_last == "auto" else training.channels_last,
         compile,
+        why_eager,
     )
 
 
@@ -145,8 +151,24 @@ def _resolve_amp(amp: str, is_cuda: bool) -> torch.dtype | None:
     if amp != "auto":
         return _AMP[amp]
     if is_cuda:
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if cpu_has_bf16() else None
+
+
+def _why_eager(device: torch.device) -> str:
+    """What torch.compile lacks on this machine, as a part of a sentence; "" if nothing."""
+    if device.type == "cpu":
+        names = [os.environ.get("CXX") or "g++"]
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 7:
+            return f"Triton needs a GPU of compute capability 7.0, and this one has {major}.{minor}"
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed"
+        names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if any(shutil.which(name.split()[0]) for name in names):
+        return ""
+    return f"there is no compiler ({' or '.join(names)}); on Debian and Ubuntu: apt-get install g++"
 
 
 def cpu_has_bf16() -> bool:
