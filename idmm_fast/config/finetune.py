@@ -1,7 +1,10 @@
 """The configuration of fine-tuning: what `finetune.py` takes."""
 
+from types import SimpleNamespace
+
 from fastargs import Param
 
+from ..errors import ConfigError
 from . import sections
 from .augment import Augment, augment_section
 from .load import Schema
@@ -35,6 +38,9 @@ SCHEMA: Schema = {
             "init_head": Param(
                 Bool(), "take the classifier from there too, of a fine-tuning on the same classes", default=False
             ),
+            "freeze": Param(
+                Bool(), "only the classifier is trained; the backbone stays as it is, in evaluation mode", default=False
+            ),
         },
     ),
     "crops": sections.crop_scale(),
@@ -55,7 +61,12 @@ SCHEMA: Schema = {
                 default=0.0,
             ),
             "evaluate_every": Param(
-                Int(0), "epochs between evaluations on data.test; 0: only after the last", default=10
+                Int(0), "epochs between evaluations on data.val, else data.test; 0: only after the last", default=10
+            ),
+            "patience": Param(
+                Int(0),
+                "stop after so many evaluations in a row without a better top-1 on data.val; 0: train to the end",
+                default=0,
             ),
         },
     ),
@@ -77,3 +88,32 @@ SCHEMA: Schema = {
         },
     ),
 }
+
+
+def check(cfg: SimpleNamespace) -> None:
+    """Refuse keys that make no sense together.
+
+    Args:
+        cfg: a configuration of SCHEMA.
+
+    Raises:
+        ConfigError: for the first of them.
+    """
+    model, training = cfg.model, cfg.training
+    if model.init_head and model.init is None:
+        raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
+    if model.freeze and model.init is None:
+        raise ConfigError("model.freeze needs model.init, the weights that stay as they are")
+    for key, default in {"optimizer": "adamw", "layer_decay": 1.0}.items():
+        if model.freeze and getattr(training, key) != default:
+            raise ConfigError(
+                f"training.{key}={getattr(training, key)} is for a backbone that is trained, and model.freeze leaves "
+                f"it as it is: take training.{key}={default}, or no model.freeze"
+            )
+    if training.patience and cfg.data.val is None:
+        raise ConfigError(
+            "training.patience needs data.val, a validation split: a training that data.test has stopped would not be "
+            "tested by it. A folder has one in val/ beside train/ and test/"
+        )
+    if training.patience and not training.evaluate_every:
+        raise ConfigError("training.patience counts evaluations: set training.evaluate_every, to 1 for each epoch")

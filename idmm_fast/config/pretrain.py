@@ -1,7 +1,10 @@
 """The configuration of pretraining: what `train_idmm.py` takes."""
 
+from types import SimpleNamespace
+
 from fastargs import Param
 
+from ..errors import ConfigError
 from . import sections
 from .augment import Augment, augment_section
 from .load import Schema
@@ -89,3 +92,27 @@ SCHEMA: Schema = {
     "training": sections.training(lr=5e-4, epochs=800),
     "logging": sections.logging(),
 }
+
+
+def check(cfg: SimpleNamespace) -> None:
+    """Refuse keys that make no sense together.
+
+    Args:
+        cfg: a configuration of SCHEMA.
+
+    Raises:
+        ConfigError: for the first of them.
+    """
+    if cfg.training.accumulate == 1:
+        return
+    if cfg.method.name != "idmm":
+        raise ConfigError(
+            f"training.accumulate={cfg.training.accumulate} is for method.name=idmm, whose loss is a mean over images; "
+            f"{cfg.method.name} needs the images of a step in one batch: take a larger training.batch_size"
+        )
+    if cfg.head.sample_rate < 1:
+        raise ConfigError(
+            f"training.accumulate={cfg.training.accumulate} does not go with head.sample_rate="
+            f"{cfg.head.sample_rate:g}: each batch would draw a sample of its own. Take head.sample_rate=1, or a "
+            f"larger training.batch_size"
+        )

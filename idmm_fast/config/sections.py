@@ -101,8 +101,13 @@ def _schedule(lr: float, epochs: int) -> dict[str, Param]:
         ),
         "batch_size": Param(
             BatchSize(1, 1 << 20),
-            "images a step (each with all its crops), of all processes; auto: 256, or as many as fit in memory",
+            "images a batch (each with all its crops), of all processes; auto: 256, or as many as fit in memory",
             default=256,
+        ),
+        "accumulate": Param(
+            Int(1, 1 << 20),
+            "batches a step: their gradients add up to those of one batch so many times as large",
+            default=1,
         ),
         "optimizer": Param(
             Choice("adamw", "muon"), "muon: for the backbone's linear layers, and AdamW for the rest", default="adamw"
@@ -207,7 +212,12 @@ def logging(suffix: str = "") -> Section:
     """
     names = f"runs/DATASET_BACKBONE{suffix or ', and _METHOD for another than idmm'}"
     run_dir = Derived(lambda cfg: default_run_dir(cfg, suffix))
-    return "what is written", {"run_dir": Param(run_dir, f"folder of the run; auto: {names}", default="auto")}
+    return (
+        "what is written",
+        {
+            "run_dir": Param(run_dir, f"folder of the run; auto: {names}", default="auto"),
+        },
+    )
 
 
 def default_run_dir(cfg: SimpleNamespace, suffix: str) -> str:

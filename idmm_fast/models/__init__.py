@@ -1,7 +1,7 @@
 """Backbones, the heads on them, and their weights."""
 
 from .backbone import create_backbone, feature_dim
-from .head import Classifier, init_head
+from .head import Classifier, FrozenBackbone, init_head
 from .normalize import Normalize
 from .read_weights import BY_NAME, normalization_of, resolve_normalization, timm_architecture
 from .trained import TrainedNetwork, load_trained, model_section
@@ -10,6 +10,7 @@ from .weights import load_backbone, save_backbone, save_classifier, timm_config
 __all__ = [
     "BY_NAME",
     "Classifier",
+    "FrozenBackbone",
     "Normalize",
     "TrainedNetwork",
     "create_backbone",

@@ -46,3 +46,20 @@ class Classifier(nn.Module):
         if partner is not None:
             x = lam * x + (1 - lam) * x[partner]  # type: ignore[operator]  # lam comes with partner
         return self.head(self.backbone(x))
+
+
+class FrozenBackbone(Classifier):
+    """A classifier whose linear layer alone is trained.
+
+    The backbone gets no gradients and stays in evaluation mode: no stochastic depth, and the running statistics of
+    batch normalisation stay too.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear, normalize: Normalize | None = None) -> None:
+        super().__init__(backbone.requires_grad_(False), head, normalize)
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Training or evaluation mode, but for the backbone."""
+        super().train(mode)
+        self.backbone.eval()
+        return self

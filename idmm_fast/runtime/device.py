@@ -144,6 +144,16 @@ def uncompiled(prepared: nn.Module) -> nn.Module:
     return getattr(prepared, "_orig_mod", prepared)  # torch.compile's wrapper has it
 
 
+def without_exchange(prepared: nn.Module) -> AbstractContextManager:
+    """A context whose backward passes leave the gradients in each process; the first one after it averages all of them.
+
+    Args:
+        prepared: what `Runtime.prepare` made; forward passes belong in the context too.
+    """
+    module = uncompiled(prepared)
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
 def _resolve_amp(amp: str, is_cuda: bool) -> torch.dtype | None:
     """The type of autocast that training.amp stands for."""
     if amp == "fp16" and not is_cuda:

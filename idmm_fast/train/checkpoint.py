@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -195,3 +196,24 @@ def set_aside(folder: str | Path, step: int) -> Path | None:
 def _sum_path(path: Path) -> Path:
     """Where the SHA-256 of a checkpoint is."""
     return path.with_suffix(".sha256")
+
+
+class CheckpointClock:
+    """Says when a checkpoint is due by the clock.
+
+    Args:
+        minutes: between two checkpoints; 0: never by the clock.
+        step: number of steps done at the start.
+    """
+
+    def __init__(self, minutes: float, step: int) -> None:
+        self.minutes = minutes
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Count from now on; `step`: the steps that the checkpoint just written holds."""
+        self.since, self.step = time.monotonic(), step
+
+    def is_due(self) -> bool:
+        """Whether the minutes have passed since the last restart."""
+        return 0 < self.minutes < (time.monotonic() - self.since) / 60

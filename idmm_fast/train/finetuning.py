@@ -13,7 +13,7 @@ from torch import nn
 
 from ..beton import open_beton
 from ..config import ConfigError, replace
-from ..config.finetune import SCHEMA
+from ..config.finetune import SCHEMA, check
 from ..evaluate import EvaluationImages
 from ..evaluate.accuracy import top_k
 from ..evaluate.classes import class_names, match_labels
@@ -24,6 +24,7 @@ from ..loader.cutmix import sample_mixup
 from ..losses import instance_loss
 from ..models import (
     Classifier,
+    FrozenBackbone,
     Normalize,
     create_backbone,
     feature_dim,
@@ -68,6 +69,7 @@ class Finetuning(Task):
     model: Classifier
 
     def __init__(self, cfg: SimpleNamespace) -> None:
+        check(cfg)
         check_warmup(cfg)
         torch.manual_seed(cfg.training.seed)
         train_beton, test_beton = open_beton(cfg.data.train), open_beton(cfg.data.test)
@@ -84,11 +86,12 @@ class Finetuning(Task):
         size, init = cfg.model.image_size, cfg.model.init
         backbone = create_backbone(cfg.model.name, size, cfg.model.drop_path, cfg.model.options)
         head = init_head(feature_dim(backbone), len(self.label_names))
-        normalize = Normalize(False, cfg.model.mean, cfg.model.std)
+        kind = FrozenBackbone if cfg.model.freeze else Classifier
+        classifier = kind(backbone, head, Normalize(False, cfg.model.mean, cfg.model.std))
 
         def dry_run() -> tuple[nn.Module, Runtime, Callable[[int], torch.Tensor], int]:
             runtime = resolve_runtime(cfg.training, 0)
-            model = runtime.to_device(Classifier(backbone, head, normalize)).train()
+            model = runtime.to_device(classifier).train()
             return model, runtime, *_step_cost(model, size, runtime)
 
         self.cfg = cfg = fix_batch_size(SCHEMA, cfg, dry_run)
@@ -101,17 +104,17 @@ class Finetuning(Task):
         self.eval_cache = open_cache(self.betons[self.chosen_by], None, cfg.data.cache, evaluations, beside=cache.size)
         if init is not None:
             load_backbone(backbone, init, head if cfg.model.init_head else None)
-        elif cfg.model.init_head:
-            raise ConfigError("model.init_head needs model.init, the fine-tuning whose classifier is kept")
         self.runtime = resolve_runtime(cfg.training, steps_ahead(cfg.training, len(self.loader)))
-        self.model = self.runtime.to_device(Classifier(backbone, head, normalize)).train()
+        self.model = self.runtime.to_device(classifier).train()
         self.evaluated_images = len(self.betons[self.chosen_by])
         self.ema = cfg.training.ema and ModelEmaV3(self.model, decay=cfg.training.ema, use_warmup=True)
         self.average = self.ema.module if self.ema else None
         self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
         self.description = (
-            f"{cfg.model.name} at {size} from {init_of(cfg.model)}, {self.rows.size} images, "
-            f"{len(self.label_names)} classes" + (f"; {cache.description}" if cache.description else "")
+            f"{cfg.model.name} at {size} from {init_of(cfg.model)}"
+            + " (frozen)" * cfg.model.freeze
+            + f", {self.rows.size} images, {len(self.label_names)} classes"
+            + (f"; {cache.description}" if cache.description else "")
         )
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
@@ -146,6 +149,12 @@ class Finetuning(Task):
         if not last and not (every and (epoch + 1) % every == 0):
             return None
         return self._accuracy(self.chosen_by)
+
+    def stops_early(self, run: RunDir) -> bool:
+        """Whether the last training.patience evaluations had no better top-1 than the best one before them."""
+        patience = self.cfg.training.patience
+        top1 = [line["top1"] for line in run.evaluations()] if patience else []
+        return len(top1) > 0 and len(top1) - int(np.argmax(top1)) > patience
 
     def _accuracy(self, split: str) -> dict[str, float]:
         return top_k(self.average or self.model, self._images(split), self.eval_labels[split], self.runtime)
@@ -184,6 +193,7 @@ class Finetuning(Task):
             "train_images": int(self.rows.size),
             "test_images": len(self.betons["test"]),
             "init": model.init,
+            **({"stopped_epoch": evaluations[-1]["epoch"]} if self.stops_early(run) else {}),
         }
         if run.is_main:
             backbone, head = kept.backbone, kept.head

@@ -34,11 +34,13 @@ def run_folds(cfg: SimpleNamespace, count: int) -> dict[str, Any]:
         and what `finetune` returns for each; result.json in the run folder holds it too.
 
     Raises:
-        ConfigError: there are too few images of a class, or training.max_steps is set.
+        ConfigError: there are too few images of a class, or training.max_steps or training.patience is set.
         And what `finetune` raises.
     """
     if cfg.training.max_steps:
         raise ConfigError("training.max_steps does not go with --folds: a dry run has no accuracy")
+    if cfg.training.patience:
+        raise ConfigError("training.patience does not go with --folds: a fold has no validation split to stop by")
     folder, labels = Path(cfg.logging.run_dir), open_beton(cfg.data.train).label
     counts = np.bincount(labels[labels >= 0])
     fewest = int(counts[counts > 0].min()) if counts.size else 0

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..beton import open_beton
 from ..config import ConfigError, replace
-from ..config.pretrain import SCHEMA
+from ..config.pretrain import SCHEMA, check
 from ..evaluate.unlabelled import unlabelled_metrics
 from ..loader import MultiCropLoader, open_cache
 from ..methods import IDMM, METHODS, DenseLoss, create_method
@@ -59,6 +59,7 @@ class Pretraining(Task):
     model: Method
 
     def __init__(self, cfg: SimpleNamespace, online_evaluation: OnlineEvaluation | None = None) -> None:
+        check(cfg)
         beton = open_beton(cfg.data.train)
         cfg = replace(SCHEMA, cfg, resolve_normalization(cfg.model))
         labels = torch.from_numpy(beton.label)

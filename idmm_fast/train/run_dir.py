@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,10 +44,17 @@ _MAY_CHANGE = {
 }
 # What runs did that were begun before there was such a key.
 BEFORE_THE_KEY: dict[str, dict[str, Any]] = {
-    "model": {"init": None, "mean": None, "std": None},
+    "model": {"init": None, "mean": None, "std": None, "freeze": False},
     "head": {"temperature": 0.0, "sqrt_kl": 0.0},
     "crops": {"spread": 1, "spread_mb": 1024, "schedule": []},
-    "training": {"optimizer": "adamw", "minutes": 0.0, "layer_decay": 1.0, "ema": 0.0},
+    "training": {
+        "optimizer": "adamw",
+        "minutes": 0.0,
+        "layer_decay": 1.0,
+        "ema": 0.0,
+        "accumulate": 1,
+        "patience": 0,
+    },
 }
 _ABSENT = "nothing (there was no such key)"
 
@@ -201,6 +209,7 @@ class RunDir:
         """Say at the start what is run, and where it resumes."""
         if self.is_main:
             tqdm.write(f"{self.folder}: {text}" + (f"; resuming at step {self.state['step']}" if self.state else ""))
+            sys.stdout.flush()  # a log file should begin now
 
     def log(self, **values: float) -> None:
         """One line of metrics.jsonl, of one step, and the same numbers for TensorBoard."""

@@ -102,6 +102,10 @@ class Task:
             {name: number} to log, or None. The state with the highest "top1" is kept as best.pt.
         """
 
+    def stops_early(self, run: RunDir) -> bool:
+        """Whether training ends before its last epoch; asked after each epoch, in every process."""
+        return False
+
     def finish(self, run: RunDir) -> Any:
         """Write what the training made into the run folder, and return what its caller gets."""
         raise NotImplementedError

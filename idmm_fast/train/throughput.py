@@ -1,4 +1,4 @@
-"""Images per second and the time spent waiting for data, measured while training, and what makes the loader faster."""
+"""Images per second and the time spent waiting for data, measured and shown, and what makes the loader faster."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from .. import limits
 from ..beton.format import RAW
 from ..loader import MultiCropLoader
 from ..runtime import distributed
+from .log_lines import LogLines
 
 MIN_EPOCH_SECONDS = 10.0  # shorter epochs give no hints about waiting
 
 
 class Throughput:
-    """The progress bar, and the throughput over the last steps (one second at least).
+    """The progress bar, or lines in a log where there is none, and the throughput over the last second or so.
 
     Args:
         loader: the loader that training reads.
@@ -44,6 +45,10 @@ class Throughput:
             mininterval=0.5,
             disable=True if distributed.rank() else None,
         )
+        self._lines: LogLines | None = None
+        if self.bar.disable and distributed.rank() == 0:
+            whole = min(len(loader) * loader.batch_size * loader.world_size, loader.indices.size)
+            self._lines = LogLines(title, whole, self._epochs(images), done)
 
     def step(self, images: int) -> None:
         """Count a step of `images` images."""
@@ -54,14 +59,25 @@ class Throughput:
             self.data_wait = min(1.0, (self._loader.waited - self._waited) / elapsed)
             self._images, self._since, self._waited = 0, time.perf_counter(), self._loader.waited
         self.bar.update(images)
+        if self._lines is not None:
+            self._lines.step(images)
 
     def metrics(self) -> dict[str, float]:
         """{"images_per_s", "data_wait"}, rounded for the log."""
         return {"images_per_s": round(self.images_per_s, 2), "data_wait": round(self.data_wait, 4)}
 
-    def show(self, **values: object) -> None:
-        """Show these values behind the progress bar."""
-        self.bar.set_postfix({**values, "data wait": f"{self.data_wait:.0%}"}, refresh=False)
+    def show(self, epoch: int, loss: float, lr: float, skipped: int) -> None:
+        """Show the numbers of a step of `epoch`; `skipped`: how many steps were not finite so far."""
+        waits = {"data wait": f"{self.data_wait:.0%}"}
+        counted = {"nonfinite_steps": skipped} if skipped else {}
+        self.bar.set_postfix({"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", **counted, **waits}, refresh=False)
+        if self._lines is not None:
+            self._lines.log(epoch, loss, lr)
+
+    def show_epoch(self, epoch: int, last: bool, is_complete: bool, results: dict[str, float]) -> None:
+        """Say a line on an epoch where there is no bar, see LogLines.end_epoch."""
+        if self._lines is not None:
+            self._lines.end_epoch(epoch, last, is_complete, results)
 
     def end_epoch(self) -> None:
         """Print once what would make the loader faster, if an epoch waited for data more than 5 % of its time."""
@@ -75,6 +91,12 @@ class Throughput:
     def set_total(self, images: int | None) -> None:
         """Let the progress bar end at so many images; None: nobody knows yet."""
         self.bar.total = images
+        if self._lines is not None:
+            self._lines.epochs = self._epochs(images)
+
+    def _epochs(self, images: int | None) -> float | None:
+        """How many epochs so many images are."""
+        return None if images is None else images / self._loader.indices.size
 
     def close(self) -> None:
         """End the progress bar."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from ..config import ConfigError, as_dict
 from ..runtime import distributed
-from ..runtime.device import HostCopy, prefetch_to_device
+from ..runtime.device import HostCopy, prefetch_to_device, without_exchange
+from .checkpoint import CheckpointClock
 from .nonfinite import NonFiniteGuard, loss_and_bad
 from .optim import clip_each_grad, make_optimizers, set_schedule
 from .signals import Interrupted, SignalFlag
@@ -45,7 +46,9 @@ class Trainer:
             raise ConfigError(
                 "training.clip_grad does not work with a head that is sharded over processes; use head.loss=dense"
             )
-        self.steps_per_epoch = len(self.loader)
+        self.accumulate = self.training.accumulate
+        self.step_images = self.training.batch_size * self.accumulate  # of a whole step
+        self.steps_per_epoch = -(-len(self.loader) // self.accumulate)
         self.steps = self.training.epochs * self.steps_per_epoch
         self.warmup = self.training.warmup_epochs * self.steps_per_epoch
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -55,10 +58,12 @@ class Trainer:
         self.nonfinite = NonFiniteGuard(self.training.max_nonfinite_steps)
         self.budget: TimeBudget | None = None
         if self.training.minutes:
-            evaluation = task.evaluated_images / self.training.batch_size / 3  # a forward pass alone
+            evaluation = task.evaluated_images / self.step_images / 3  # a forward pass alone
             self.budget, self.steps = TimeBudget(self.training.minutes, evaluation), UNKNOWN
         self._is_said = False
-        self.step, self.best = 0, -1.0
+        self.step, self.best, self.is_over = 0, -1.0, False
+        # Of the batches of the step so far: (loss, rows).
+        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
         # What a step logs, once its loss has arrived.
         self._pending: tuple[dict[str, Any], HostCopy, torch.Tensor] | None = None
         if run.state is not None:
@@ -66,7 +71,7 @@ class Trainer:
         self.clock = CheckpointClock(self.training.checkpoint_minutes, self.step)
         images = self.loader.indices.size
         epoch, step = divmod(self.step, self.steps_per_epoch)
-        done = epoch * images + min(step * self.training.batch_size, images)
+        done = epoch * images + min(step * self.step_images, images)
         self.throughput = Throughput(self.loader, self.training.epochs * images, done, task.title)
         self._set_steps(self.steps)
 
@@ -98,9 +103,12 @@ class Trainer:
                     self.budget.start(self.step)
                 if self.step and is_whole and not self.run.is_evaluated():  # stopped before that evaluation
                     self._evaluate((self.step - 1) // self.steps_per_epoch)
-                while self.step < self.steps:
+                self.is_over = self._ends_here()
+                while not self.is_over:
                     if not self._train_epoch(self.step // self.steps_per_epoch, signals, consensus):
                         return
+                if self.step < self.steps:
+                    self._end_early()
                 stop = max(distributed.all_gather_objects(signals.signal))
                 if stop:  # it came in the last evaluation: what follows this training must not begin
                     self.run.wait_for_checkpoints()
@@ -113,7 +121,8 @@ class Trainer:
     def _train_epoch(self, epoch: int, signals: SignalFlag, consensus: distributed.Consensus) -> bool:
         """Train the rest of an epoch; return False where a dry run (training.max_steps) ends in it."""
         for groups in prefetch_to_device(self.loader, self.runtime.device):
-            self._train_step(groups, epoch)
+            if not self._train_step(groups, epoch):
+                continue
             # The clocks of other processes don't count: all must write the same checkpoint.
             due: float = self.clock.is_due() and distributed.rank() == 0
             stop, due = consensus.all_reduce_max(signals.signal, due)
@@ -122,6 +131,7 @@ class Trainer:
                 self._stop(stop, epoch)
             if self.step == self.training.max_steps:
                 self._log_pending()
+                self.throughput.show_epoch(epoch, True, True, {})
                 return False
             self._keep_time()
             if self.step == self.steps and self.step % self.steps_per_epoch:  # the time is over in mid-epoch
@@ -133,8 +143,23 @@ class Trainer:
         if (epoch + 1) % self.training.checkpoint_every == 0 or self.step == self.steps or due:
             self._log_pending()
             self._save(epoch)  # before the evaluation, which may take long, and fail
-        self._evaluate(epoch)
+        results = self._evaluate(epoch)
+        self.is_over = self._ends_here()
+        self.throughput.show_epoch(epoch, self.is_over, self._pending is None, results)
         return True
+
+    def _ends_here(self) -> bool:
+        """Whether training ends here; every process must call it."""
+        return self.step >= self.steps or self.task.stops_early(self.run)
+
+    def _end_early(self) -> None:
+        """Write what the last epoch left, unless that is done, so that a resumed run finds that it has ended."""
+        epochs = self.step // self.steps_per_epoch
+        if self.clock.step < self.step:
+            self._save(epochs - 1)
+        if distributed.rank() == 0:
+            evaluations = f"{self.training.patience} evaluations without a better top-1 on data.val"
+            tqdm.write(f"stopped after epoch {epochs}: {evaluations} (training.patience)")
 
     def _keep_time(self) -> None:
         """Find out how many steps fit into training.minutes, where that is due."""
@@ -155,23 +180,56 @@ class Trainer:
         if self.budget is not None:
             self.warmup = min(self.training.warmup_epochs * self.steps_per_epoch, WARMUP * steps)
             epochs, rest = divmod(steps, self.steps_per_epoch)
-            images = epochs * self.loader.indices.size + rest * self.training.batch_size
+            images = epochs * self.loader.indices.size + rest * self.step_images
             self.throughput.set_total(None if steps == UNKNOWN else images)
 
-    def _train_step(self, groups: Groups, epoch: int) -> None:
-        """One step: forward, backward, update. Its loss is logged a step later, so that a GPU is never waited for."""
+    def _train_step(self, groups: Groups, epoch: int) -> bool:
+        """Forward and backward pass of a batch and, after the last batch of a step, the update.
+
+        Its loss is logged a step later, so that a GPU is never waited for.
+
+        Returns:
+            Whether the step is done: with training.accumulate it takes several batches.
+        """
+        first = self.step % self.steps_per_epoch * self.accumulate
+        batches = range(first, min(first + self.accumulate, len(self.loader)))
+        batch = batches[len(self._parts)]
+        is_last, images = batch == batches[-1], self.loader.global_batch_len
+        with contextlib.nullcontext() if is_last else without_exchange(self.task.prepared):
+            with self.runtime.autocast():
+                loss = self.task.loss(groups, epoch, batch)
+            if len(batches) > 1:  # the step's loss is the mean over the images of all its batches
+                loss = loss * (images(batch) / sum(map(images, batches)))
+            self.scaler.scale(loss).backward()
+        rows = groups[0][1]
+        self._parts.append((loss.detach(), rows if is_last else rows.clone()))  # the loader wants its memory back
+        if not is_last:
+            self.throughput.step(images(batch))
+            return False
+        lr, looked_at, rows = self._update(epoch)
+        self.throughput.step(images(batch))
+        self._log_pending()
+        entry = {"epoch": epoch, "step": self.step, "lr": lr, **self.throughput.metrics()}
+        self._pending = entry, looked_at, rows
+        self.step += 1
+        return True
+
+    def _update(self, epoch: int) -> tuple[float, HostCopy, torch.Tensor]:
+        """Update the weights with the gradients of all batches of a step.
+
+        Returns:
+            (learning rate, see `loss_and_bad`, the dataset rows of its images).
+        """
         lr = set_schedule(self.optimizers, self.training, self.step, self.steps, self.warmup)
-        in_epoch = self.step % self.steps_per_epoch
-        with self.runtime.autocast():
-            loss = self.task.loss(groups, epoch, in_epoch)
-        self.scaler.scale(loss).backward()
         self.task.after_backward(epoch)
         if self.scaler.is_enabled():
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
         if self.training.clip_grad:
             clip_each_grad(self.parameters, self.training.clip_grad)
-        looked_at = loss_and_bad(loss, self.parameters)
+        losses, rows = zip(*self._parts)
+        self._parts = []
+        looked_at = loss_and_bad(losses[0] if len(losses) == 1 else torch.stack(losses).sum(), self.parameters)
         copied = HostCopy(looked_at)
         for optimizer in self.optimizers:
             # All skip a step together by this flag, which GradScaler sets for a fused optimiser
@@ -181,11 +239,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         self.task.after_step(self.step, self.step / self.steps)
-        self.throughput.step(self.loader.global_batch_len(in_epoch))
-        self._log_pending()
-        entry = {"epoch": epoch, "step": self.step, "lr": lr, **self.throughput.metrics()}
-        self._pending = entry, copied, groups[0][1]
-        self.step += 1
+        return lr, copied, rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def _log_pending(self) -> None:
         """Log the last step, if that is not done yet."""
@@ -195,8 +249,7 @@ class Trainer:
         loss, bad = copied.tolist()
         self.nonfinite.count(bad)
         self.run.log(**entry, **({"nonfinite_steps": self.nonfinite.skipped} if bad else {"loss": loss}))
-        skipped = {"nonfinite_steps": self.nonfinite.skipped} if self.nonfinite.skipped else {}
-        self.throughput.show(loss=f"{loss:.3f}", lr=f"{entry['lr']:.1e}", **skipped)
+        self.throughput.show(entry["epoch"], loss, entry["lr"], self.nonfinite.skipped)
         where, last = f"step {entry['step']} (epoch {entry['epoch']})", entry["step"] == self.steps - 1
         self.nonfinite.check(where, loss, last, rows, self.task.cfg.data.train)
 
@@ -206,7 +259,7 @@ class Trainer:
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         state = {
             **self.state.state_dict(),
-            "loader": {"epoch": epochs, "step": steps},
+            "loader": {"epoch": epochs, "step": steps * self.accumulate},
             "step": self.step,
             "skipped": self.nonfinite.skipped,
             "consecutive": self.nonfinite.consecutive,
@@ -218,13 +271,13 @@ class Trainer:
         if self.budget is not None:
             self.budget.add_aside("checkpoint", began)
 
-    def _evaluate(self, epoch: int) -> None:
+    def _evaluate(self, epoch: int) -> dict[str, float]:
         """Evaluate after an epoch, where the task does, and keep the state with the highest top-1 as best.pt."""
         last = self.step == self.steps
         began = self.budget.used() if self.budget is not None else 0.0
         results = self.task.evaluate(epoch, last)
         if not results:
-            return
+            return {}
         self._log_pending()
         only = last and not self.run.evaluations()  # the only evaluation is that of the last checkpoint
         if results.get("top1", -1.0) > self.best and not only:
@@ -234,6 +287,7 @@ class Trainer:
         self.run.add(**results)
         if self.budget is not None:
             self.budget.add_aside("evaluation", began)
+        return results
 
     def _stop(self, signal: float, epoch: int) -> None:
         """Write a checkpoint and raise Interrupted; `signal` went through the float64 maximum over all processes."""
@@ -242,24 +296,3 @@ class Trainer:
         # Nobody leaves before: the end of one process ends the others.
         distributed.broadcast_from_main(self.run.wait_for_checkpoints)
         raise Interrupted(int(signal), self.run.checkpoints)
-
-
-class CheckpointClock:
-    """Says when a checkpoint is due by the clock.
-
-    Args:
-        minutes: between two checkpoints; 0: never by the clock.
-        step: number of steps done at the start.
-    """
-
-    def __init__(self, minutes: float, step: int) -> None:
-        self.minutes = minutes
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        """Count from now on; `step`: the steps that the checkpoint just written holds."""
-        self.since, self.step = time.monotonic(), step
-
-    def is_due(self) -> bool:
-        """Whether the minutes have passed since the last restart."""
-        return 0 < self.minutes < (time.monotonic() - self.since) / 60

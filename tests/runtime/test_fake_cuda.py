@@ -70,6 +70,13 @@ def test_a_step_of_a_method_waits_for_nothing(tiny_beton, tmp_path, monkeypatch,
     assert all(p.is_cuda for p in task.model.parameters())
 
 
+def test_a_step_of_two_batches_waits_for_nothing(tiny_beton, tmp_path, monkeypatch):
+    values = {**SMALL, "training__accumulate": 2, "training__clip_grad": 0.3}
+    task = Pretraining(tiny_config(tiny_beton, tmp_path, **values))
+    with fake_cuda(monkeypatch):
+        assert train_steps(task, torch.float16, epochs=(0, 0, 0, 0)).step == 2
+
+
 @pytest.mark.parametrize("values", [{}, {"training__ema": 0.99, "training__layer_decay": 0.7}])
 def test_a_step_of_fine_tuning_waits_for_nothing(tiny_beton, tmp_path, monkeypatch, values):
     """With mixup in epoch 0 and CutMix in epoch 1."""
