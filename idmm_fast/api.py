@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .config import ConfigError, load_yaml, make_config, packaged_config
+from .config import ConfigError, laid_over, load_yaml, make_config, packaged_config
 from .config import finetune as finetune_config
 from .config import pretrain as pretrain_config
 from .convert import convert
@@ -35,7 +35,7 @@ def pretrain(
     data: str | Path,
     out: str | Path,
     model: str | Mapping[str, Any] = DEFAULT_MODEL,
-    epochs: int = 800,
+    epochs: int | None = None,
     init: str | Path | None = None,
     config: str | Path | None = None,
     **sections: Mapping[str, Any],
@@ -50,7 +50,7 @@ def pretrain(
         out: the run folder.
         model: timm's name, or a T2T-ViT's; or all of the section `model`, {"name": ..., "image_size": 64, "options":
             {"depth": 6}}.
-        epochs: passes over the data; training.minutes, where it is set, decides instead.
+        epochs: passes over the data. None: what `config` says (epochs, or minutes), 800 without one.
         init: weights to start from, of the same model: a run folder, a checkpoint, a .safetensors file, or timm:NAME;
             None: random weights.
         config: a YAML file below all this, or the name of one in rn_configs/: "own" is the recommended recipe, for 20
@@ -66,9 +66,10 @@ def pretrain(
     """
     betons = convert(data)
     values = load_yaml(pretrain_config.SCHEMA, packaged_config(str(config))) if config else {}
-    values |= _run_values(betons["train"], betons.get("test"), out, epochs) | _values({"model": _section(model)})
+    values = laid_over(values, _run_values(betons["train"], betons.get("test"), out, epochs))
+    values |= _values({"model": _section(model)})
     values |= {"model.init": str(init) if init else None}
-    cfg = make_config(pretrain_config.SCHEMA, values | _values(sections))
+    cfg = make_config(pretrain_config.SCHEMA, laid_over(values, _values(sections)))
 
     def train() -> Path:
         from .evaluate.online import OnlineEvaluation
@@ -85,7 +86,7 @@ def finetune(
     init: str | Path | None = None,
     test: str | Path | None = None,
     model: str | Mapping[str, Any] | None = None,
-    epochs: int = 200,
+    epochs: int | None = None,
     config: str | Path | None = None,
     **sections: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def finetune(
         init: the run folder of a pretraining, a checkpoint, a .safetensors file, or timm:NAME; None: random weights.
         test: the .beton file to test on, where `data` is one too.
         model: as for `pretrain`; None: the model (name and options) of the run `init`.
-        epochs: passes over the data.
+        epochs: passes over the data. None: what `config` says, 200 without one.
         config: a YAML file below all this, or the name of one in rn_configs/finetune/; None: the paper's recipe.
         sections: other keys of `finetune.py --help`, a dict a section.
 
@@ -111,10 +112,10 @@ def finetune(
     betons = convert(data, test_share=0.0 if test else TEST_SHARE)
     known = _model_of(init) if init else {"name": DEFAULT_MODEL}
     values = load_yaml(finetune_config.SCHEMA, packaged_config(str(config), "finetune")) if config else {}
-    values |= _run_values(betons["train"], test or betons.get("test"), out, epochs)
+    values = laid_over(values, _run_values(betons["train"], test or betons.get("test"), out, epochs))
     values |= {"model.init": str(init) if init else None, "data.val": str(betons["val"]) if "val" in betons else None}
-    values |= _values({"model": {**known, **_section(model or {})}}) | _values(sections)
-    cfg = make_config(finetune_config.SCHEMA, values)
+    values |= _values({"model": {**known, **_section(model or {})}})
+    cfg = make_config(finetune_config.SCHEMA, laid_over(values, _values(sections)))
 
     def train() -> dict[str, Any]:
         from .train import finetuning
@@ -260,12 +261,12 @@ def _section(model: str | Mapping[str, Any]) -> Mapping[str, Any]:
     return {"name": model} if isinstance(model, str) else model
 
 
-def _run_values(train: Path, test: str | Path | None, out: str | Path, epochs: int) -> dict[str, Any]:
+def _run_values(train: Path, test: str | Path | None, out: str | Path, epochs: int | None) -> dict[str, Any]:
     """What both trainings set, as values of the configuration."""
     return {
         "data.train": str(train),
         "data.test": str(test) if test else None,
-        "training.epochs": epochs,
+        **({"training.epochs": epochs} if epochs is not None else {}),
         "training.resume": "auto",
         "logging.run_dir": str(out),
     }

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from .load import Schema, Values, flatten_known, keys, load_values, make_config, packaged_config
+from .load import Schema, Values, flatten_known, keys, laid_over, load_values, make_config, packaged_config
 
 
 def parse(
@@ -45,13 +45,13 @@ def parse(
             print(_help(schema, doc or ""))
             sys.exit(0)
         if name in ("config", "config-file", "C"):
-            files |= load_values(packaged_config(value, configs), known, ignored, others)
+            files = laid_over(files, load_values(packaged_config(value, configs), known, ignored, others))
         else:
             given.append(f"--{aliases.get(name, name)}={value}")
     params = {f"{section}.{key}": param for section, (_, group) in schema.items() for key, param in group.items()}
     readers = {key: param.checker.typed for key, param in params.items() if hasattr(param.checker, "typed")}
     typed = overrides(known, given, readers)
-    return make_config(schema, prepare(files | typed, typed))
+    return make_config(schema, prepare(laid_over(files, typed), typed))
 
 
 def overrides(

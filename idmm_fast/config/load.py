@@ -89,6 +89,12 @@ def as_dict(cfg: SimpleNamespace) -> dict[str, dict[str, Any]]:
     return {section: dict(vars(keys)) for section, keys in vars(cfg).items()}
 
 
+def laid_over(values: Values, later: Values) -> Values:
+    """The values of `later` over `values`; epochs that are given later end the minutes that were given before."""
+    by_epochs = "training.epochs" in later and values.get("training.minutes")
+    return values | ({"training.minutes": 0.0} if by_epochs else {}) | later
+
+
 def flatten(schema: Schema, tree: Mapping[str, Any] | None, where: str) -> Values:
     """{"section.key": value} of nested or dotted sections.
 
@@ -131,7 +137,8 @@ def load_config(schema: Schema, path: str | Path, values: Mapping[str, Any], ign
         ConfigError: for whatever can't be used.
     """
     known = set(keys(schema))
-    return make_config(schema, load_yaml(schema, path, ignored) | {k: v for k, v in values.items() if k in known})
+    later = {k: v for k, v in values.items() if k in known}
+    return make_config(schema, laid_over(load_yaml(schema, path, ignored), later))
 
 
 def check_files(cfg: SimpleNamespace) -> None:
@@ -198,8 +205,9 @@ def load_values(
             )
     below: Values = {}
     for name in included if isinstance(included, list) else [included]:
-        below |= load_values(Path(path).parent / str(name), known, ignored, others, (*included_by, str(path)))
-    return below | {key: value for key, value in flat.items() if key in known}
+        included_values = load_values(Path(path).parent / str(name), known, ignored, others, (*included_by, str(path)))
+        below = laid_over(below, included_values)
+    return laid_over(below, {key: value for key, value in flat.items() if key in known})
 
 
 def _shown(folder: Path) -> str:

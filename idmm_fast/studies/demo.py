@@ -20,7 +20,7 @@ from matplotlib.image import imread
 
 from .. import datasets
 from ..beton import open_beton, write_beton
-from ..config import keys, load_yaml, make_config, overrides
+from ..config import keys, laid_over, load_yaml, make_config, overrides
 from ..config.evaluate import SCHEMA as EVALUATE
 from ..config.finetune import SCHEMA as FINETUNE
 from ..config.pretrain import SCHEMA as PRETRAIN
@@ -108,9 +108,10 @@ class _DemoConfigs:
         schema, files = self._parts[part]
         values: dict[str, Any] = {}
         for file in files:
-            values |= load_yaml(schema, file, self._known)
+            values = laid_over(values, load_yaml(schema, file, self._known))
         known = set(keys(schema))
-        return make_config(schema, values | {k: v for k, v in (self._given | (changes or {})).items() if k in known})
+        later = {k: v for k, v in (self._given | (changes or {})).items() if k in known}
+        return make_config(schema, laid_over(values, later))
 
 
 def _convert(cfg: SimpleNamespace) -> None:

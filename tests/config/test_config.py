@@ -153,6 +153,24 @@ def test_a_file_goes_over_the_one_that_it_includes(tmp_path):
         read("--config", str(path))
 
 
+@pytest.mark.parametrize(
+    ("later", "minutes", "epochs"),
+    [
+        (["--training.lr=1e-3"], 20.0, 800),
+        (["--training.epochs=7"], 0.0, 7),
+        (["--training.minutes=3"], 3.0, 800),
+        (["--training.minutes=3", "--training.epochs=7"], 3.0, 7),
+        (["--config", "FILE"], 0.0, 9),
+    ],
+)
+def test_who_gives_epochs_over_minutes_trains_by_epochs(tmp_path, later, minutes, epochs):
+    (tmp_path / "below.yaml").write_text("training: {minutes: 20}\n")
+    (tmp_path / "above.yaml").write_text("include: below.yaml\ntraining: {epochs: 9}\n")
+    later = [str(tmp_path / "above.yaml") if word == "FILE" else word for word in later]
+    training = read("--config", str(tmp_path / "below.yaml"), *later).training
+    assert (training.minutes, training.epochs) == (minutes, epochs)
+
+
 def test_missing_required_key():
     with pytest.raises(ConfigError, match=r"data\.train is required"):
         parse(pretrain.SCHEMA, ["--model.name=x", "--logging.run_dir=y"], "doc")
