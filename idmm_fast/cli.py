@@ -1,5 +1,6 @@
-"""What the scripts at the root share: errors become a message and an exit code, here and nowhere else."""
+"""What the commands share: errors become a message and an exit code, here and nowhere else; the head of their help."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -29,3 +30,19 @@ def run(script: Callable[[list[str]], int | None], argv: Sequence[str] | None = 
         sys.exit(f"error: {error}")
     if code:
         sys.exit(code)
+
+
+def help_head(doc: str | None, script: str, prog: str) -> str:
+    """The head of a command's help, with its examples as they are typed where it was called.
+
+    Args:
+        doc: the head, with examples of the script at the root and of configurations by their paths.
+        script: the script, "python NAME.py".
+        prog: how the command was called: `script`, or "idmm-fast VERB", which finds configurations by name.
+    """
+    doc = doc or ""
+    if prog == script:
+        return doc
+    verb, file = prog.partition(" ")[2], script.partition(" ")[2]
+    doc = doc.replace(script, prog).replace(f" {file} ", f" -m idmm_fast {verb} ")  # the latter: torchrun's
+    return re.sub(r"rn_configs/(?:finetune/)?([\w/]+)\.yaml", r"\1", doc)

@@ -1,6 +1,6 @@
 """Training with as many instances as ImageNet has: its losses, time and peak memory.
 
-A beton of 1,281,167 raw images of 16 x 16 pixels is made, and train_idmm.py takes a few steps on it, once, in a
+A beton of 1,281,167 raw images of 16 x 16 pixels is made, and `idmm-fast pretrain` takes a few steps on it, once, in a
 process of its own on the CPU. Its peak memory holds the head's 1,281,167 x 192 weights, their gradient, AdamW's two
 moments and the workspace of the fused loss, but never the logits.
 """
@@ -66,10 +66,11 @@ def make_beton(path: Path, rows: int, side: int = SIDE, seed: int = 0) -> None:
 
 def _train(beton: Path, out: Path, batch: int, steps: int) -> tuple[float, str]:
     """A few steps of a small ViT. Returns its seconds, with start and data, and what it says of the head's loss."""
-    script = Path(__file__).parents[2] / "train_idmm.py"
     command = [
         sys.executable,
-        str(script),
+        "-m",
+        "idmm_fast",
+        "pretrain",
         f"--data.train={beton}",
         "--model.name=vit_tiny_patch16_224",
         "--model.image_size=16",

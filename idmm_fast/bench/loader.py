@@ -152,7 +152,7 @@ def _baseline_systems(
             systems[name] = BASELINES[name](jpg, data, workers)
         except ImportError as error:
             absent.append(name)
-            print(f"{name} is not installed ({error.name}); `make bench` installs the baselines")
+            print(f"{name} is not installed ({error.name}); pip does it, or `make bench` in a checkout")
     return systems, absent
 
 

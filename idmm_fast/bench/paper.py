@@ -26,7 +26,7 @@ from typing import Any
 
 from ..config import ConfigError, keys, load_yaml, make_config, overrides, replace
 from ..config.finetune import SCHEMA as FINETUNE
-from ..config.load import Schema, Values, load_config
+from ..config.load import PACKAGED, Schema, Values, load_config
 from ..config.pretrain import SCHEMA as PRETRAIN
 from ..evaluate.online import OnlineEvaluation
 from ..lock import Lock
@@ -39,7 +39,7 @@ from . import paper_figures as figures
 from .paper_report import Report, minutes_of, table
 
 STAGES = ("pretrain", "finetune", "random", "ladder")
-RECIPES = Path(__file__).parents[2] / "rn_configs"
+RECIPES = PACKAGED
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, path in (("train", args.train), ("test", args.test)):
         if not path.exists():
             raise ConfigError(
-                f"--{name} {path} does not exist; make it with: python write_datasets.py --ds NAME (see --help)"
+                f"--{name} {path} does not exist; make it with: idmm-fast convert (write_datasets.py), see --help"
             )
     recipes = Recipes(args)
     args.out.mkdir(parents=True, exist_ok=True)

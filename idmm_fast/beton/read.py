@@ -269,7 +269,7 @@ def open_beton(path: str | Path) -> Beton:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist. Make it with: python write_datasets.py --ds NAME (see --help)."
+            f"{path} does not exist. Make it with: idmm-fast convert --ds NAME (write_datasets.py; see --help)."
         )
     size = path.stat().st_size
     header = _read_header(path, size)

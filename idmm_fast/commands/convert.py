@@ -15,12 +15,14 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from .. import cli, datasets
 
 # What needs numba or FFCV is imported where it is used, so that --help and a typing error answer at once.
 
+SCRIPT = "python write_datasets.py"
 _RANGES = {
     "max_resolution": (8, 65535),
     "quality": (1, 100),
@@ -32,18 +34,22 @@ _RANGES = {
 }
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
     """The options.
 
     Args:
-        argv: Arguments without the script's name; None for those of the command line.
+        argv: Arguments without the script's name.
+        prog: How the command was called.
 
     Raises:
         SystemExit: An option is wrong, or --help.
     """
     listing = "\n".join(f"  {name:<12} {datasets.describe(name)}" for name in datasets.names())
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=f"datasets:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog,
+        description=cli.help_head(__doc__, SCRIPT, prog),
+        epilog=f"datasets:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ds", metavar="NAME", help="which dataset (below), or `list` for a table of them")
@@ -249,9 +255,9 @@ def run(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
         print(plot_image_grid(args.show))
 
 
-def write_datasets(argv: Sequence[str]) -> None:
+def write_datasets(argv: Sequence[str], prog: str = SCRIPT) -> None:
     """Do what the arguments ask for; a signal ends it, with nothing left under the final name."""
-    args = parse(argv)
+    args = parse(argv, prog)
     if args.ds == "list":
         list_datasets()
         return
@@ -273,6 +279,6 @@ def write_datasets(argv: Sequence[str]) -> None:
             signal.signal(number, handler)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The script."""
-    cli.run(write_datasets, argv)
+def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:
+    """The command."""
+    cli.run(partial(write_datasets, prog=prog), argv)

@@ -11,21 +11,24 @@ of images, its own test split is evaluated, or a fifth of each class, which is h
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ..api import TEST_SHARE
-from ..cli import run
+from ..cli import help_head, run
 from ..config import check_files, finetune, keys, parse, pretrain
 from ..config.evaluate import SCHEMA, run_config
 from .folders import betons_of_folder
 
+SCRIPT = "python evaluate.py"
 
-def evaluate(argv: Sequence[str]) -> None:
+
+def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
     """Evaluate as the arguments say, and print the accuracies."""
     cfg = parse(
         SCHEMA,
         [*run_config(argv), *argv],
-        __doc__,
+        help_head(__doc__, SCRIPT, prog),
         aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test"},
         ignored=[*keys(pretrain.SCHEMA), *keys(finetune.SCHEMA)],
         prepare=lambda values, typed: betons_of_folder(values, typed, TEST_SHARE),
@@ -51,6 +54,6 @@ def evaluate(argv: Sequence[str]) -> None:
         print(f"picture: {Path(cfg.logging.run_dir) / 'neighbours.png'}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The script."""
-    run(evaluate, argv)
+def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:
+    """The command."""
+    run(partial(evaluate, prog=prog), argv)

@@ -15,24 +15,27 @@ before it: 800 epochs at 224 pixels, then 100 at 448. Called again, it resumes w
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import yaml
 
 from ..api import TEST_SHARE
-from ..cli import run
+from ..cli import help_head, run
 from ..config import ConfigError, check_files, find_run_config, keys, parse, pretrain
 from ..config import finetune as schema
 from .folders import betons_of_folder
 
+SCRIPT = "python finetune.py"
 
-def tune(argv: Sequence[str]) -> None:
+
+def tune(argv: Sequence[str], prog: str = SCRIPT) -> None:
     """Fine-tune as the arguments say, and tell the accuracy."""
     folds, rest = _folds(argv)
     cfg = parse(
         schema.SCHEMA,
         [arg for arg in rest if arg != "--stages"],
-        __doc__,
+        help_head(__doc__, SCRIPT, prog),
         aliases={"data": "data.train", "out": "logging.run_dir", "init": "model.init"},
         others={"train_idmm.py": keys(pretrain.SCHEMA)},
         configs="finetune",
@@ -91,6 +94,6 @@ def _prepared(values: dict[str, Any], typed: dict[str, Any], folds: int) -> dict
     return values
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The script."""
-    run(tune, argv)
+def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:
+    """The command."""
+    run(partial(tune, prog=prog), argv)

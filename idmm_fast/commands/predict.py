@@ -9,16 +9,22 @@ reason, and the others are predicted.
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from ..cli import run
+from ..cli import help_head, run
 from ..config import ConfigError, is_there
 
+SCRIPT = "python predict.py"
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+
+def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=prog,
+        description=help_head(__doc__, SCRIPT, prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--checkpoint", required=True, metavar="RUN", help="run folder of a fine-tuning, or a checkpoint in it"
@@ -40,9 +46,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def predict(argv: Sequence[str]) -> None:
+def predict(argv: Sequence[str], prog: str = SCRIPT) -> None:
     """Predict as the arguments say, and tell what was written."""
-    args = parse(argv)
+    args = parse(argv, prog)
     if not is_there(args.checkpoint):
         raise ConfigError(f"{args.checkpoint} does not exist; --checkpoint is the run folder of a fine-tuning")
 
@@ -60,6 +66,6 @@ def predict(argv: Sequence[str]) -> None:
     print(f"{printable(args.out)}: {len(found.files) - len(found.damaged)} images predicted{damaged}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The script."""
-    run(predict, argv)
+def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:
+    """The command."""
+    run(partial(predict, prog=prog), argv)

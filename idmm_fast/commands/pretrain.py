@@ -10,20 +10,22 @@ torchrun --nproc-per-node 2 train_idmm.py --config rn_configs/pets.yaml      # o
 """
 
 from collections.abc import Sequence
+from functools import partial
 
-from ..cli import run
+from ..cli import help_head, run
 from ..config import check_files, finetune, keys, parse, pretrain
 from .folders import betons_of_folder
 
+SCRIPT = "python train_idmm.py"
 FILES = ("backbone.safetensors", "metrics.jsonl", "crops.png", "curves.png")
 
 
-def train(argv: Sequence[str]) -> None:
+def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
     """Pretrain as the arguments say, and tell what was written."""
     cfg = parse(
         pretrain.SCHEMA,
         argv,
-        __doc__,
+        help_head(__doc__, SCRIPT, prog),
         aliases={"data": "data.train", "out": "logging.run_dir", "init": "model.init"},
         others={"finetune.py": keys(finetune.SCHEMA)},
         prepare=betons_of_folder,
@@ -45,6 +47,6 @@ def train(argv: Sequence[str]) -> None:
         print(f"done: {folder} ({', '.join(name for name in FILES if (folder / name).exists())})")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The script."""
-    run(train, argv)
+def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:
+    """The command."""
+    run(partial(train, prog=prog), argv)

@@ -143,7 +143,7 @@ def load_config(schema: Schema, path: str | Path, values: Mapping[str, Any], ign
 
 def check_files(cfg: SimpleNamespace) -> None:
     """Raise ConfigError if a file that the configuration names is not there, before anything slow is imported."""
-    makes = "make it with: python write_datasets.py --ds NAME (see --help)."
+    makes = "make it with: idmm-fast convert --ds NAME (write_datasets.py; see --help)."
     names = "name a run folder, a checkpoint in it, a .safetensors file, or timm's own weights: timm:NAME."
     needs_test = not hasattr(cfg, "online_eval") or cfg.online_eval.every  # pretraining may do without
     for section, key, advice in (
@@ -173,13 +173,14 @@ def packaged_config(name: str, folder: str = "") -> str:
     """The file of a configuration that comes along, where `name` is its name: "pets" is rn_configs/FOLDER/pets.yaml.
 
     Args:
-        name: a file, which is returned as it is; or a name.
+        name: a file, which is returned as it is; or a name, perhaps as a path in the checkout: rn_configs/pets.yaml.
         folder: where in rn_configs, before rn_configs itself.
     """
     if Path(name).exists():
         return name
+    own = name.removeprefix("rn_configs/")
     for below in dict.fromkeys((folder, "")):
-        for found in (PACKAGED / below / name, PACKAGED / below / f"{name}.yaml"):
+        for found in (PACKAGED / below / own, PACKAGED / below / f"{own}.yaml"):
             if found.is_file():
                 return str(found)
     return name
@@ -210,6 +211,12 @@ def load_values(
     return laid_over(below, {key: value for key, value in flat.items() if key in known})
 
 
+def _packaged_names() -> list[str]:
+    """The names of the configurations that come along; those of finetune/ have the same."""
+    names = (path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith(("base/", "compare/", "finetune/")))
+
+
 def _shown(folder: Path) -> str:
     """The folder as it is named from here, if it is below."""
     here = Path.cwd() / folder.name
@@ -220,7 +227,10 @@ def _read_tree(path: str | Path, included_by: tuple[str, ...]) -> dict[str, Any]
     """The content of a YAML file."""
     if not Path(path).exists():
         by = f" (included by {included_by[-1]})" if included_by else ""
-        raise ConfigError(f"{path} does not exist{by}; the configurations that come along are in {_shown(PACKAGED)}")
+        raise ConfigError(
+            f"{path} does not exist{by}; the configurations that come along are in {_shown(PACKAGED)}: "
+            f"{', '.join(_packaged_names())}"
+        )
     if str(path) in included_by:
         raise ConfigError(f"{path} includes itself, by way of {included_by[-1]}")
     try:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_script
 
 from idmm_fast.__main__ import VERBS, main
 from idmm_fast.config import finetune, load_yaml, pretrain
-from idmm_fast.config.load import packaged_config
+from idmm_fast.config.load import PACKAGED, packaged_config
 
 
 def code_of(call, *arguments):
@@ -27,12 +27,31 @@ def test_verbs_have_help_and_others_are_refused(capsys):
     assert shown.count("idmm-fast VERB ...") == 2
     assert all(f"\n  {verb} " in shown for verb in VERBS)
     assert "there is no 'train'" in code_of(main, "train")
+    assert "Did you mean predict?" in code_of(main, "predicts")
     main(["--version"])
     assert capsys.readouterr().out.startswith("idmm-fast ")
-    for verb in ("pretrain", "finetune", "evaluate", "predict", "embed", "export"):
-        assert not code_of(main, verb, "--help")
-        assert "--" in capsys.readouterr().out
     assert "nowhere does not exist" in code_of(main, "predict", "--checkpoint=nowhere", "--images=x")
+    assert "--images: nowhere does not exist" in code_of(main, "embed", f"--checkpoint={ROOT}", "--images=nowhere")
+    assert "--checkpoint: nowhere does not exist" in code_of(main, "export", "--checkpoint=nowhere")
+
+
+SCRIPTS = {"convert": "write_datasets.py", "inspect": "inspect_data.py", "pretrain": "train_idmm.py"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_examples_as_they_are_typed(verb, capsys):
+    """Called as a verb, there is an example of it and no script; called as the script at the root, the other way."""
+    assert not code_of(main, verb, "--help")
+    shown = capsys.readouterr().out
+    assert re.search(rf"^ *idmm-fast {verb} .*-", shown, re.M), shown
+    assert not re.search(r"python \w+\.py|rn_configs/(?!methods/|compare/)\S+\.yaml", shown.partition("\n\n  --")[0])
+    script = ROOT / SCRIPTS.get(verb, f"{verb}.py")
+    if not script.exists():
+        assert verb in ("embed", "export")
+        return
+    shown = run_script(script.name, "--help").stdout
+    assert re.search(rf"^ *python {script.name} .*-", shown, re.M)
+    assert f"idmm-fast {verb} " not in shown.partition("\n\n  --")[0]
 
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
@@ -65,9 +84,14 @@ def test_configurations_are_found_by_name(tmp_path, monkeypatch, capsys):
     for verb in ("pretrain", "finetune"):
         says = code_of(main, verb, "--config", "flowers", "--data.train=nowhere.beton")
         assert "data.train: nowhere.beton does not exist" in says
-    assert f"fish does not exist; the configurations that come along are in {ROOT}" in code_of(
-        main, "pretrain", "--config", "fish"
-    )
+    says = code_of(main, "pretrain", "--config", "fish")
+    assert f"fish does not exist; the configurations that come along are in {ROOT}" in says
+    assert re.search(r": aircraft, backbones/pvt_v2_b0, .*, methods/dino, .*, own, pets, ", says)
+    assert packaged_config("rn_configs/methods/dino.yaml") == str(PACKAGED / "methods" / "dino.yaml")
+    says = code_of(main, "compare", "--config", "fish", "--datasets", "x", "--methods", "idmm")
+    assert "fish does not exist; small and paper come along" in says
+    says = code_of(main, "compare", "--config", "paper", "--datasets", "x", "--methods", "idmm")
+    assert "x_train.beton does not exist; make it with: idmm-fast convert" in says
 
 
 @pytest.mark.integration

@@ -1,12 +1,12 @@
 """The results page: what it says of known numbers; the page and the commands of the documents."""
 
-import importlib.util
 import json
 import re
 
 import pytest
 from helpers import ROOT, run_script
 
+from idmm_fast.commands.compare import parse
 from idmm_fast.compare.page import write_page
 from idmm_fast.compare.spec import RunSpec, SweepConfig, parse_budget
 from idmm_fast.compare.store import ResultStore
@@ -262,10 +262,7 @@ COMMANDS = sorted(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_documents_are_understood(command):
     """Their options, configurations, methods and budgets."""
-    spec = importlib.util.spec_from_file_location("compare", ROOT / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    args = module.parse(command.split())
+    args = parse(command.split())
     if hasattr(args, "report"):
         return
     config = SweepConfig(ROOT / args.config)
