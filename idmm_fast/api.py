@@ -154,6 +154,8 @@ def embed(
 
     if out and Path(out).suffix not in (".npz", ".csv"):
         raise ConfigError(f"out is a file that ends in .npz or .csv, not {out}")
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
     trained = load_trained(checkpoint, image_size, features=True)
     normalize, backbone = trained.network.children()
     beton = open_beton(convert(data)["train"])
@@ -209,7 +211,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
 
     Its input is `images`, uint8 (n, 3, S, S) of levels 0..255, RGB, for any n. Its output is `features` (n, d) of a
     pretraining, or `logits` (n, classes) of a fine-tuning, whose classes are in the metadata, "label_names", as JSON.
-    Needs `pip install -e '.[onnx]'`.
+    Needs `pip install onnx onnxscript`.
 
     Args:
         checkpoint: a run folder, or a file in it.
@@ -230,8 +232,9 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
-        raise ConfigError("ONNX needs two more packages: pip install -e '.[onnx]'") from None
+        raise ConfigError("ONNX needs two more packages: pip install onnx onnxscript") from None
     trained = load_trained(checkpoint)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as draft:
         torch.onnx.export(
             trained.network,
@@ -311,9 +314,10 @@ def _write_features(out: Path, features: np.ndarray, labels: np.ndarray, files: 
     import numpy as np
 
     if out.suffix == ".npz":
-        np.savez(out, features=features, labels=labels, files=np.array(files))
+        with replacing(out) as draft, open(draft, "wb") as npz:
+            np.savez(npz, features=features, labels=labels, files=np.array(files, str))
         return
-    with open(out, "w", encoding="utf-8", errors="surrogateescape") as file:
+    with replacing(out) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
         for row, vector in enumerate(features):
             name = (files[row] if files else str(row)).replace('"', '""')
             file.write(",".join([f'"{name}"', str(labels[row]), *(f"{x:.7g}" for x in vector)]) + "\n")

@@ -1,14 +1,19 @@
-"""What inspect_data.py finds in folders and betons in which everything is known."""
+"""What `idmm-fast inspect` finds in folders and betons in which everything is known, and what it suggests."""
 
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import run_script
 from PIL import Image
 
+from idmm_fast.__main__ import main
 from idmm_fast.beton import write_beton
-from idmm_fast.datasets import folder
+from idmm_fast.commands import inspect as command
+from idmm_fast.datasets import DatasetError, Split, folder
+from idmm_fast.inspect import Inspection, Seen, inspect, report_lines, suggest, write_sheets
 
 
 @pytest.fixture
@@ -25,13 +30,17 @@ def root(tmp_path, photos):
     return tmp_path / "mine"
 
 
+def look(*arguments):
+    shown = run_script("inspect_data.py", *arguments, "--no-measure")
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
 def test_everything_that_is_wrong_with_a_folder_is_said(root, tmp_path):
-    done = run_script("inspect_data.py", root, "--out", tmp_path / "sheets")
-    assert done.returncode == 0, done.stderr
-    said = done.stdout
+    said = look(root, "--out", tmp_path / "sheets")
     for wanted in (
         "shorter side 80 to 93 pixels",
-        "1 gray, 15 in colour",
+        "  1 gray, 15 in colour\n",
         f"1 damaged: first {root}/train/b/cut.png: ",
         f"1 images twice or more within a split; first {root}/train/a/5.png and {root}/train/a/again.png",
         f"1 images twice or more ACROSS SPLITS: accuracy on them is not to be trusted; first {root}/train/a/3.png and "
@@ -39,10 +48,9 @@ def test_everything_that_is_wrong_with_a_folder_is_said(root, tmp_path):
         f"1 images twice or more with different labels; first {root}/train/a/3.png",
         "2 classes in train, of 2 (b) to 13 (a) images",
         "1 with fewer than 10 images: b (2)",
-        "for 15 training images with a shorter side of ",
-        f"python write_datasets.py --ds folder --root {root} --name mine\n",
-        "--data.train=data/mine_train.beton --model.image_size=64",
-        "3 contact sheets",
+        f"  {tmp_path}/sheets: 3 pictures\n",
+        "for 15 training images with a shorter side of 86 pixels, stored as raw\n",
+        f"idmm-fast pretrain --config own --data {root} --model.image_size=64",
     ):
         assert wanted in said, wanted
     sheets = sorted(path.name for path in (tmp_path / "sheets").iterdir())
@@ -53,24 +61,201 @@ def test_everything_that_is_wrong_with_a_folder_is_said(root, tmp_path):
 
 
 def test_betons_are_looked_at_as_their_folder_is(root, tmp_path):
-    betons = [
+    train, test = (
         write_beton(tmp_path / f"m_{s}.beton", split, dataset="folder", name=s, mode="raw", quiet=True).path
         for s, split in folder.load(root).items()
-    ]
-    said = run_script("inspect_data.py", *betons, "--out", tmp_path / "sheets").stdout
+    )
+    said = look(train, test, "--out", tmp_path / "sheets")
     assert "1 images twice or more ACROSS SPLITS" in said
     assert "2 classes in train, of 2 (b) to 13 (a) images" in said
-    assert "write_datasets.py" not in said
     assert "0 damaged" in said
+    assert f"idmm-fast pretrain --config own --data {train} --model.image_size=64" in said
+    assert f"idmm-fast finetune --config own --data {train} --data.test={test} --init runs/m --model" in said
 
 
 def test_a_good_flat_folder_is_enough_for_pretraining(tmp_path, photos):
     for k in range(3):
         (tmp_path / "x").mkdir(exist_ok=True)
         Image.fromarray(photos[k]).save(tmp_path / "x" / f"{k}.png")
-    said = run_script("inspect_data.py", tmp_path / "x", "--out", tmp_path / "sheets").stdout
+    said = look(tmp_path / "x", "--out", tmp_path / "sheets")
     assert "duplicates, by their pixels\n  none" in said
     assert "one class or none: enough for pretraining" in said
+    assert "idmm-fast pretrain " in said
+    assert "idmm-fast finetune " not in said
     missing = run_script("inspect_data.py", tmp_path / "nothing")
     assert missing.returncode == 1
     assert "is not a folder" in missing.stderr
+
+
+def test_channels_that_are_changed_are_counted(tmp_path):
+    red = Image.new("RGB", (20, 20), "red")
+    red.convert("RGBA").save(tmp_path / "clear.png")
+    red.save(tmp_path / "red.png")
+    Image.fromarray(np.full((20, 20), 4000, np.uint16)).save(tmp_path / "deep.png")
+    lines = report_lines(inspect([tmp_path], quiet=True))
+    assert "  1 gray, 2 in colour; 1 transparent: laid on white; 1 of more than 8 bits: scaled" in lines
+
+
+def test_labels_come_from_a_table(tmp_path, photos, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    rows = ["file,label"]
+    for k in range(6):
+        Image.fromarray(photos[k][:70, :70]).save(tmp_path / "photos" / f"{k}.png")
+        rows.append(f"{k}.png,{'cat' if k < 4 else 'dog'}")
+    table = tmp_path / "my labels.csv"
+    table.write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    said = look(tmp_path / "photos", "--labels", table)
+    assert "2 classes in train, of 2 (dog) to 4 (cat) images" in said
+    assert (
+        f"idmm-fast convert --ds folder --root {tmp_path}/photos --labels '{table}' --test-share 0.2 --name photos\n"
+        in said
+    )
+    assert "--data data/photos_train.beton --data.test=data/photos_test.beton --init runs/photos " in said
+    assert len(list(Path("runs/photos_inspected").iterdir())) == 2
+    with pytest.raises(DatasetError, match="betons have their labels"):
+        inspect([Path("a.beton")], {"labels": "x.csv"})
+    assert "columns of the table" in run_script("inspect_data.py", ".", "--label-column", "x").stderr
+
+
+def seen(counts, side=64, split="train", damaged=0):
+    """Images of a split that look alike, `counts` of each class; of the last class so many are damaged."""
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    return [
+        Seen(split, row, label, f"{split} {row}", side, 2 * side, damage="cut" * (row >= len(labels) - damaged))
+        for row, label in enumerate(labels)
+    ]
+
+
+def found(counts, tests=(), side=64, damaged=0):
+    names = [f"c{k}" for k in range(len(counts))]
+    sources = {"train": Split([], [], names)} | ({"test": Split([], [], names)} if tests else {})
+    return Inspection(sources, seen(counts, side, damaged=damaged) + seen(tests, side, "test"), stored="raw")
+
+
+def test_balance_and_tiny_classes_are_of_the_images_that_can_be_read():
+    lines = report_lines(found([101, 12], damaged=2))
+    assert "  2 classes in train, of 10 (c1) to 101 (c0) images" in lines
+    assert any(line.startswith("  unbalanced: ") for line in lines)
+    assert not any("fewer than" in line for line in lines)
+    lines = report_lines(found([100, *[9] * 12, 10]))
+    assert "  12 with fewer than 10 images: " + ", ".join(f"c{k} (9)" for k in range(1, 9)) + ", and 4 more" in lines
+    assert not any("unbalanced" in line for line in report_lines(found([100, 10])))
+
+
+def commands(*args, name="mine", path="my images", **options):
+    return [c.text for c in suggest(found(*args, **options), [Path(path)], name).commands]
+
+
+def test_the_size_of_the_images_decides_on_the_size_of_the_input():
+    data = "--config own --data 'my images'"
+    many = [1000, 1000]
+    assert commands(many, side=300) == [
+        f"idmm-fast pretrain {data} --out runs/mine",  # what `own` has by itself is left out
+        f"idmm-fast finetune {data} --init runs/mine --out runs/mine_finetune",
+        "idmm-fast predict --checkpoint runs/mine_finetune --images NEW_IMAGES",
+    ]
+    assert commands(many, side=130)[1] == (
+        f"idmm-fast finetune {data} --init runs/mine --model.image_size=112 --out runs/mine_finetune"
+    )
+    patch = "--model.options='{patch_size: 4}'"
+    assert commands(many, side=32)[0] == f"idmm-fast pretrain {data} --model.image_size=32 {patch} --out runs/mine"
+    assert commands(many, side=32)[1].endswith(f"--model.image_size=32 {patch} --out runs/mine_finetune")
+    assert commands(many, name="müller 1")[0].endswith(" --out runs/müller_1")
+
+
+def test_few_images_are_cross_validated():
+    """Where the test images, a fifth of each class or a split of its own, are fewer than 200."""
+    texts = suggest(found([50, 30]), [Path("x")], "mine").commands
+    assert [c.verb for c in texts] == ["pretrain", "finetune", "finetune", "predict"]
+    assert (texts[1].images, texts[1].tested) == (64, 16)
+    assert texts[1].why == "it holds out 16 of the 80 images for testing"
+    assert texts[2].text.endswith(" --out runs/mine_folds --folds 5")
+    assert (texts[2].images, texts[2].tested) == (4 * 80, 80)
+    assert texts[2].why == "16 test images know an accuracy to about 12 points; 5 folds test every image once"
+    assert commands([50, 3])[2].endswith("--folds 3")
+    assert not any("--folds" in text for text in commands([50, 1]))  # a class of one image is in no two folds
+    assert not any("--folds" in text for text in commands([500, 500]))
+    assert not any("--folds" in text for text in commands([50, 50], [100, 100]))
+    assert any("--folds 5" in text for text in commands([500, 500], [60, 60]))
+
+
+def test_betons_without_tests_can_be_cross_validated_alone(tmp_path, photos):
+    split = Split([photo[:70, :70] for photo in photos[:6]], [0, 0, 0, 1, 1, 1], ["a", "b"])
+    path = write_beton(tmp_path / "x_train.beton", split, dataset="x", name="train", mode="raw", quiet=True).path
+    texts = [c.text for c in suggest(inspect([path], quiet=True), [path], "x").commands]
+    assert texts[1].endswith("--out runs/x_folds --folds 3")
+    assert texts[2] == "idmm-fast predict --checkpoint runs/x_folds/fold_1 --images NEW_IMAGES"
+    assert len(texts) == 3
+
+
+def test_times_stand_below_their_commands(root, tmp_path, monkeypatch):
+    from idmm_fast.bench import minutes
+
+    asked = []
+
+    def measure_pace(verb, keys, source, rows, mode):
+        asked.append((verb, keys["model.image_size"], len(rows), mode))
+        if len(asked) > 1:
+            raise ValueError("it is too small")
+        return minutes.Pace(2.5, 5, 800, 1, 256, 256)
+
+    monkeypatch.setattr(minutes, "measure_pace", measure_pace)
+    lines = run_script("inspect_data.py", root, "--out", tmp_path / "sheets").stdout.splitlines()
+    (pretrain,) = (k for k, line in enumerate(lines) if "idmm-fast pretrain" in line)
+    assert lines[pretrain + 1] == "    about 80 minutes on this machine: 800 epochs, 2.5 images/s in 5 steps"
+    assert lines.count("    how long it takes could not be measured: it is too small") == 2  # the folds too
+    assert asked == [("pretrain", 64, 15, "raw"), ("finetune", 64, 15, "raw")]
+
+
+def test_suggested_commands_are_understood(monkeypatch, tmp_path):
+    """All but the images, which are not there."""
+    monkeypatch.chdir(tmp_path)
+    Path("my images").mkdir()
+    for text in commands([50, 50], side=32)[:3]:
+        name, verb, *arguments = shlex.split(text)
+        assert name == "idmm-fast"
+        with pytest.raises(SystemExit) as end:
+            main([verb, *arguments])
+        assert "No image was found under my images" in end.value.code
+
+
+def test_many_classes_share_contact_sheets(tmp_path):
+    """Of thirty classes, each of one colour, 25 rows on the first page and 5 on the second."""
+    images = found([3] * 30)
+    for label in range(30):
+        images.thumbnails["train", label] = [Image.new("RGB", (96, 50), (0, 8 * label, 255))] * 3
+    files = write_sheets(images, tmp_path / "sheets")
+    assert [file.name for file in files] == ["train_classes_0000-0024.png", "train_classes_0025-0029.png"]
+    first, second = (np.asarray(Image.open(file)) for file in files)
+    assert (first.shape, second.shape) == ((25 * 96, 200 + 8 * 96, 3), (5 * 96, 200 + 8 * 96, 3))
+    for label in range(30):
+        page, row = (first, label) if label < 25 else (second, label - 25)
+        strip = page[row * 96 : (row + 1) * 96]
+        assert strip[20, 200 + 2 * 96 + 40].tolist() == [0, 8 * label, 255]
+        assert strip[20, 200 + 3 * 96 + 40].tolist() == [255, 255, 255]
+        assert strip[:, :200].min() < 100  # its name
+
+
+def test_long_trainings_and_large_steps_get_advice():
+    from idmm_fast.bench.minutes import Pace
+    from idmm_fast.inspect import Command
+
+    def lines(images, verb="pretrain", text="", fits=256, evaluations=0):
+        return command.time_lines(
+            Command(verb, text, images=images, tested=300), Pace(10.0, 3, 800, evaluations, 256, fits)
+        )
+
+    assert lines(359) == ["about 8.0 hours on this machine: 800 epochs, 10 images/s in 3 steps"]
+    assert lines(359, evaluations=60)[1].endswith("with the whole schedule in 785 epochs")
+    ends = "--training.minutes=480 ends it after 8 hours, with the whole schedule in"
+    assert lines(4 * 360, fits=100) == [
+        "about 32 hours on this machine: 800 epochs, 10 images/s in 3 steps",
+        f"{ends} 200 epochs; for so few take instance discrimination: --config own --config methods/instance",
+        "256 images a step do not fit into memory: --training.batch_size=auto",
+    ]
+    assert lines(4 * 360, "finetune")[1:] == [f"{ends} 200 epochs"]
+    assert len(lines(4 * 360, "finetune", "--folds 5")) == 1
+    assert len(lines(100, fits=100)) == 1  # all that there are
+    words = {0.2: "a minute", 2: "2 minutes", 2.34: "2.3 minutes", 89: "89 minutes", 90: "1.5 hours", 5000: "3.5 days"}
+    assert {minutes: command.duration(minutes) for minutes in words} == words

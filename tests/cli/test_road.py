@@ -27,7 +27,11 @@ QUICK = [
     "--training.warmup_epochs=1",
     "--training.lr=2e-3",
 ]
-SHORT = {"pretrain": [*TINY, *QUICK], "finetune": [*TINY, *QUICK]}  # what makes the README's commands quick
+SHORT = {
+    "inspect": ["--no-measure"],
+    "pretrain": [*TINY, *QUICK],
+    "finetune": [*TINY, *QUICK],
+}  # what makes the README's commands quick
 TINTS = {"1": (1.0, 0.4, 0.4), "2": (0.4, 1.0, 0.4), "10": (0.4, 0.4, 1.0)}
 
 
@@ -57,7 +61,14 @@ def test_from_a_folder_to_predictions(folder, capsys):
         verb, *arguments = shlex.split(line)
         main([verb, *arguments, *SHORT.get(verb, [])])
         said[verb] = "".join(capsys.readouterr())
-    assert list(said) == ["pretrain", "evaluate", "finetune", "predict"]
+    assert list(said) == ["inspect", "pretrain", "evaluate", "finetune", "predict"]
+    for found in (
+        "3 classes in train, of 14 (2) to 15 (1) images",
+        "1 damaged: first my_images/2/broken.jpg",
+        "--folds 5",
+    ):
+        assert found in said["inspect"], found
+    assert len(list(Path("runs/my_images_inspected").iterdir())) == 3
     assert Path("runs/mine/backbone.safetensors").is_file()
     assert "knn20" in said["evaluate"]
     assert "9 of the 46 training images, 20 % of each class" in said["evaluate"]  # with the damaged one

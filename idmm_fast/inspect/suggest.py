@@ -1,0 +1,145 @@
+"""The commands that fit so many images of such a size."""
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .look import Inspection
+
+SMALL_TEST = 200  # test images; of fewer, an accuracy of 50 % is known to 3.5 points or worse (its standard error)
+FOLDS, HELD_OUT = 5, 0.2  # that idmm-fast finetune holds out by itself
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the console.
+
+    Attributes:
+        verb: pretrain, finetune, ...
+        text: It whole, as it is typed.
+        keys: What it sets beyond the configuration `own`, {"model.image_size": 64}.
+        images: Training images of all its trainings together, once each.
+        tested: Test images, likewise.
+        why: A sentence, or "".
+    """
+
+    verb: str
+    text: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    images: int = 0
+    tested: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What would be done with the images.
+
+    Attributes:
+        head: How many there are, and of which size.
+        rows: Numbers of the training images that can be read.
+        commands: One after the other.
+    """
+
+    head: str
+    rows: Sequence[int]
+    commands: Sequence[Command]
+
+
+def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping[str, str] | None = None) -> Suggestion:
+    """Commands for what was found.
+
+    Args:
+        found: What `inspect` gave.
+        paths: What it was given.
+        name: What the runs are called.
+        labels: As for `inspect`.
+    """
+    good = found.good(found.training)
+    side = float(np.median([min(i.height, i.width) for i in good])) if good else 0.0
+    stored = f", stored as {found.stored}" if found.stored else ""
+    head = f"for {len(good):,} training images with a shorter side of {side:.0f} pixels{stored}"
+    commands: list[Command] = []
+    if good:
+        name = re.sub(r"[^\w.-]+", "_", name)
+        counts = Counter(image.label for image in good if image.label >= 0)
+        tests = sum(image.label >= 0 for image in found.good("test")) if "test" in found.sources else 0
+        data, test = _data(found, paths, name, bool(labels))
+        if labels:
+            commands.append(_convert(paths[0], name, labels, tests == 0))
+        size = next((s for s in (112, 64) if side >= s), 32)
+        options = {112: {}, 64: {"patch_size": 8}, 32: {"patch_size": 4}}[size]
+        keys = {"model.image_size": size, "model.options": options}
+        pretrain = f"idmm-fast pretrain --config own --data {data}{_typed(keys, 112)} --out runs/{name}"
+        commands.append(Command("pretrain", pretrain, keys, len(good)))
+        if len(counts) > 1:
+            keys = {"model.image_size": 224 if side >= 160 else size, "model.options": options}
+            rest = f" --init runs/{name}{_typed(keys, 224)} --out runs/{name}"
+            words = f"idmm-fast finetune --config own --data {data}", rest
+            commands += _finetunings(words, keys, counts, tests, test)
+    return Suggestion(head, [image.row for image in good], commands)
+
+
+def _data(found: Inspection, paths: Sequence[Path], name: str, has_table: bool) -> tuple[str, str | None]:
+    """(what --data is given, what --data.test is given; "" where that is not needed, None where there is nothing)."""
+    if has_table:
+        return f"data/{name}_train.beton", f"data/{name}_test.beton"
+    if found.stored:
+        return shlex.quote(str(paths[0])), ""
+    files = {split: shlex.quote(str(source.path)) for split, source in found.sources.items()}  # type: ignore[union-attr]
+    return files[found.training], files.get("test")
+
+
+def _convert(folder: Path, name: str, labels: Mapping[str, str], hold_out: bool) -> Command:
+    """The conversion of a folder with a table of labels."""
+    given = [f"--{option.replace('_', '-')} {shlex.quote(value)}" for option, value in labels.items()]
+    share = [f"--test-share {HELD_OUT:g}"] if hold_out else []
+    words = ["idmm-fast convert --ds folder --root", shlex.quote(str(folder)), *given, *share, f"--name {name}"]
+    return Command("convert", " ".join(words))
+
+
+def _typed(keys: Mapping[str, Any], default_size: int) -> str:
+    """Keys as they are typed, with a blank before; those that `own` has by itself are left out."""
+    size, options = keys["model.image_size"], keys["model.options"]
+    text = f" --model.image_size={size}" if size != default_size else ""
+    return text + (f" --model.options='{{patch_size: {options['patch_size']}}}'" if options else "")
+
+
+def _finetunings(
+    words: tuple[str, str], keys: Mapping[str, Any], counts: Mapping[int, int], tests: int, test: str | None
+) -> list[Command]:
+    """Fine-tuning, and cross-validation where test images are few.
+
+    Args:
+        words: The command before and after --data.test; it ends in the run's name.
+        keys: What it sets.
+        counts: Training images of each class.
+        tests: Test images with labels; 0: a share is held out.
+        test: See `_data`.
+    """
+    labelled = sum(counts.values())
+    held_out = 0 if tests else sum(min(max(1, round(HELD_OUT * n)), n - 1) for n in counts.values())
+    commands = []
+    if test is not None and tests + held_out:
+        given = f" --data.test={test}" if test else ""
+        why = "" if tests else f"it holds out {held_out:,} of the {labelled:,} images for testing"
+        text = f"{words[0]}{given}{words[1]}_finetune"
+        commands.append(Command("finetune", text, keys, labelled - held_out, tests + held_out, why))
+    folds = min(FOLDS, *counts.values())
+    if tests + held_out < SMALL_TEST and folds > 1:
+        error = 50 / max(1, tests + held_out) ** 0.5
+        known = f"{tests + held_out:,} test images know an accuracy to about {error:.0f} points" if commands else ""
+        why = f"{known or 'there are no test images'}; {folds} folds test every image once"
+        text = f"{words[0]}{words[1]}_folds --folds {folds}"
+        commands.append(Command("finetune", text, keys, (folds - 1) * labelled, labelled, why))
+    if commands:
+        run = commands[0].text.rpartition(" --out ")[2].partition(" ")[0]
+        network = f"{run}/fold_1" if "--folds" in commands[0].text else run
+        commands.append(Command("predict", f"idmm-fast predict --checkpoint {network} --images NEW_IMAGES"))
+    return commands

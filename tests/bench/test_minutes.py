@@ -1,0 +1,75 @@
+"""How long a training takes: measured on a tiny network, and the minutes that follow from a rate."""
+
+import time
+
+import pytest
+from helpers import PRETRAIN, tiny_config
+from PIL import Image
+
+from idmm_fast.bench import minutes
+from idmm_fast.beton import open_beton
+from idmm_fast.datasets import folder
+from idmm_fast.train.pretraining import Pretraining
+
+TINY = {
+    "model.name": "vit_tiny_patch16_224",
+    "model.options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "model.image_size": 32,
+}
+
+
+@pytest.mark.usefixtures("compiled_kernels")
+def test_minutes_follow_from_the_rate(tiny_beton, monkeypatch):
+    """10 images/s: 800 epochs of 300 images; 200 epochs of 300, and 20 evaluations of 90 that are a third of a step."""
+    seen = []
+
+    def measure(task, seconds):
+        seen.append((type(task).__name__, task.loader.indices.size, task.loader.batch_size))
+        return 10.0, 7
+
+    monkeypatch.setattr(minutes, "measure", measure)
+    beton = open_beton(tiny_beton)
+    rows = range(len(beton))
+    pretrain = minutes.measure_pace("pretrain", TINY, beton, rows)
+    assert pretrain == minutes.Pace(10.0, 7, 800, 1, 256, 256)
+    assert pretrain.minutes(300) == pytest.approx(800 * 300 / 10 / 60)
+    finetune = minutes.measure_pace("finetune", TINY, beton, rows)
+    assert finetune == minutes.Pace(10.0, 7, 200, 20, 256, 256)
+    assert finetune.minutes(300, 90) == pytest.approx((200 * 300 + 20 * 90 / 3) / 10 / 60)
+    minutes.measure_pace("pretrain", TINY, beton, [3, 5, 8])
+    assert seen == [("Pretraining", 32, 16), ("Finetuning", 32, 16), ("Pretraining", 3, 3)]
+
+
+@pytest.mark.usefixtures("compiled_kernels")
+def test_the_rate_is_that_of_the_steps_after_the_first(tiny_beton, tmp_path, monkeypatch):
+    """Steps that sleep for 30 ms each, the first one for 200: 16 images in each but an epoch's last."""
+    cfg = tiny_config(tiny_beton, tmp_path, PRETRAIN, training__batch_size=16)
+    task, loss, slept = Pretraining(cfg), Pretraining.loss, []
+
+    def slow(self, groups, epoch, step):
+        slept.append(0.2 if not slept else 0.03)
+        time.sleep(slept[-1])
+        return loss(self, groups, epoch, step)
+
+    monkeypatch.setattr(Pretraining, "loss", slow)
+    rate, steps = minutes.measure(task, 0.25)
+    assert steps == len(slept) - 1
+    assert 2 <= steps <= 8
+    assert rate <= 16 / 0.03
+    assert rate > 16 / 0.2
+
+
+@pytest.mark.usefixtures("compiled_kernels")
+def test_images_of_a_folder_are_taken_from_all_classes(tmp_path, photos, monkeypatch):
+    for k in range(40):
+        path = tmp_path / "x" / f"c{k // 10}" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photos[k % 8][:40, :40]).save(path)
+    labels = []
+    monkeypatch.setattr(minutes, "measure", lambda task, seconds: labels.append(task.labels.tolist()) or (1.0, 1))
+    split = folder.load(tmp_path / "x")["train"]
+    rows = [row for row in range(40) if row != 7]
+    minutes.measure_pace("finetune", TINY, split, rows)
+    assert len(labels[0]) == 32
+    counts = [labels[0].count(label) for label in range(4)]
+    assert all(6 <= count <= 10 for count in counts)
