@@ -198,7 +198,7 @@ def test_times_stand_below_their_commands(root, tmp_path, monkeypatch):
         asked.append((verb, keys["model.image_size"], len(rows), mode))
         if len(asked) > 1:
             raise ValueError("it is too small")
-        return minutes.Pace(2.5, 5, 800, 1, 256, 256)
+        return minutes.Pace(2.5, 5, 0, 800, 1, 256, 256)
 
     monkeypatch.setattr(minutes, "measure_pace", measure_pace)
     lines = run_script("inspect_data.py", root, "--out", tmp_path / "sheets").stdout.splitlines()
@@ -237,25 +237,27 @@ def test_many_classes_share_contact_sheets(tmp_path):
         assert strip[:, :200].min() < 100  # its name
 
 
-def test_long_trainings_and_large_steps_get_advice():
+def test_long_short_and_large_trainings_get_advice():
     from idmm_fast.bench.minutes import Pace
     from idmm_fast.inspect import Command
 
-    def lines(images, verb="pretrain", text="", fits=256, evaluations=0):
-        return command.time_lines(
-            Command(verb, text, images=images, tested=300), Pace(10.0, 3, 800, evaluations, 256, fits)
-        )
+    def lines(images, verb="finetune", text="", fits=256, evaluations=0, limit=0):
+        pace = Pace(10.0, 3, limit, 800, evaluations, 256, fits)
+        return command.time_lines(Command(verb, text, images=images, tested=300), pace)
 
     assert lines(359) == ["about 8.0 hours on this machine: 800 epochs, 10 images/s in 3 steps"]
-    assert lines(359, evaluations=60)[1].endswith("with the whole schedule in 785 epochs")
     ends = "--training.minutes=480 ends it after 8 hours, with the whole schedule in"
+    assert lines(359, evaluations=60)[1] == f"{ends} 785 epochs"
     assert lines(4 * 360, fits=100) == [
         "about 32 hours on this machine: 800 epochs, 10 images/s in 3 steps",
-        f"{ends} 200 epochs; for so few take instance discrimination: --config own --config methods/instance",
+        f"{ends} 200 epochs",
         "256 images a step do not fit into memory: --training.batch_size=auto",
     ]
-    assert lines(4 * 360, "finetune")[1:] == [f"{ends} 200 epochs"]
-    assert len(lines(4 * 360, "finetune", "--folds 5")) == 1
+    assert len(lines(4 * 360, text="--folds 5")) == 1
     assert len(lines(100, fits=100)) == 1  # all that there are
+    assert lines(120, limit=20) == ["20 minutes: about 100 epochs on this machine, 10 images/s in 3 steps"]
+    few = "that is few: --training.minutes="
+    assert lines(1000, limit=20)[1] == f"{few}340 makes it about 204"
+    assert lines(10000, limit=20)[1] == f"{few}480 makes it about 28"
     words = {0.2: "a minute", 2: "2 minutes", 2.34: "2.3 minutes", 89: "89 minutes", 90: "1.5 hours", 5000: "3.5 days"}
     assert {minutes: command.duration(minutes) for minutes in words} == words

@@ -44,7 +44,8 @@ class Pace:
     Attributes:
         images_per_s: Measured.
         steps: How many were measured.
-        epochs: Of the recipe.
+        limit: Minutes that the recipe takes whatever the images are; 0: it has epochs.
+        epochs: Of the recipe, where that counts.
         evaluations: Of the recipe.
         batch_size: Of the recipe.
         fits: How many images a step fit into memory, at most `batch_size`.
@@ -52,6 +53,7 @@ class Pace:
 
     images_per_s: float
     steps: int
+    limit: float
     epochs: int
     evaluations: int
     batch_size: int
@@ -64,7 +66,13 @@ class Pace:
             images: Of an epoch.
             tested: Of an evaluation.
         """
+        if self.limit:
+            return self.limit
         return (self.epochs * images + self.evaluations * tested * _FORWARD) / self.images_per_s / 60
+
+    def epochs_in(self, minutes: float, images: int, tested: int = 0) -> float:
+        """How many epochs fit into so many minutes; see `minutes`."""
+        return max(0.0, 60 * minutes * self.images_per_s - self.evaluations * tested * _FORWARD) / images
 
 
 def measure_pace(
@@ -102,7 +110,7 @@ def measure_pace(
         images_per_s, steps = measure(task, SECONDS)
     every = getattr(recipe, "evaluate_every", 0)
     evaluations = -(-recipe.epochs // every) if every else 1
-    return Pace(images_per_s, steps, recipe.epochs, evaluations, recipe.batch_size, fits)
+    return Pace(images_per_s, steps, recipe.minutes, recipe.epochs, evaluations, recipe.batch_size, fits)
 
 
 def _some(source: Split | Beton, rows: Sequence[int], count: int, path: Path, mode: str) -> Path:

@@ -10,6 +10,7 @@ each class, go to runs/NAME_inspected.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from ..inspect import Command, Inspection, Suggestion
 
 SCRIPT = "python inspect_data.py"
-LONG, SHORT = 8 * 60, 300  # minutes: longer trainings get advice; epochs: of fewer, other methods are better
+LONG = 8 * 60  # minutes: longer trainings get advice
+FEW, SOME = 100, 200  # epochs of a pretraining: of fewer than FEW, the minutes of SOME are told
 OPTIONS = {
     "labels": ("FILE.csv", "of a folder: a table of files and labels, as for idmm-fast convert"),
     "file_column": ("NAME", "the column of --labels that names the files"),
@@ -97,17 +99,21 @@ def time_lines(command: "Command", pace: "Pace | str") -> list[str]:
     if isinstance(pace, str):
         return [f"how long it takes could not be measured: {pace}"]
     minutes = pace.minutes(command.images, command.tested)
-    lines = [
-        f"about {duration(minutes)} on this machine: {pace.epochs} epochs, {pace.images_per_s:.3g} images/s in "
-        f"{pace.steps} steps"
-    ]
+    epochs = pace.epochs_in(minutes, command.images, command.tested) if pace.limit else pace.epochs
+    measured = f"{amount(pace.images_per_s)} images/s in {pace.steps} steps"
+    if pace.limit:
+        lines = [f"{duration(minutes)}: about {amount(epochs)} epochs on this machine, {measured}"]
+    else:
+        lines = [f"about {duration(minutes)} on this machine: {epochs} epochs, {measured}"]
     if minutes > LONG and "--folds" not in command.text:
-        epochs = int(pace.epochs * LONG / minutes)
+        fit = int(pace.epochs_in(LONG, command.images, command.tested))
         lines.append(
-            f"--training.minutes={LONG} ends it after {duration(LONG)}, with the whole schedule in {epochs} epochs"
+            f"--training.minutes={LONG} ends it after {duration(LONG)}, with the whole schedule in {fit} epochs"
         )
-        if command.verb == "pretrain" and epochs < SHORT:
-            lines[-1] += "; for so few take instance discrimination: --config own --config methods/instance"
+    if pace.limit and epochs < FEW:
+        longer = min(LONG, math.ceil(minutes * SOME / epochs / 10) * 10)
+        fit = int(pace.epochs_in(longer, command.images, command.tested))
+        lines.append(f"that is few: --training.minutes={longer} makes it about {fit}")
     if pace.fits < min(pace.batch_size, command.images):
         lines.append(f"{pace.batch_size} images a step do not fit into memory: --training.batch_size=auto")
     return lines
@@ -120,6 +126,11 @@ def duration(minutes: float) -> str:
             number = minutes / length
             return f"{number:.0f} {unit}" if number >= 10 or number == int(number) else f"{number:.1f} {unit}"
     return "a minute"
+
+
+def amount(number: float) -> str:
+    """A number to three digits or more."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:

@@ -1,6 +1,7 @@
 """How long a training takes: measured on a tiny network, and the minutes that follow from a rate."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from helpers import PRETRAIN, tiny_config
@@ -20,7 +21,7 @@ TINY = {
 
 @pytest.mark.usefixtures("compiled_kernels")
 def test_minutes_follow_from_the_rate(tiny_beton, monkeypatch):
-    """10 images/s: 800 epochs of 300 images; 200 epochs of 300, and 20 evaluations of 90 that are a third of a step."""
+    """10 images/s: the 20 minutes of `own`, or 800 epochs of 300 images; 200 epochs, and 20 tests of 90."""
     seen = []
 
     def measure(task, seconds):
@@ -31,10 +32,12 @@ def test_minutes_follow_from_the_rate(tiny_beton, monkeypatch):
     beton = open_beton(tiny_beton)
     rows = range(len(beton))
     pretrain = minutes.measure_pace("pretrain", TINY, beton, rows)
-    assert pretrain == minutes.Pace(10.0, 7, 800, 1, 256, 256)
-    assert pretrain.minutes(300) == pytest.approx(800 * 300 / 10 / 60)
+    assert pretrain == minutes.Pace(10.0, 7, 20, 800, 1, 128, 128)
+    assert pretrain.minutes(300) == 20
+    assert pretrain.epochs_in(20, 300) == pytest.approx(20 * 60 * 10 / 300)
+    assert replace(pretrain, limit=0).minutes(300) == pytest.approx(800 * 300 / 10 / 60)
     finetune = minutes.measure_pace("finetune", TINY, beton, rows)
-    assert finetune == minutes.Pace(10.0, 7, 200, 20, 256, 256)
+    assert finetune == minutes.Pace(10.0, 7, 0, 200, 20, 256, 256)
     assert finetune.minutes(300, 90) == pytest.approx((200 * 300 + 20 * 90 / 3) / 10 / 60)
     minutes.measure_pace("pretrain", TINY, beton, [3, 5, 8])
     assert seen == [("Pretraining", 32, 16), ("Finetuning", 32, 16), ("Pretraining", 3, 3)]
