@@ -456,8 +456,9 @@ def crop_resize_rounded(
         count = min(_ROWS, height - first)
         for k in range(count):
             at = (top + first + k) * stride + 3 * left
+            levels, row = flat[at : at + n], rows[k * pitch : k * pitch + n]  # LLVM vectorises what begins at 0
             for i in range(n):
-                rows[k * pitch + i] = np.float32(flat[at + i])
+                row[i] = np.float32(levels[i])
         _horizontal_pass(rows, pitch, x_starts, x_taps, x_table, pixels)
         for k in range(count):
             x = 0

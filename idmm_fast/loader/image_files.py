@@ -25,6 +25,12 @@ from .render import Scratch, render_batch
 IMAGES_PER_TASK = 8  # that a thread is given at once
 BATCHES_AHEAD = 2
 
+# What the kernel is told of a file that holds one image, beside the image: its row is 0 and begins at 0, nothing is
+# mixed, no checksums, no cache.
+_ZERO, _NO_BOX, _NO_SUMS = np.zeros(1, np.int64), np.zeros((1, 4), np.int64), np.empty(0, np.uint64)
+_NO_CACHE = ImageCache.none(1).arrays
+_MODES = {mode: np.full(1, mode, np.uint8) for mode in (JPG, RAW)}
+
 
 class ImageFiles:
     """Batches of image files, each resized and cut out at the centre as `evaluation_loader` does it.
@@ -90,7 +96,8 @@ class ImageFiles:
     def _render(self, source: str | Path, out: np.ndarray) -> str | None:
         """Write the image to `out`, uint8 (S * S * 3,); in a thread. Returns why it could not be read, or None."""
         try:
-            data = Path(source).read_bytes()
+            with open(source, "rb", buffering=0) as file:
+                data = file.readall()
             size = plain_jpeg(data)
             if size and has_its_tables(data):  # the kernel decodes it itself, which spares two copies of the pixels
                 code = self._render_stored(JPG, np.frombuffer(data, np.uint8), size[0], size[1], out)
@@ -104,25 +111,26 @@ class ImageFiles:
 
     def _render_stored(self, mode: int, data: np.ndarray, height: int, width: int, out: np.ndarray) -> int:
         """The one crop of an image, made by the loader's own kernel from a file that holds this image alone."""
-        scratch, one = self._scratch(height, width), np.ones(1, np.int64)
+        scratch = self._scratch(height, width)
+        heights, widths, lengths = np.array([[height], [width], [data.size]])
         _, code = render_batch(
             0,
             1,
-            0 * one,
+            _ZERO,
             data,
-            np.full(1, mode, np.uint8),
-            height * one,
-            width * one,
-            0 * one,
-            data.size * one,
-            np.empty(0, np.uint64),
-            *ImageCache.none(1).arrays,
+            _MODES[mode],
+            heights,
+            widths,
+            _ZERO,
+            lengths,
+            _NO_SUMS,
+            *_NO_CACHE,
             np.uint64(0),
             0,
             self._specs,
-            0 * one,
-            np.zeros((1, 4), np.int64),
-            0 * one,
+            _ZERO,
+            _NO_BOX,
+            _ZERO,
             out,
             scratch.decoder.handle,
             *scratch.arrays,
