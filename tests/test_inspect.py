@@ -13,7 +13,7 @@ from idmm_fast.__main__ import main
 from idmm_fast.beton import write_beton
 from idmm_fast.commands import inspect as command
 from idmm_fast.datasets import DatasetError, Split, folder
-from idmm_fast.inspect import Inspection, Seen, inspect, report_lines, suggest, write_sheets
+from idmm_fast.inspect import Inspection, Seen, inspect, report_lines, run_name, suggest, write_sheets
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_the_size_of_the_images_decides_on_the_size_of_the_input():
     patch = "--model.options='{patch_size: 4}'"
     assert commands(many, side=32)[0] == f"idmm-fast pretrain {data} --model.image_size=32 {patch} --out runs/mine"
     assert commands(many, side=32)[1].endswith(f"--model.image_size=32 {patch} --out runs/mine_finetune")
-    assert commands(many, name="müller 1")[0].endswith(" --out runs/müller_1")
+    assert [run_name(Path(name)) for name in ("müller 1", "x/pets_train.beton")] == ["müller_1", "pets"]
 
 
 def test_few_images_are_cross_validated():
@@ -174,7 +174,12 @@ def test_few_images_are_cross_validated():
     assert (texts[2].images, texts[2].tested) == (4 * 80, 80)
     assert texts[2].why == "16 test images know an accuracy to about 12 points; 5 folds test every image once"
     assert commands([50, 3])[2].endswith("--folds 3")
-    assert not any("--folds" in text for text in commands([50, 1]))  # a class of one image is in no two folds
+    one = suggest(found([50, 1]), [Path("x")], "mine").commands
+    assert one[1].why.endswith(
+        "10 test images know an accuracy to about 16 points, and a class of one image allows no cross-validation "
+        "(--folds)"
+    )
+    assert [c.verb for c in one] == ["pretrain", "finetune", "predict"]
     assert not any("--folds" in text for text in commands([500, 500]))
     assert not any("--folds" in text for text in commands([50, 50], [100, 100]))
     assert any("--folds 5" in text for text in commands([500, 500], [60, 60]))

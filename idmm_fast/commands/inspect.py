@@ -59,7 +59,7 @@ def inspect_data(argv: Sequence[str], prog: str = SCRIPT) -> None:
     from ..beton import printable
 
     found = inspect.inspect(args.data, labels)
-    name = args.data[0].resolve().name.removesuffix(".beton").removesuffix("_train")
+    name = inspect.run_name(args.data[0])
     print("\n".join(inspect.report_lines(found)), flush=True)
     sheets = inspect.write_sheets(found, args.out or Path("runs") / f"{name}_inspected")
     if sheets:

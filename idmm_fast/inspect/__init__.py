@@ -3,7 +3,7 @@
 from .look import TINY_CLASS, Inspection, Seen, duplicates, inspect
 from .report import report_lines
 from .sheets import write_sheets
-from .suggest import Command, Suggestion, suggest
+from .suggest import Command, Suggestion, run_name, suggest
 
 __all__ = [
     "TINY_CLASS",
@@ -14,6 +14,7 @@ __all__ = [
     "duplicates",
     "inspect",
     "report_lines",
+    "run_name",
     "suggest",
     "write_sheets",
 ]

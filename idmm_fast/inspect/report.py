@@ -59,10 +59,9 @@ def _class_lines(found: Inspection) -> list[str]:
         return ["  one class or none: enough for pretraining, not for fine-tuning and evaluation"]
     ordered = sorted(range(len(names)), key=lambda label: counts[label])
     fewest, most = ordered[0], ordered[-1]
-    lines = [
-        f"  {len(names):,} classes in {split}, of {counts[fewest]:,} ({names[fewest]}) to {counts[most]:,} "
-        f"({names[most]}) images"
-    ]
+    sizes = f"{counts[fewest]:,} ({names[fewest]}) to {counts[most]:,} ({names[most]}) images"
+    sizes = f"{counts[most]:,} images each" if counts[fewest] == counts[most] else sizes
+    lines = [f"  {len(names):,} classes in {split}, of {sizes}"]
     tiny = [f"{names[label]} ({counts[label]})" for label in ordered if counts[label] < TINY_CLASS]
     if tiny:
         more = f", and {len(tiny) - 8:,} more" if len(tiny) > 8 else ""

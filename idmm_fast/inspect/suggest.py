@@ -58,7 +58,7 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
     Args:
         found: What `inspect` gave.
         paths: What it was given.
-        name: What the runs are called.
+        name: What the runs are called, see `run_name`.
         labels: As for `inspect`.
     """
     good = found.good(found.training)
@@ -67,7 +67,6 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
     head = f"for {len(good):,} training images with a shorter side of {side:.0f} pixels{stored}"
     commands: list[Command] = []
     if good:
-        name = re.sub(r"[^\w.-]+", "_", name)
         counts = Counter(image.label for image in good if image.label >= 0)
         tests = sum(image.label >= 0 for image in found.good("test")) if "test" in found.sources else 0
         data, test = _data(found, paths, name, bool(labels))
@@ -84,6 +83,12 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
             words = f"idmm-fast finetune --config own --data {data}", rest
             commands += _finetunings(words, keys, counts, tests, test)
     return Suggestion(head, [image.row for image in good], commands)
+
+
+def run_name(path: Path) -> str:
+    """What the runs of a folder or a beton are called: its name, without what a shell would take apart."""
+    name = path.resolve().name.removesuffix(".beton").removesuffix("_train")
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def _data(found: Inspection, paths: Sequence[Path], name: str, has_table: bool) -> tuple[str, str | None]:
@@ -125,17 +130,17 @@ def _finetunings(
     """
     labelled = sum(counts.values())
     held_out = 0 if tests else sum(min(max(1, round(HELD_OUT * n)), n - 1) for n in counts.values())
-    commands = []
-    if test is not None and tests + held_out:
+    commands, tested, folds = [], tests + held_out, min(FOLDS, *counts.values())
+    few = f"{tested:,} test images know an accuracy to about {50 / max(1, tested) ** 0.5:.0f} points"
+    if test is not None and tested:
         given = f" --data.test={test}" if test else ""
-        why = "" if tests else f"it holds out {held_out:,} of the {labelled:,} images for testing"
+        whys = [] if tests else [f"it holds out {held_out:,} of the {labelled:,} images for testing"]
+        if tested < SMALL_TEST and folds < 2:
+            whys.append(f"{few}, and a class of one image allows no cross-validation (--folds)")
         text = f"{words[0]}{given}{words[1]}_finetune"
-        commands.append(Command("finetune", text, keys, labelled - held_out, tests + held_out, why))
-    folds = min(FOLDS, *counts.values())
-    if tests + held_out < SMALL_TEST and folds > 1:
-        error = 50 / max(1, tests + held_out) ** 0.5
-        known = f"{tests + held_out:,} test images know an accuracy to about {error:.0f} points" if commands else ""
-        why = f"{known or 'there are no test images'}; {folds} folds test every image once"
+        commands.append(Command("finetune", text, keys, labelled - held_out, tested, "; ".join(whys)))
+    if tested < SMALL_TEST and folds > 1:
+        why = f"{few if commands else 'there are no test images'}; {folds} folds test every image once"
         text = f"{words[0]}{words[1]}_folds --folds {folds}"
         commands.append(Command("finetune", text, keys, (folds - 1) * labelled, labelled, why))
     if commands:

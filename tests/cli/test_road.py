@@ -63,7 +63,7 @@ def test_from_a_folder_to_predictions(folder, capsys):
         said[verb] = "".join(capsys.readouterr())
     assert list(said) == ["inspect", "pretrain", "evaluate", "finetune", "predict"]
     for found in (
-        "3 classes in train, of 14 (2) to 15 (1) images",
+        "3 classes in train, of 15 images each",
         "1 damaged: first my_images/2/broken.jpg",
         "--folds 5",
     ):
