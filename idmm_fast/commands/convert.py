@@ -96,6 +96,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         help="hold out this share of each class, e.g. 0.2, as the test split of a dataset that has none; chosen by a "
         "hash of the files' names, so that it is the same on every machine",
     )
+    group.add_argument("--test-fraction", dest="test_share", type=float, default=0, help=argparse.SUPPRESS)  # in 0.2.0
     group.add_argument(
         "--subset", type=int, default=0, metavar="N", help="at most N images of each split, for a quick look"
     )
@@ -185,6 +186,7 @@ def load(args: argparse.Namespace) -> dict[str, datasets.Split]:
         file_column=args.file_column,
         label_column=args.label_column,
         split_column=args.split_column,
+        unpack_to=str(datasets.raw_folder(args.ds, str(args.out / "raw"))),
     )
     if args.test_share:
         if "test" in splits and splits["test"].has_labels():

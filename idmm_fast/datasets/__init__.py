@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from .fetch import locate
+from .raw_files import locate, writable_root
 from .split import DatasetError, FileSlice, ImageSource, Source, Split, with_test_split
 from .split_list import SplitList, choose_listed, read_split_list
 
@@ -104,8 +104,8 @@ def load(
         subset: At most so many images of each split; 0 for all.
         per_class: So many training images of each class; 0 for all.
         total: So many training images in all; 0 for all.
-        **options: Of single datasets: shards, no_labels (webdataset), name, label_column (hf), labels and its columns
-            (folder).
+        **options: unpack_to, where archives are unpacked if `root` can't be written; and of single datasets: shards,
+            no_labels (webdataset), name, label_column (hf), labels and its columns (folder).
 
     Returns:
         {"train": Split, "test": Split, ...}
@@ -115,8 +115,10 @@ def load(
     """
     module = _module(name)
     if hasattr(module, "read"):
+        unpack_to = options.get("unpack_to")
+        root = writable_root(module.SOURCE, Path(root), Path(unpack_to) if unpack_to else None)
         if hasattr(module, "prepare"):
-            module.prepare(Path(root))
+            module.prepare(root)
         splits = module.read(locate(module.SOURCE, root))
         per_class = per_class or (0 if total else getattr(module, "PER_CLASS", 0))
         total = total or getattr(module, "TOTAL", 0)

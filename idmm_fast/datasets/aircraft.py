@@ -6,7 +6,7 @@ data/images_variant_test.txt.
 
 from pathlib import Path
 
-from .split import Source, Split, listed
+from .split import Source, Split, lines, listed
 
 SOURCE = Source(
     "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
@@ -27,18 +27,12 @@ SOURCE = Source(
 
 def read(folder: Path) -> dict[str, Split]:
     """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
-    data = folder / "data"
-    classes = [
-        line.strip() for line in (data / "variants.txt").read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+    classes = lines(SOURCE.at(folder, "data/variants.txt"))
+    images = SOURCE.at(folder, "data/images")
     result = {}
     for split, name in (("train", "trainval"), ("test", "test")):
-        rows = [
-            line.strip().split(" ", 1)
-            for line in (data / f"images_variant_{name}.txt").read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        ]
+        rows = [line.split(" ", 1) for line in lines(SOURCE.at(folder, f"data/images_variant_{name}.txt"))]
         result[split] = listed(
-            data / "images", [f"{r[0]}.jpg" for r in rows], [classes.index(r[1]) for r in rows], classes, split
+            images, [f"{r[0]}.jpg" for r in rows], [classes.index(r[1]) for r in rows], classes, split
         )
     return result

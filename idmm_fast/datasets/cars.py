@@ -22,7 +22,7 @@ SOURCE = Source(
         "cars_test_annos_withlabels.mat": (None, "b0a2b23655a3edd16d84508592a98d10"),
     },
     ("cars_train", "cars_test", "devkit/cars_meta.mat", "devkit/cars_train_annos.mat"),
-    (".", "stanford_cars"),
+    (".", "stanford_cars", "car_devkit"),
 )
 
 
@@ -30,17 +30,18 @@ def read(folder: Path) -> dict[str, Split]:
     """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     from scipy.io import loadmat  # here, since it is slow to import
 
-    classes = [str(n) for n in loadmat(folder / "devkit" / "cars_meta.mat", squeeze_me=True)["class_names"]]
-    test = next((p for p in (folder, folder / "devkit") if (p / "cars_test_annos_withlabels.mat").exists()), None)
+    classes = [str(n) for n in loadmat(SOURCE.at(folder, "devkit/cars_meta.mat"), squeeze_me=True)["class_names"]]
+    places = [SOURCE.at(folder, f"{inside}cars_test_annos_withlabels.mat") for inside in ("", "devkit/")]
+    test = next((path for path in places if path.exists()), None)
     if test is None:
         raise DatasetError(
             f"cars_test_annos_withlabels.mat is missing under {folder}; without it the test images have no labels. "
             f"See {SOURCE.address}."
         )
-    annotations = {"train": folder / "devkit" / "cars_train_annos.mat", "test": test / "cars_test_annos_withlabels.mat"}
+    annotations = {"train": SOURCE.at(folder, "devkit/cars_train_annos.mat"), "test": test}
     result = {}
     for split, path in annotations.items():
         rows = loadmat(path)["annotations"].ravel()
         names, labels = [str(r["fname"].item()) for r in rows], [int(r["class"].item()) - 1 for r in rows]
-        result[split] = listed(folder / f"cars_{split}", names, labels, classes, split)
+        result[split] = listed(SOURCE.at(folder, f"cars_{split}"), names, labels, classes, split)
     return result

@@ -5,7 +5,7 @@ Source: Wah et al. Layout: images/CLASS/*.jpg, images.txt, image_class_labels.tx
 
 from pathlib import Path
 
-from .split import Source, Split, listed
+from .split import Source, Split, lines, listed
 
 SOURCE = Source(
     "https://www.vision.caltech.edu/datasets/cub_200_2011/",
@@ -28,19 +28,18 @@ def read(folder: Path) -> dict[str, Split]:
     """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
 
     def table(name: str) -> dict[str, str]:
-        return dict(
-            line.split(maxsplit=1) for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip()
-        )
+        return dict(line.split(maxsplit=1) for line in lines(SOURCE.at(folder, name)))
 
     paths, labels, training, classes = map(
         table, ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
     )
     index = {c: k for k, c in enumerate(sorted(classes, key=int))}
     names = [classes[c].strip().split(".", 1)[-1] for c in sorted(classes, key=int)]
+    images = SOURCE.at(folder, "images")
     result = {}
     for split, wanted in (("train", "1"), ("test", "0")):
         ids = [i for i in sorted(paths, key=int) if training[i].strip() == wanted]
         result[split] = listed(
-            folder / "images", [paths[i].strip() for i in ids], [index[labels[i].strip()] for i in ids], names, split
+            images, [paths[i].strip() for i in ids], [index[labels[i].strip()] for i in ids], names, split
         )
     return result

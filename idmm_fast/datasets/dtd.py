@@ -5,7 +5,7 @@ Source: Cimpoi et al. Layout: images/CLASS/*.jpg, labels/train1.txt, labels/val1
 
 from pathlib import Path
 
-from .split import Source, Split, listed
+from .split import Source, Split, lines, listed
 
 SOURCE = Source(
     "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
@@ -27,16 +27,12 @@ SOURCE = Source(
 def read(folder: Path) -> dict[str, Split]:
     """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     parts = {
-        split: [
-            line.strip()
-            for name in names
-            for line in (folder / "labels" / f"{name}1.txt").read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        ]
+        split: [line for name in names for line in lines(SOURCE.at(folder, f"labels/{name}1.txt"))]
         for split, names in (("train", ("train", "val")), ("test", ("test",)))
     }
     classes = sorted({name.split("/")[0] for part in parts.values() for name in part})
+    images = SOURCE.at(folder, "images")
     return {
-        split: listed(folder / "images", part, [classes.index(name.split("/")[0]) for name in part], classes, split)
+        split: listed(images, part, [classes.index(name.split("/")[0]) for name in part], classes, split)
         for split, part in parts.items()
     }

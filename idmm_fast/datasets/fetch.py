@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from .split import DatasetError, Source
+from .split import DatasetError
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
@@ -161,64 +161,3 @@ def _move(draft: Path, target: Path) -> None:
             _move(path, place)
         else:
             path.replace(place)
-
-
-def locate(source: Source, root: Path) -> Path:
-    """The folder of a dataset's raw files; unpacks or downloads them if need be.
-
-    Args:
-        source: The dataset's.
-        root: The folder, one above it, or that of the archives; where downloads go.
-
-    Returns:
-        `root` or a folder below it.
-
-    Raises:
-        DatasetError: The files are not there and can't be fetched.
-    """
-    folder = _find(source, root)
-    if folder is None:
-        _unpack_all(source, root)
-        folder = _find(source, root)
-    if folder is None and source.files:
-        _download_all(source, root)
-        _unpack_all(source, root)
-        folder = _find(source, root)
-    if folder is None:
-        advice = f"The files are {', '.join(source.files)} from" if source.files else "See"
-        raise DatasetError(
-            f"{root} does not hold the dataset: {', '.join(source.markers)} must be there. {advice} {source.address}."
-        )
-    return folder
-
-
-def _find(source: Source, root: Path) -> Path | None:
-    return next((root / f for f in source.folders if all((root / f / m).exists() for m in source.markers)), None)
-
-
-def _unpack_all(source: Source, root: Path) -> None:
-    for name in source.files:
-        if (root / name).is_file() and _is_archive(name):
-            unpack(root / name, root)
-
-
-def _download_all(source: Source, root: Path) -> None:
-    """Download the files that are not there yet."""
-    try:
-        for name, (url, checksum) in source.files.items():
-            if not (root / name).exists():
-                if url is None:
-                    raise OSError("it can't be downloaded without you")
-                download(url, root / name, checksum)
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise DatasetError(
-            f"The raw files are not under {root} and could not be fetched ({reason}). "
-            f"Get {', '.join(source.files)} from {source.address}, put them into {root} as they are "
-            f"(or the unpacked files: {', '.join(source.markers)}), and run the command again; "
-            f"or name the folder that holds them with --root."
-        ) from None
-
-
-def _is_archive(name: str) -> bool:
-    return name.endswith((".tar", ".tgz", ".tar.gz", ".zip"))

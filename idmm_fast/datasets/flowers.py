@@ -28,14 +28,15 @@ def read(folder: Path) -> dict[str, Split]:
     """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     from scipy.io import loadmat  # here, since it is slow to import
 
-    labels = loadmat(folder / "imagelabels.mat")["labels"].ravel()
-    ids = loadmat(folder / "setid.mat")
+    labels = loadmat(SOURCE.at(folder, "imagelabels.mat"))["labels"].ravel()
+    ids = loadmat(SOURCE.at(folder, "setid.mat"))
     parts = {"train": [*ids["trnid"].ravel(), *ids["valid"].ravel()], "test": [*ids["tstid"].ravel()]}
     classes = [f"class_{c:03d}" for c in range(1, int(labels.max()) + 1)]
+    images = SOURCE.at(folder, "jpg")
     return {
         split: listed(
-            folder,
-            [f"jpg/image_{n:05d}.jpg" for n in numbers],
+            images,
+            [f"image_{n:05d}.jpg" for n in numbers],
             [int(labels[n - 1]) - 1 for n in numbers],
             classes,
             split,

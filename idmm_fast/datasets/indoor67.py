@@ -5,7 +5,7 @@ Source: Quattoni and Torralba. Layout: Images/CLASS/*.jpg, TrainImages.txt, Test
 
 from pathlib import Path
 
-from .split import Source, Split, listed
+from .split import Source, Split, lines, listed
 
 SOURCE = Source(
     "https://web.mit.edu/torralba/www/indoor.html",
@@ -26,11 +26,12 @@ SOURCE = Source(
 def read(folder: Path) -> dict[str, Split]:
     """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     parts = {
-        split: [line.strip() for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip()]
+        split: lines(SOURCE.at(folder, name))
         for split, name in (("train", "TrainImages.txt"), ("test", "TestImages.txt"))
     }
     classes = sorted({name.split("/")[0] for part in parts.values() for name in part})
+    images = SOURCE.at(folder, "Images")
     return {
-        split: listed(folder / "Images", part, [classes.index(name.split("/")[0]) for name in part], classes, split)
+        split: listed(images, part, [classes.index(name.split("/")[0]) for name in part], classes, split)
         for split, part in parts.items()
     }

@@ -5,7 +5,7 @@ Source: Parkhi et al. Layout: images/*.jpg, annotations/trainval.txt, annotation
 
 from pathlib import Path
 
-from .split import Source, Split, listed
+from .split import Source, Split, lines, listed
 
 _URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
 SOURCE = Source(
@@ -26,19 +26,14 @@ SOURCE = Source(
 def read(folder: Path) -> dict[str, Split]:
     """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
     rows = {
-        split: [
-            line.split()
-            for line in (folder / "annotations" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-            if line.strip() and line[0] != "#"
-        ]
+        split: [line.split() for line in lines(SOURCE.at(folder, f"annotations/{name}.txt")) if line[0] != "#"]
         for split, name in (("train", "trainval"), ("test", "test"))
     }
     breeds = {int(r[1]): r[0].rsplit("_", 1)[0] for part in rows.values() for r in part}
     classes = [breeds[c] for c in sorted(breeds)]
     index = {c: k for k, c in enumerate(sorted(breeds))}
+    images = SOURCE.at(folder, "images")
     return {
-        split: listed(
-            folder / "images", [f"{r[0]}.jpg" for r in part], [index[int(r[1])] for r in part], classes, split
-        )
+        split: listed(images, [f"{r[0]}.jpg" for r in part], [index[int(r[1])] for r in part], classes, split)
         for split, part in rows.items()
     }

@@ -4,12 +4,13 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from ..errors import DatasetError
+from .image_files import EXTENSIONS, is_hidden
 
 # In lower case, without blanks, hyphens and underscores.
 SPLIT_NAMES = {
@@ -227,6 +228,40 @@ class Source:
     files: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     markers: tuple[str, ...] = ()
     folders: tuple[str, ...] = (".",)
+
+    def at(self, folder: Path, path: str) -> Path:
+        """Where a raw file or folder is, also where a mirror has packed it otherwise.
+
+        Args:
+            folder: What `raw_files.locate` returns.
+            path: Where upstream has it, relative to the folder of the raw files, with forward slashes.
+
+        Returns:
+            The first that exists of `path` in `folder` and in its `folders`. Any folder on the way may hold itself once
+            more (cars_train/cars_train), as archives in archives leave them. `folder / path` where there is none.
+        """
+        ways = ((*PurePosixPath(inside).parts, *PurePosixPath(path).parts) for inside in self.folders)
+        return next(filter(None, (_doubled(folder, way) for way in ways)), folder / path)
+
+
+def _doubled(folder: Path, way: Sequence[str]) -> Path | None:
+    """A path below a folder, each part of which may be there twice; None where there is none."""
+    if not way:
+        return folder
+    once, rest = folder / way[0], way[1:]
+    if not once.exists():
+        return None
+    twice = once / way[0]
+    if not twice.is_dir():
+        return _doubled(once, rest)
+    others = (entry for entry in once.iterdir() if entry.name != way[0] and not is_hidden(entry.name))
+    emptied = not rest and not any(entry.is_dir() or entry.suffix.lower() in EXTENSIONS for entry in others)
+    return (None if emptied else _doubled(once, rest)) or _doubled(twice, rest)
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file that are not blank, without blanks at their ends."""
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def listed(folder: Path, names: Sequence[str], labels: Sequence[int], classes: Sequence[str], split: str) -> Split:

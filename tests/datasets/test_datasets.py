@@ -4,10 +4,12 @@ import gzip
 import http.server
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import zipfile
 from pathlib import Path
@@ -20,7 +22,7 @@ from scipy.io import savemat
 
 from idmm_fast import datasets
 from idmm_fast.beton import open_beton
-from idmm_fast.datasets import DatasetError, Split, choose_listed, demo, fetch, imagenet, read_split_list
+from idmm_fast.datasets import DatasetError, Split, choose_listed, demo, fetch, imagenet, raw_files, read_split_list
 from idmm_fast.datasets.split import Source
 from idmm_fast.datasets.split_list import luma_digest
 
@@ -225,7 +227,7 @@ def tar_of(path, folder, mode="w:gz"):
             file.add(child, child.name)
 
 
-def test_imagenets_archives_are_unpacked_and_the_kit_gives_the_validation_labels(tmp_path):
+def test_imagenets_archives_are_unpacked_and_the_kit_gives_the_validation_labels(tmp_path, monkeypatch):
     make_imagenet(tmp_path / "made", 4)
     root, classes = tmp_path / "root", tmp_path / "classes"
     root.mkdir()
@@ -247,9 +249,16 @@ def test_imagenets_archives_are_unpacked_and_the_kit_gives_the_validation_labels
     savemat(_made(kit / "meta.mat"), {"synsets": synsets})
     write(kit / "ILSVRC2012_validation_ground_truth.txt", labels)
     tar_of(root / f"{imagenet.DEVKIT}.tar.gz", tmp_path / "kit")
+    with monkeypatch.context() as patch:  # first as for somebody who may only read the archives
+        read_only(root, patch)
+        before = sorted(root.iterdir())
+        there = datasets.load("imagenet", root, partial=True, unpack_to=str(tmp_path / "beside"))
+        assert sorted(root.iterdir()) == before
     splits = datasets.load("imagenet", root, partial=True)
-    assert len(splits["train"]) == 12
-    assert splits["test"].labels == [0, 0, 1, 1, 2, 2]
+    for found in (there, splits):
+        assert len(found["train"]) == 12
+        assert found["test"].labels == [0, 0, 1, 1, 2, 2]
+    assert (tmp_path / "beside" / "train").is_dir()
     assert not list(root.glob("*unpacking*"))
 
 
@@ -448,6 +457,158 @@ def test_tar_zip_and_bombs(unpack, tmp_path):
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "bomb.tar.gz").read_bytes()[:1000])
     with pytest.raises(DatasetError, match="was not unpacked"):
         unpack(tmp_path / "cut.tar.gz", tmp_path / "good")
+
+
+# --- mirrors
+
+
+# What mirrors make of upstream's layouts: {where upstream has it: where the mirror has it}.
+MIRRORS = {
+    "pets": {"images": "images/images", "annotations": "annotations/annotations"},
+    "cars": {"cars_train": "cars_train/cars_train", "cars_test": "cars_test/cars_test", "devkit": "car_devkit/devkit"},
+    "indoor67": {"Images": "indoorCVPR_09/Images"},
+    "flowers": {"jpg": "flowers-102/jpg"},
+    "aircraft": {"fgvc-aircraft-2013b": "fgvc-aircraft-2013b/fgvc-aircraft-2013b"},
+    "dtd": {"dtd/labels": "dtd/labels/labels"},
+    "cub": {"CUB_200_2011/images": "CUB_200_2011/images/images"},
+}
+
+
+def move(root, there, here):
+    (root / there).rename(root / "moving")
+    _made(root / here)
+    (root / "moving").rename(root / here)
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_mirrors_layouts_are_read_as_upstreams(name, tmp_path):
+    for place in ("upstream", "mirror"):
+        UPSTREAM[name](tmp_path / place)
+    for there, here in MIRRORS[name].items():
+        move(tmp_path / "mirror", there, here)
+    (tmp_path / "mirror" / "readme.txt").write_text("a mirror")
+    wanted, found = (datasets.load(name, tmp_path / place, partial=True) for place in ("upstream", "mirror"))
+    assert list(found) == list(wanted)
+    for split, content in wanted.items():
+        assert (found[split].labels, found[split].classes) == (content.labels, content.classes)
+        assert [path.name for path in found[split].images] == [path.name for path in content.images]
+        assert [path.read_bytes() for path in found[split].images] == [path.read_bytes() for path in content.images]
+
+
+def test_a_copy_inside_a_folder_does_not_take_its_place(tmp_path):
+    make_pets(tmp_path)
+    shutil.copytree(tmp_path / "images", tmp_path / "copy")
+    (tmp_path / "copy").rename(tmp_path / "images" / "images")
+    images = datasets.load("pets", tmp_path, partial=True)["train"].images
+    assert {path.parent for path in images} == {tmp_path / "images"}
+
+
+def test_before_a_download_it_is_said_what_is_missing(tmp_path, monkeypatch, capsys):
+    told = []
+
+    def refuse(url, path, checksum):
+        told.append(capsys.readouterr().err)
+        raise OSError("no network")
+
+    monkeypatch.setattr(raw_files, "download", refuse)
+    make_pets(tmp_path / "some")
+    (tmp_path / "some" / "annotations" / "test.txt").unlink()
+    holds = f"{tmp_path}/some holds annotations, images, but not annotations/test.txt"
+    with pytest.raises(DatasetError, match=f"{holds}, and could not be fetched"):
+        datasets.load("pets", tmp_path / "some")
+    assert told == [f"{holds}; downloading images.tar.gz, annotations.tar.gz to it (0.8 GB in all)\n"]
+    with pytest.raises(DatasetError, match=r"not under .*empty \(images, annotations/trainval\.txt, annotations/test"):
+        datasets.load("pets", tmp_path / "empty")
+    assert told[1:] == [""]
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("",)])
+def test_a_mirror_of_class_folders_is_told_how_to_convert_it(splits, tmp_path, monkeypatch):
+    """As of cars by classes: car_data/car_data/train/CLASS/*. Nothing is downloaded, and the command works."""
+
+    def refuse(*args):
+        raise OSError("a download began")
+
+    monkeypatch.setattr(raw_files, "download", refuse)
+    root = tmp_path / "car_data"
+    for split in splits:
+        for c in range(19):
+            for n in range(2):
+                photo(root / "car_data" / split / f"breed {c}" / f"{n}.jpg", c)
+    with pytest.raises(DatasetError, match=r"19 folders of classes \(breed 0, breed 1, \.\.\.\)") as said:
+        datasets.load("pets", root)
+    assert "holds car_data, but not images, annotations/trainval.txt, annotations/test.txt" in str(said.value)
+    share = ["--test-share", "0.2"] if splits == ("",) else []
+    advice = ["--ds", "folder", "--root", str(root), *share]
+    assert f"convert them with {' '.join(advice)}. For the official splits get images.tar.gz," in str(said.value)
+    assert script(*advice, "--out", tmp_path / "out").returncode == 0
+    assert len(open_beton(tmp_path / "out" / "folder_test.beton").classes) == 19
+    shutil.rmtree(root)
+    photo(root / "one" / "1.jpg", 1)
+    photo(root / "two" / "1.jpg", 1)
+    with pytest.raises(DatasetError, match="a download began"):  # two classes are not pets' 37
+        datasets.load("pets", root)
+
+
+# --- raw files that may only be read
+
+
+def read_only(root, monkeypatch):
+    """As for a user who may not write below `root`; root itself may write anywhere."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(root) and access(path, mode))
+
+
+def test_archives_that_may_only_be_read_are_unpacked_beside_the_output(tmp_path, monkeypatch):
+    """One of two is unpacked already: what is there is used from where it is."""
+    made, root, out = tmp_path / "made", tmp_path / "raw", tmp_path / "out"
+    make_pets(made)
+    shutil.copytree(made / "images", root / "images")
+    shutil.copytree(made / "annotations", tmp_path / "only" / "annotations")
+    tar_of(root / "annotations.tar.gz", tmp_path / "only")
+    before = sorted(root.rglob("*"))
+    read_only(root, monkeypatch)
+    for _ in range(2):
+        done = script("--ds", "pets", "--root", root, "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert f"{root} can't be written, so what is unpacked or downloaded goes to {out}/raw/pets" in done.stderr
+        assert len(open_beton(out / "pets_train.beton")) == 15
+    assert sorted(root.rglob("*")) == before
+    assert (out / "raw" / "pets" / "annotations" / "test.txt").is_file()
+    assert (out / "raw" / "pets" / "images").resolve() == root / "images"
+
+
+def test_raw_files_that_may_only_be_read_and_are_complete_are_read_where_they_are(tmp_path, monkeypatch, capsys):
+    make_pets(tmp_path / "raw")
+    read_only(tmp_path / "raw", monkeypatch)
+    splits = datasets.load("pets", tmp_path / "raw", partial=True, unpack_to=str(tmp_path / "other"))
+    assert {path.parent for path in splits["train"].images} == {tmp_path / "raw" / "images"}
+    assert not (tmp_path / "other").exists()
+    assert capsys.readouterr().err == ""
+
+
+WRITABLE = """
+import os, sys
+from pathlib import Path
+from idmm_fast.datasets.raw_files import _writable
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(54321)
+    os.setuid(54321)
+print([_writable(Path(path)) for path in sys.argv[1:]])
+"""
+
+
+def test_whether_a_folder_can_be_written_is_that_of_the_nearest_that_exists(request):
+    root = Path(tempfile.mkdtemp())  # pytest's folders are for one user
+    request.addfinalizer(lambda: shutil.rmtree(root))
+    for name, mode in (("open", 0o777), ("shut", 0o555)):
+        (root / name).mkdir()
+        (root / name).chmod(mode)
+    root.chmod(0o755)
+    asked = [root / name for name in ("open", "shut", "open/new/er", "shut/new")]
+    done = subprocess.run([sys.executable, "-c", WRITABLE, *asked], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[True, False, True, False]", done.stderr
 
 
 # --- what people already have

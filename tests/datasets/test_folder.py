@@ -2,27 +2,35 @@
 
 import json
 import os
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import run_script
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 
 from idmm_fast import datasets
 from idmm_fast.beton import open_beton
+from idmm_fast.beton.encode import read_rgb
 from idmm_fast.datasets import DatasetError
-from idmm_fast.datasets.image_files import image_files, natural_order
+from idmm_fast.datasets.image_files import image_endings, image_files, natural_order, openable_formats
 
+LATIN = os.fsdecode(b"caf\xe9")
 KINDS = {".jpg": "JPEG"} | ({".avif": "AVIF"} if features.check("avif") else {})
 
 
 def plant(root, *files):
-    """Small images under `root`; a name without a known ending gets a PNG's bytes."""
+    """Small images under `root`, PNGs unless the ending is known; "A -> B": A is a symbolic link to B."""
     for k, name in enumerate(files):
+        name, _, target = name.partition(" -> ")
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (9, 8), (k, 0, 0)).save(path, KINDS.get(path.suffix, "PNG"))
+        if target:
+            path.symlink_to(target)
+        else:
+            Image.new("RGB", (9, 8), (k, 0, 0)).save(path, KINDS.get(path.suffix, "PNG"))
 
 
 def read(root):
@@ -83,6 +91,7 @@ LAYOUTS = {
         [
             "a/1.jpg",
             "a/.ipynb_checkpoints/1-checkpoint.jpg",
+            "a/deep/__MACOSX/._1.jpg",
             "b/1.jpg",
             "b/@eaDir/1.jpg/SYNOPHOTO.jpg",
             "b/._1.jpg",
@@ -99,16 +108,90 @@ LAYOUTS = {
         ["train/a/1.jpg", "test/a/1.jpg", "sample.jpg", "extra/1.jpg"],
         {"train": {"train/a/1.jpg": "a"}, "test": {"test/a/1.jpg": "a"}},
     ),
+    "links": (
+        [
+            *("../far/c/3.jpg", "../4.jpg", "a/1.jpg", "a/up -> ..", "a/gone.jpg -> nowhere"),
+            *("b/4.jpg -> ../../4.jpg", "c -> ../far/c", "d -> ../far"),
+        ],
+        {"train": {"a/1.jpg": "a", "b/4.jpg": "b", "c/3.jpg": "c"}},
+    ),
+    "names that are not UTF-8": (
+        [f"{LATIN}/1.jpg", f"b/{LATIN}.jpg"],
+        {"train": {f"{LATIN}/1.jpg": LATIN, f"b/{LATIN}.jpg": "b"}},
+    ),
 }
+# The usual names of splits, each beside one that is plain.
+for _name in ("train", "Train", "TRAIN", "training", "Training", "TRAINING", "trn", "train_set", "training-set"):
+    LAYOUTS[f"{_name} for training"] = (
+        [f"{_name}/a/1.jpg", "test/a/1.jpg"],
+        {"train": {f"{_name}/a/1.jpg": "a"}, "test": {"test/a/1.jpg": "a"}},
+    )
+for _name in ("val", "Val", "VAL", "valid", "Valid", "validation", "Validation", "dev", "Dev", "val_set"):
+    LAYOUTS[f"{_name} for validation"] = (
+        ["train/a/1.jpg", f"{_name}/a/1.jpg", "test/a/1.jpg"],
+        {"train": {"train/a/1.jpg": "a"}, "val": {f"{_name}/a/1.jpg": "a"}, "test": {"test/a/1.jpg": "a"}},
+    )
+for _name in ("test", "Test", "TEST", "testing", "Testing", "TESTING", "tst", "test set"):
+    LAYOUTS[f"{_name} for testing"] = (
+        ["train/a/1.jpg", f"{_name}/a/1.jpg"],
+        {"train": {"train/a/1.jpg": "a"}, "test": {f"{_name}/a/1.jpg": "a"}},
+    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_is_read_as_it_is_meant(name, tmp_path):
     files, wanted = LAYOUTS[name]
-    plant(tmp_path, *files)
-    (tmp_path / "empty" / "deep").mkdir(parents=True)  # is no class and makes nothing ambiguous
-    (tmp_path / files[0]).parent.joinpath("notes.txt").write_text("no image")
-    assert read(tmp_path) == wanted
+    root = tmp_path / "root"
+    plant(root, *files)
+    (root / "empty" / "deep").mkdir(parents=True)  # is no class and makes nothing ambiguous
+    (root / files[0]).parent.joinpath("notes.txt").write_text("no image")
+    assert read(root) == wanted
+
+
+class Heic(ImageFile.ImageFile):
+    """What stands in for pillow-heif's reader: an `ftypheic` box, width, height, then pixels."""
+
+    format = "HEIF"
+
+    def _open(self):
+        head = self.fp.read(14)
+        self._mode, self._size = "RGB", (head[12], head[13])
+        self.tile = [("raw", (0, 0, *self._size), 14, ("RGB", 0, 1))]
+
+
+@pytest.fixture
+def heic(monkeypatch):
+    """The package pillow_heif, as if it were installed."""
+
+    def register():
+        Image.register_open("HEIF", Heic, lambda head: head[4:12] == b"ftypheic")
+        Image.register_extensions("HEIF", [".heic", ".heif"])
+
+    Image.init()
+    registries = Image.OPEN, Image.EXTENSION
+    before, order = [dict(registry) for registry in registries], list(Image.ID)
+    monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
+    for cached in (openable_formats, image_endings):
+        cached.cache_clear()
+    yield
+    for registry, content in zip(registries, before):
+        registry.clear()
+        registry.update(content)
+    Image.ID[:] = order
+    for cached in (openable_formats, image_endings):
+        cached.cache_clear()
+
+
+def test_heic_is_read_where_a_plug_in_is_installed(heic, tmp_path):
+    plant(tmp_path, "a/1.jpg", "b/1.jpg")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    for name in ("a/2.heic", "b/2.HEIC", "b/no ending"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\x08\x06" + pixels.tobytes())
+    assert read(tmp_path) == {
+        "train": {"a/1.jpg": "a", "a/2.heic": "a", "b/1.jpg": "b", "b/2.HEIC": "b", "b/no ending": "b"}
+    }
+    assert np.array_equal(read_rgb(tmp_path / "b/2.HEIC"), pixels)
+    assert datasets.load("folder", tmp_path)["train"].left_out == []
 
 
 REFUSED = {
