@@ -1,6 +1,7 @@
 # `make demo` and `make test` do everything, set-up included. `make help` lists the rest.
 PYTHON      ?= python3
 TORCH_INDEX ?=
+EXTRAS      ?= dev
 VENV        := .venv
 PY          := $(VENV)/bin/python
 READY       := $(VENV)/.ready
@@ -14,7 +15,8 @@ help:  ## list the targets
 setup: $(READY)  ## make .venv with everything in it (installs Debian packages where that is allowed)
 
 $(READY): constraints.txt pyproject.toml scripts/setup.sh
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" bash scripts/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" EXTRAS="$(EXTRAS)" \
+		bash scripts/setup.sh
 	@touch $@
 
 demo: $(READY)  ## convert, pretrain, fine-tune and report on real photographs (less than 10 minutes on 2 cores)

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Makes .venv with everything the project needs. Called by `make setup`; safe to call again.
 # TORCH_INDEX names a package index to take torch and torchvision from, where it is not the default one.
+# EXTRAS names the extras of pyproject.toml to install, separated by commas.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
 TORCH_INDEX=${TORCH_INDEX:-}
+EXTRAS=${EXTRAS-dev}
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -73,7 +75,7 @@ elif ! command -v nvidia-smi >/dev/null; then
     say "no NVIDIA GPU is seen; the same torch without CUDA saves 4.5 GB of disk: make clean, then"
     say "make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 fi
-pip_install --build-constraint constraints.txt -e '.[dev]'
+pip_install --build-constraint constraints.txt -e ".${EXTRAS:+[$EXTRAS]}"
 "$VENV/bin/python" -c 'import ffcv, torch, idmm_fast' || fail "the installation does not import; see the message above"
 say "compiling the loader's kernels"
 "$VENV/bin/python" -c 'from idmm_fast.loader.compile import compile_kernels; compile_kernels()' ||

@@ -1,5 +1,6 @@
 """The files that install, check and publish the project agree with each other."""
 
+import fnmatch
 import importlib.metadata
 import os
 import re
@@ -125,7 +126,8 @@ def test_without_rights_set_up_says_the_exact_command(tmp_path):
 
 
 @pytest.mark.parametrize("index", ["", "https://download.pytorch.org/whl/cpu"])
-def test_another_index_serves_torch_and_torchvision_alone(tmp_path, index):
+@pytest.mark.parametrize(("extras", "package"), [(None, ".[dev]"), ("hf,onnx", ".[hf,onnx]"), ("", ".")])
+def test_another_index_serves_torch_and_torchvision_alone(tmp_path, index, extras, package):
     """setup.sh among stubs of its tools; the one of the environment's python notes its arguments."""
     (tmp_path / "bin").mkdir()
     for tool in ("bash", "dirname", "tr"):
@@ -138,16 +140,17 @@ def test_another_index_serves_torch_and_torchvision_alone(tmp_path, index):
     python.parent.mkdir(parents=True)
     python.write_text('#!/usr/bin/env bash\necho "$@" >> calls\n'.replace("/usr/bin/env bash", shutil.which("bash")))
     python.chmod(0o755)
+    given = {} if extras is None else {"EXTRAS": extras}
     result = subprocess.run(
         ["bash", tmp_path / "scripts" / "setup.sh"],
-        env={"PATH": str(tmp_path / "bin"), "TORCH_INDEX": index},
+        env={"PATH": str(tmp_path / "bin"), "TORCH_INDEX": index} | given,
         capture_output=True,
         text=True,
         check=True,
     )
     installs = [line for line in (tmp_path / "calls").read_text().splitlines() if " install " in line]
     assert all("-c constraints.txt" in line for line in installs)
-    assert installs[-1].endswith("-e .[dev]")
+    assert installs[-1].endswith(f"-e {package}")
     others = [line for line in installs if "index" in line]
     if index:
         assert len(others) == 1
@@ -190,6 +193,55 @@ def test_types_are_checked_where_the_project_says_so():
     checked = PYPROJECT["tool"]["mypy"]["files"]
     rooms = {p.parent.name for p in (ROOT / "idmm_fast").glob("*/__init__.py")}
     assert set(checked) == {"*.py", "idmm_fast/*.py", *(f"idmm_fast/{room}" for room in rooms - {"kernels"})}
+
+
+def dockerfile():
+    """[(instruction, its rest)] of the Dockerfile, continued lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
+    return [tuple(line.split(maxsplit=1)) for line in "\n".join(lines).replace("\\\n", " ").splitlines()]
+
+
+def test_the_container_is_set_up_by_make_on_a_plain_debian():
+    steps = dockerfile()
+    assert steps[0] == ("FROM", "debian:bookworm-slim")
+    arguments = dict(rest.split("=", 1) for instruction, rest in steps if instruction == "ARG")
+    assert arguments["TORCH_INDEX"] in (ROOT / "docs" / "install.md").read_text()  # the index that the page names
+    assert set(arguments["EXTRAS"].split(",")) <= set(PROJECT["optional-dependencies"])
+    run = next(rest for instruction, rest in steps if instruction == "RUN" and "make setup" in rest)
+    assert "setup" in make_targets()
+    given = dict(re.findall(r'([A-Z_]+)="\$([A-Z_]+)"', run))
+    assert given == {name: name for name in arguments}
+    made = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{name}\s*\?=", made, re.M) for name in given)
+
+
+def test_the_container_starts_the_console_command_that_set_up_makes():
+    steps = dict(dockerfile())
+    (command,) = PROJECT["scripts"]
+    folder = next(rest for instruction, rest in dockerfile() if instruction == "WORKDIR")
+    venv = re.search(r"^VENV\s*:?=\s*(\S+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert steps["ENTRYPOINT"] == f'["{folder}/{venv}/bin/{command}"]'
+    assert steps["CMD"] == '["--help"]'
+
+
+def test_what_set_up_needs_is_copied_into_the_container():
+    """Every file that git has and .dockerignore does not name; none of the tests, results or pages."""
+    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+
+    def copied(path):
+        parts = path.split("/")
+        return not any(
+            fnmatch.fnmatch("/".join(parts[start:end]), pattern.removeprefix("**/"))
+            for pattern in ignored
+            for end in range(1, len(parts) + 1)
+            for start in (range(end) if pattern.startswith("**/") else [0])
+        )
+
+    needed = ["Makefile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "scripts/setup.sh"]
+    needed += ["rn_configs/own.yaml", *(str(p.relative_to(ROOT)) for p in (ROOT / "idmm_fast").rglob("*.py"))]
+    assert [path for path in needed if not copied(path)] == []
+    for path in ("tests/helpers.py", ".git/HEAD", ".venv/bin/python", "a/__pycache__/b.pyc", "x/y.beton", "runs/mine"):
+        assert not copied(path), path
 
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

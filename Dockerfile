@@ -1,0 +1,28 @@
+# The console command on a plain Debian. On a CPU:
+#   docker build -t idmm-fast .
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" idmm-fast pretrain --config own --data my_images --out runs/mine
+# With a GPU (its driver and NVIDIA's container toolkit are the host's):
+#   docker build --build-arg TORCH_INDEX= -t idmm-fast:cuda .
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" idmm-fast:cuda pretrain ...
+FROM debian:bookworm-slim
+
+# Where torch comes from; empty: PyPI, whose torch has CUDA.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Extras of pyproject.toml, separated by commas.
+ARG EXTRAS=hf,onnx
+
+WORKDIR /opt/idmm_fast
+COPY . .
+
+# `make setup` installs the other Debian packages too: a compiler, which torch.compile needs as well, and what FFCV links.
+RUN apt-get update && apt-get install -y --no-install-recommends make python3 \
+    && make setup TORCH_INDEX="$TORCH_INDEX" EXTRAS="$EXTRAS" \
+    && rm -rf /root/.cache /var/lib/apt/lists/*
+
+# For any user, also one without a home or a name.
+ENV IDMM_FAST_CACHE=/cache MPLCONFIGDIR=/cache/matplotlib
+RUN mkdir -m 1777 /cache
+
+WORKDIR /work
+ENTRYPOINT ["/opt/idmm_fast/.venv/bin/idmm-fast"]
+CMD ["--help"]
