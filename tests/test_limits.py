@@ -136,6 +136,7 @@ def test_everything_asks_for_these_limits():
             "bench/loader.py",
             "bench/epochs.py",
             "bench/machine.py",
+            "bench/spread.py",
             "compare/pool.py",
         ):
             assert not any(

@@ -4,10 +4,13 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, run_script
+from helpers import ROOT, TINY_VIT, photographs, run_script
+from PIL import Image
 
 from idmm_fast.__main__ import VERBS, main
 from idmm_fast.config import finetune, load_yaml, pretrain
@@ -54,6 +57,7 @@ def test_help_shows_examples_as_they_are_typed(verb, capsys):
     assert f"idmm-fast {verb} " not in shown.partition("\n\n  --")[0]
 
 
+RECIPES = sorted((ROOT / "rn_configs").rglob("*.yaml"))
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
 
 
@@ -94,33 +98,73 @@ def test_configurations_are_found_by_name(tmp_path, monkeypatch, capsys):
     assert "x_train.beton does not exist; make it with: idmm-fast convert" in says
 
 
-@pytest.mark.integration
-def test_the_wheel_brings_command_and_configurations(tmp_path):
-    """Installed into an empty folder and run from another one, without this checkout on the path."""
+def done(*command, **options):
+    """(exit status, all that it printed) of a command."""
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, **options)
+    return ended.returncode, ended.stdout + ended.stderr
 
-    def run(*command, **options):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=250, **options)
-        return done.returncode, done.stdout + done.stderr
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An empty environment with the wheel in it. It finds the other packages of this one, and no checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    venv.create(folder / "env", with_pip=False)
+    site = next((folder / "env" / "lib").glob("python*/site-packages"))
+    (site / "others.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}) + "\n")
+    python = folder / "env" / "bin" / "python"
+    code, said = done(python, "-c", "import yaml, idmm_fast", cwd=folder, env=elsewhere())
+    assert (code, "No module named 'idmm_fast'" in said) == (1, True), said
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    built = run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT)
-    assert built[0] == 0, built[1]
-    (wheel,) = tmp_path.glob("*.whl")
-    installed = run(*pip, "install", "-q", "--no-deps", "--target", tmp_path / "site", wheel)
-    assert installed[0] == 0, installed[1]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    (tmp_path / "elsewhere").mkdir()
+    code, said = done(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
+    assert code == 0, said
+    (wheel,) = folder.glob("*.whl")
+    code, said = done(*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
+    assert code == 0, said
+    return folder / "env"
+
+
+def elsewhere():
+    """This process's environment without what leads to the checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+@pytest.mark.integration
+def test_the_wheel_brings_command_and_configurations(environment, tmp_path):
+    """Installed into an empty environment and run from another folder."""
     for verb in ("pretrain", "finetune"):
-        code, said = run(
-            tmp_path / "site" / "bin" / "idmm-fast",
-            verb,
-            "--config=pets",
-            "--data.train=x.beton",
-            cwd=tmp_path / "elsewhere",
-            env=environment,
-        )
+        command = (environment / "bin" / "idmm-fast", verb, "--config=pets", "--data.train=x.beton")
+        code, said = done(*command, cwd=tmp_path, env=elsewhere())
         assert (code, said[:48]) == (1, "error: data.train: x.beton does not exist; make ")
-    code, said = run(
-        sys.executable, "-P", "-c", "import idmm_fast; print(idmm_fast.__file__)", cwd=ROOT, env=environment
+    (site,) = environment.glob("lib/python*/site-packages")
+    files = {path.relative_to(site / "idmm_fast") for path in (site / "idmm_fast" / "rn_configs").rglob("*.yaml")}
+    assert files == {Path("rn_configs", path.relative_to(ROOT / "rn_configs")) for path in RECIPES}
+    printed = "import idmm_fast; print(idmm_fast.__file__)"
+    code, said = done(environment / "bin" / "python", "-c", printed, cwd=tmp_path, env=elsewhere())
+    assert said.strip() == str(site / "idmm_fast" / "__init__.py")
+
+
+@pytest.mark.slow
+def test_the_wheel_leads_from_a_folder_to_predictions(environment, tmp_path):
+    """The road of the README by the installed command; its kernels are compiled anew."""
+    for k, photo in enumerate(photographs(24, seed=4)):
+        path = tmp_path / "my images" / "ab"[k % 2] / f"{k}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo).save(path)
+    tiny = ("--model.name=vit_tiny_patch16_224", f"--model.options={TINY_VIT}", "--model.image_size=32")
+    quick = (
+        "--training.compile=false",
+        "--training.batch_size=8",
+        "--training.epochs=1",
+        "--training.warmup_epochs=0.5",
     )
-    assert said.strip() == str(tmp_path / "site" / "idmm_fast" / "__init__.py")
+    for words in (
+        ("inspect", "my images"),
+        ("pretrain", "--config=own", "--data=my images", "--out=runs/mine", *tiny, *quick),
+        ("finetune", "--config=own", "--data=my images", "--init=runs/mine", "--out=runs/tuned", *tiny, *quick),
+        ("evaluate", "--checkpoint=runs/tuned", "--data=my images"),
+        ("predict", "--checkpoint=runs/tuned", "--images=my images", "--out=predictions.csv"),
+    ):
+        home = elsewhere() | {"IDMM_FAST_CACHE": str(tmp_path / "cache")}
+        code, said = done(environment / "bin" / "idmm-fast", *words, cwd=tmp_path, env=home)
+        assert code == 0, said
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 25

@@ -132,6 +132,7 @@ WRAPPED = {
         "teacher": prefixed("backbone.", right, **{"head.mlp.0.weight": torch.zeros(3)}),
         "args": argparse.Namespace(lr=1e-3, arch="vit_tiny"),
     },
+    "a student alone": lambda right, wrong: {"student": prefixed("module.backbone.", right), "epoch": 3},
     "one dict": lambda right, wrong: prefixed("student.backbone.", wrong) | prefixed("teacher.backbone.", right),
     "moco": lambda right, wrong: {
         "state_dict": prefixed("module.base_encoder.", right) | {"module.predictor.0.weight": torch.zeros(3)}
