@@ -8,7 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # `make test` runs a worker on each cor
 
 import numpy as np
 import pytest
-from helpers import photographs
+from helpers import photographs, write_with_ffcv
 from PIL import Image
 
 from idmm_fast.beton import write_beton
@@ -78,6 +78,26 @@ def jpg_beton(tmp_path_factory, photos, compiled_kernels):
 @pytest.fixture(scope="session")
 def raw_beton(tmp_path_factory, photos, compiled_kernels):
     return _beton(tmp_path_factory.mktemp("raw"), photos, "raw")
+
+
+@pytest.fixture(scope="session")
+def ffcv_betons(tmp_path_factory, photos):
+    """A folder of files by FFCV's own writer, written once for all workers, since its start takes seconds.
+
+    six.beton holds six photographs; a.beton and b.beton four, the same but for one level of one pixel.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if WORKER else base) / "ffcv"
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            draft = folder.with_name("ffcv_draft")
+            draft.mkdir(exist_ok=True)
+            other = photos[3].copy()
+            other[0, 0, 0] ^= 1
+            write_with_ffcv(draft, six=photos[:6], a=photos[:4], b=[*photos[:3], other])
+            draft.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -87,10 +87,13 @@ for path in sys.argv[1:]:
 
 def write_with_ffcv(folder, **images):
     """Write lists of images as folder/NAME.beton with FFCV's own writer, which forks: in a process of its own."""
+    script = folder / "write.py"
+    script.write_text(_FFCV_WRITER)
     for name, photos in images.items():
         np.savez(folder / f"{name}.npz", *photos)
-    command = [sys.executable, "-c", _FFCV_WRITER, *(str(folder / name) for name in images)]
-    subprocess.run(command, check=True, timeout=100, capture_output=True)
+    process = ForkedScript(script, *(folder / name for name in images))
+    said = process.communicate()
+    assert process.returncode == 0, said
 
 
 def tiny_config(beton, folder, schema=PRETRAIN, **values):
@@ -227,17 +230,18 @@ def _run_forked(argv, environment, output):
     runpy.run_path(argv[0], run_name="__main__")
 
 
-def start_ranks(count, script, env=()):
+def start_ranks(count, script, env=(), args=()):
     """The processes of a job on this machine as torchrun starts them, without torchrun, which ends all if one ends.
 
-    env: called with the rank, what else is set in its environment.
+    env: called with the rank, what else is set in its environment. args: of the script.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
     return [
-        ForkedScript(script, env=job | {"RANK": str(rank)} | dict(env(rank) if env else {})) for rank in range(count)
+        ForkedScript(script, *args, env=job | {"RANK": str(rank)} | dict(env(rank) if env else {}))
+        for rank in range(count)
     ]
 
 

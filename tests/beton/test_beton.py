@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, ForkedScript, run_script, write_with_ffcv
+from helpers import ROOT, ForkedScript, run_script
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -66,31 +66,49 @@ def mixed(tmp_path_factory, photos):
 
 
 @pytest.fixture(scope="module")
-def mixed_betons(mixed, tmp_path_factory):
-    """Of each mode: what converting `mixed` said, the file, and the images and labels that stock FFCV reads from it."""
+def mixed_betons(mixed, photos, tmp_path_factory):
+    """What converting said, the file, and the images and labels that stock FFCV reads from it.
+
+    Of `mixed` in each mode, and of eight small images, "tiny": all are read in one process.
+    """
     folder, found = tmp_path_factory.mktemp("mixed_betons"), {}
     for mode in ("jpg", "raw"):
         found[mode] = convert("--ds", "folder", "--root", mixed, "--out", folder, "--name", mode, "--mode", mode)
     paths = {mode: folder / f"{mode}_train.beton" for mode in found}
-    return {m: (found[m], paths[m], *read) for m, read in zip(found, read_with_ffcv(*paths.values()))}
+    split = Split(small_images(photos), [k % 2 for k in range(8)], ["a", "b"])
+    tiny = write_beton(folder / "tiny.beton", split, dataset="t", name="train", mode="raw", seed=None, quiet=True)
+    found["tiny"], paths["tiny"] = tiny, tiny.path
+    return {m: (found[m], paths[m], *read) for m, read in zip(found, read_with_ffcv(folder, *paths.values()))}
 
 
-def read_with_ffcv(*paths, os_cache=True):
-    """The images and labels that the unmodified ffcv.loader.Loader reads from each file, in a process of its own."""
-    code = f"""
+def small_images(photos):
+    return [np.ascontiguousarray(photo[:64, :64]) for photo in photos[:8]]
+
+
+READ_WITH_FFCV = """
 import sys
 import numpy as np
 from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder
 from ffcv.loader import Loader, OrderOption
 
 for path in sys.argv[1:]:
-    pipelines = {{"image": [CenterCropRGBImageDecoder((64, 64), ratio=1)], "label": [IntDecoder()]}}
-    options = {{"order": OrderOption.SEQUENTIAL, "drop_last": False, "os_cache": {os_cache}}}
+    pipelines = {"image": [CenterCropRGBImageDecoder((64, 64), ratio=1)], "label": [IntDecoder()]}
+    options = {"order": OrderOption.SEQUENTIAL, "drop_last": False, "os_cache": not path.endswith("tiny.beton")}
     loader = Loader(path, batch_size=1, num_workers=1, pipelines=pipelines, **options)
     images, labels = zip(*((np.array(image), np.array(label)) for image, label in loader))
-    np.savez(f"{{path}}.npz", images=np.concatenate(images), labels=np.concatenate(labels))
+    np.savez(f"{path}.npz", images=np.concatenate(images), labels=np.concatenate(labels))
 """
-    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=200, capture_output=True)
+
+
+def read_with_ffcv(folder, *paths):
+    """The images and labels that the unmodified ffcv.loader.Loader reads from each file, in a process of its own.
+
+    It reads a file called tiny.beton by its own cache of pages, others through a memory map.
+    """
+    (folder / "read.py").write_text(READ_WITH_FFCV)
+    process = ForkedScript(folder / "read.py", *paths)
+    said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
     for path in paths:
         with np.load(f"{path}.npz") as result:
             yield result["images"], result["labels"]
@@ -290,21 +308,18 @@ def test_same_bytes_for_any_number_of_workers(tree, tmp_path):
 
 
 @pytest.mark.integration
-def test_few_images_make_a_small_file_that_stock_ffcv_reads(tmp_path, photos):
-    """By its own cache of pages; by its memory map it reads others of these tests."""
-    small = [np.ascontiguousarray(photo[:64, :64]) for photo in photos[:8]]
+def test_few_images_make_a_small_file_that_stock_ffcv_reads(mixed_betons, tmp_path, photos):
+    small = small_images(photos)
     split = Split([*small[:3]], [0, 1, 0], ["a", "b"])
     tiny = write_beton(tmp_path / "tiny.beton", split, dataset="t", name="train", mode="raw", seed=None, quiet=True)
     assert tiny.path.stat().st_size < 3 * 64 * 64 * 3 * 4  # was 17 MB
-    split = Split(small, [k % 2 for k in range(8)], ["a", "b"])
-    path = write_beton(tmp_path / "a.beton", split, dataset="t", name="train", mode="raw", seed=None, quiet=True).path
+    _, path, images, labels = mixed_betons["tiny"]
     assert path.stat().st_size < 400_000
     beton = open_beton(path)
     for image, wanted in zip(decode_rows(beton, range(8)), small):
         assert np.array_equal(image, wanted)
     assert beton.page_size == 1 << 17
     assert "8 images" in run_script("write_datasets.py", "--verify", path).stdout
-    ((images, labels),) = read_with_ffcv(path, os_cache=False)
     assert np.array_equal(images, small)
     assert labels.ravel().tolist() == [0, 1] * 4
 
@@ -557,21 +572,14 @@ import sys
 from pathlib import Path
 from idmm_fast.beton import write_beton
 from idmm_fast.datasets import Split
-paths = [Path(sys.argv[1])] * int(sys.argv[3])
-split = Split(paths, [0] * len(paths), ["a"])
-write_beton(Path(sys.argv[2]), split, dataset="t", name="train", mode="jpg", workers=2, quiet=True)
-print(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmHWM")))
+for count in map(int, sys.argv[3:]):  # the peak of a process only rises
+    split = Split([Path(sys.argv[1])] * count, [0] * count, ["a"])
+    write_beton(Path(sys.argv[2]), split, dataset="t", name="train", mode="jpg", workers=2, quiet=True)
+    print(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmHWM")))
 """
     Image.fromarray(np.tile(photos[0], (3, 3, 1))).save(tmp_path / "a.jpg", quality=95)
-    peaks = []
-    for count in (200, 2000):
-        shown = subprocess.run(
-            [sys.executable, "-c", code, tmp_path / "a.jpg", tmp_path / "o.beton", str(count)],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        peaks.append(int(shown.stdout))
+    command = [sys.executable, "-c", code, tmp_path / "a.jpg", tmp_path / "o.beton", "200", "2000"]
+    peaks = [int(line) for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
     assert peaks[1] < 1.1 * peaks[0], peaks
 
 
@@ -619,10 +627,9 @@ def test_missing_file_says_how_to_make_it(tmp_path):
 
 
 @pytest.mark.integration
-def test_stock_ffcvs_own_files_open(tmp_path, photos):
+def test_stock_ffcvs_own_files_open(ffcv_betons, photos):
     """With a field before the image, which ours do not have."""
-    write_with_ffcv(tmp_path, stock=photos[:6])
-    beton = open_beton(tmp_path / "stock.beton")
+    beton = open_beton(ffcv_betons / "six.beton")
     assert beton.label.tolist() == list(range(6))
     for image, wanted in zip(decode_rows(beton, range(6)), photos):
         assert np.array_equal(image, wanted)
