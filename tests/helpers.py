@@ -65,10 +65,13 @@ def corrupt_row(path, target, row, how):
 
 
 _FFCV_WRITER = """
+import multiprocessing
 import sys
 import numpy as np
 from ffcv.fields import FloatField, IntField, RGBImageField
 from ffcv.writer import DatasetWriter
+
+multiprocessing.set_start_method("fork", force=True)  # as in a process that was not forked itself
 
 class Rows:
     def __init__(self, images):
