@@ -25,7 +25,8 @@ def writable_root(source: Source, root: Path, unpack_to: Path | None) -> Path:
         OSError: `unpack_to` can't be written.
     """
     archives = any((root / name).is_file() for name in source.files if _is_archive(name))
-    if unpack_to is None or _writable(root) or (_find(source, root) is not None and not archives):
+    complete = not archives and _find(source, root) is not None
+    if unpack_to is None or unpack_to.resolve() == root.resolve() or complete or _writable(root):
         return root
     print(f"{root} can't be written, so what is unpacked or downloaded goes to {unpack_to}", file=sys.stderr)
     unpack_to.mkdir(parents=True, exist_ok=True)

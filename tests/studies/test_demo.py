@@ -11,6 +11,7 @@ from PIL import Image
 
 from idmm_fast.config import ConfigError, load_yaml
 from idmm_fast.studies.demo import _DemoConfigs, run_demo, table
+from idmm_fast.train import finetuning, task
 
 CONFIGS = [ROOT / "rn_configs" / name for name in ("demo.yaml", "methods/instance_muon.yaml", "finetune/demo.yaml")]
 SMALL = [
@@ -26,13 +27,17 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def report(tiny_beton, tmp_path_factory):
+    """Its folder, what it returned, and a call that runs it again. Its runs make only the pictures that it shows."""
     folder = tmp_path_factory.mktemp("demo")
     data = [f"--data.train={tiny_beton}", f"--data.test={tiny_beton}"]
-    return (
-        folder,
-        run_demo(*CONFIGS, folder, 2, [*data, *SMALL]),
-        lambda: run_demo(*CONFIGS, folder, 2, [*data, *SMALL]),
-    )
+
+    def run():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(task, "plot_curves", lambda *args: None)
+            patch.setattr(finetuning, "write_report", lambda *args, **options: None)
+            return run_demo(*CONFIGS, folder, 2, [*data, *SMALL])
+
+    return folder, run(), run
 
 
 @pytest.mark.integration
