@@ -115,10 +115,10 @@ def environment(tmp_path_factory):
     code, said = done(python, "-c", "import yaml, idmm_fast", cwd=folder, env=elsewhere())
     assert (code, "No module named 'idmm_fast'" in said) == (1, True), said
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    code, said = done(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
+    code, said = done(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT, env=elsewhere())
     assert code == 0, said
     (wheel,) = folder.glob("*.whl")
-    code, said = done(*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
+    code, said = done(*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel, env=elsewhere())
     assert code == 0, said
     return folder / "env"
 
