@@ -58,7 +58,7 @@ def _class_lines(found: Inspection) -> list[str]:
     if len(names) < 2:
         return ["  one class or none: enough for pretraining, not for fine-tuning and evaluation"]
     ordered = sorted(range(len(names)), key=lambda label: counts[label])
-    fewest, most = ordered[0], ordered[-1]
+    fewest, most = ordered[0], max(range(len(names)), key=lambda label: counts[label])
     sizes = f"{counts[fewest]:,} ({names[fewest]}) to {counts[most]:,} ({names[most]}) images"
     sizes = f"{counts[most]:,} images each" if counts[fewest] == counts[most] else sizes
     lines = [f"  {len(names):,} classes in {split}, of {sizes}"]

@@ -58,7 +58,7 @@ def _page(found: Inspection, split: str, rows: list[tuple[int, list[Image.Image]
     page = Image.new("RGB", (_TITLE + ROW * THUMBNAIL, len(rows) * THUMBNAIL), "white")
     draw = ImageDraw.Draw(page)
     for k, (label, images) in enumerate(rows):
-        title = f"{label} {_name(found, split, label)}"[:32].encode("latin-1", "replace").decode("latin-1")
+        title = _name(found, split, label)[:32].encode("latin-1", "replace").decode("latin-1")
         draw.text((4, k * THUMBNAIL + THUMBNAIL // 2 - 6), title, fill="black")  # PIL's own font has no more letters
         for column, image in enumerate(images[:ROW]):
             page.paste(image, (_TITLE + column * THUMBNAIL, k * THUMBNAIL))
