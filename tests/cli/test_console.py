@@ -135,6 +135,9 @@ def test_the_wheel_brings_command_and_configurations(environment, tmp_path):
         command = (environment / "bin" / "idmm-fast", verb, "--config=pets", "--data.train=x.beton")
         code, said = done(*command, cwd=tmp_path, env=elsewhere())
         assert (code, said[:48]) == (1, "error: data.train: x.beton does not exist; make ")
+    command = (environment / "bin" / "idmm-fast", "compare", "--config=small", "--datasets=x", "--methods=idmm")
+    code, said = done(*command, cwd=tmp_path, env=elsewhere())
+    assert (code, said[:40]) == (1, "error: data/x_train.beton does not exist")
     (site,) = environment.glob("lib/python*/site-packages")
     files = {path.relative_to(site / "idmm_fast") for path in (site / "idmm_fast" / "rn_configs").rglob("*.yaml")}
     assert files == {Path("rn_configs", path.relative_to(ROOT / "rn_configs")) for path in RECIPES}
