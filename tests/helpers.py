@@ -90,13 +90,9 @@ for path in sys.argv[1:]:
 
 def write_with_ffcv(folder, **images):
     """Write lists of images as folder/NAME.beton with FFCV's own writer, which forks: in a process of its own."""
-    script = folder / "write.py"
-    script.write_text(_FFCV_WRITER)
     for name, photos in images.items():
         np.savez(folder / f"{name}.npz", *photos)
-    process = ForkedScript(script, *(folder / name for name in images))
-    said = process.communicate()
-    assert process.returncode == 0, said
+    run_forked(folder, _FFCV_WRITER, *(folder / name for name in images))
 
 
 def tiny_config(beton, folder, schema=PRETRAIN, **values):
@@ -221,6 +217,16 @@ class ForkedScript:
         """Wait, then what it printed and wrote to stderr, together."""
         self.wait(timeout)
         return self._said
+
+
+def run_forked(folder, code, *args, env=(), timeout=280):
+    """What Python code prints that runs in a process of its own, as `ForkedScript` does; it is written to `folder`."""
+    script = folder / "code.py"
+    script.write_text(code)
+    process = ForkedScript(script, *args, env=env)
+    said = process.communicate(timeout)
+    assert process.returncode == 0, said[-3000:]
+    return said
 
 
 def _run_forked(argv, environment, output):

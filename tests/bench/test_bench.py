@@ -4,23 +4,19 @@ import functools
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, run_script
+from helpers import ROOT, ForkedScript, run_script
 from PIL import Image
 
 
 def bench(*args):
-    return subprocess.run(
-        [sys.executable, ROOT / "benchmark.py", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
+    """The benchmark in a process of its own."""
+    process = ForkedScript(ROOT / "benchmark.py", *args)
+    said = process.communicate(timeout=250)
+    return subprocess.CompletedProcess(args, process.returncode, said, said)
 
 
 @pytest.mark.integration

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, ForkedScript, run_script
+from helpers import ROOT, ForkedScript, run_forked, run_script
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -105,10 +105,7 @@ def read_with_ffcv(folder, *paths):
 
     It reads a file called tiny.beton by its own cache of pages, others through a memory map.
     """
-    (folder / "read.py").write_text(READ_WITH_FFCV)
-    process = ForkedScript(folder / "read.py", *paths)
-    said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+    run_forked(folder, READ_WITH_FFCV, *paths)
     for path in paths:
         with np.load(f"{path}.npz") as result:
             yield result["images"], result["labels"]

@@ -3,14 +3,12 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, photographs
+from helpers import ROOT, photographs, run_forked
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.beton.checksum import checksum, table_checksum
@@ -350,22 +348,10 @@ def fuzz(folder, count, seed):
 
 
 def _fuzzed(folder, count, seed, **environment):
-    here = str(Path(__file__).parent)
-    shown = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path[:0] = [{here!r}, {str(ROOT / 'tests')!r}]; import test_hostile; "
-            f"test_hostile.fuzz({str(folder)!r}, {count}, {seed})",
-        ],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert shown.returncode == 0, (shown.returncode, shown.stderr[-3000:])
-    outcomes = eval(shown.stdout.splitlines()[-1])
+    places = [str(Path(__file__).parent), str(ROOT / "tests")]
+    code = f"import sys; sys.path[:0] = {places!r}; import test_hostile; "
+    code += f"test_hostile.fuzz({str(folder)!r}, {count}, {seed})"
+    outcomes = eval(run_forked(folder, code, env=environment, timeout=1700).splitlines()[-1])
     assert sum(outcomes.values()) == count
     return outcomes
 

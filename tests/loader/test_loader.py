@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as F
-from helpers import corrupt_row, digest
+from helpers import corrupt_row, digest, run_forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
@@ -413,13 +413,10 @@ print(time.perf_counter() - began, int(batch[1].images.sum()))
 
 
 @pytest.mark.integration
-def test_a_second_process_has_its_first_batch_within_three_seconds(jpg_beton):
+def test_a_second_process_has_its_first_batch_within_three_seconds(jpg_beton, tmp_path):
     """The kernels are compiled once a machine; FFCV compiles for 10 s in every process."""
     list(make(jpg_beton))
-    shown = subprocess.run(
-        [sys.executable, "-c", FIRST_BATCH, str(jpg_beton)], check=True, capture_output=True, text=True
-    ).stdout
-    seconds, total = shown.split()
+    seconds, total = run_forked(tmp_path, FIRST_BATCH, jpg_beton).splitlines()[-1].split()
     assert float(seconds) < 3
     assert int(total) == int(next(iter(make(jpg_beton, 2)))[1].images.sum())
 
@@ -438,7 +435,7 @@ def test_spawned_process_can_load(raw_beton):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
-def test_training_and_evaluation_loaders_run_at_once_under_any_threading_layer(raw_beton, layer):
+def test_training_and_evaluation_loaders_run_at_once_under_any_threading_layer(raw_beton, layer, tmp_path):
     """FFCV's two loaders abort the process under numba's workqueue layer; ours use none of numba's layers."""
     code = (
         "import sys\n"
@@ -446,11 +443,8 @@ def test_training_and_evaluation_loaders_run_at_once_under_any_threading_layer(r
         "train = MultiCropLoader(sys.argv[1], 8, num_workers=2, views=[Views(2, 32)])\n"
         "print(sum(1 for _ in zip(train, evaluation_loader(sys.argv[1], 8, 32, num_workers=2))))"
     )
-    environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
-    shown = subprocess.run(
-        [sys.executable, "-c", code, str(raw_beton)], env=environment, check=True, capture_output=True, text=True
-    )
-    assert shown.stdout.strip() == "5"
+    said = run_forked(tmp_path, code, raw_beton, env={"NUMBA_THREADING_LAYER": layer})
+    assert said.splitlines()[-1] == "5"
 
 
 @pytest.mark.integration
@@ -489,17 +483,14 @@ for _, batch in zip(range(6), loader):
     peak = max(peak, anonymous())
 print(opened, peak - before)
 """
-    shown = subprocess.run(
-        [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True, timeout=200
-    ).stdout
-    opened, used = map(float, shown.split())
+    opened, used = map(float, run_forked(tmp_path, code, path).splitlines()[-1].split())
     batches = 4 * 256 * 6 * 112 * 112 * 3 / 2**20
     assert used < batches + 2 * image.size / 2**20 + 300, (used, batches)
     assert opened < 2
 
 
 @pytest.mark.integration
-def test_torchs_threads_are_left_alone(raw_beton):
+def test_torchs_threads_are_left_alone(raw_beton, tmp_path):
     """In a process of its own, since importing FFCV is what changes them."""
     code = (
         "import os, torch; torch.set_num_threads(2)\n"
@@ -507,7 +498,7 @@ def test_torchs_threads_are_left_alone(raw_beton):
         f"loader = MultiCropLoader({str(raw_beton)!r}, 8, num_workers=1, views=[Views(1, 16)])\n"
         "next(iter(loader)); assert torch.get_num_threads() == 2, torch.get_num_threads()"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    run_forked(tmp_path, code)
 
 
 @pytest.mark.integration

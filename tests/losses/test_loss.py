@@ -1,14 +1,12 @@
 """The instance loss against torch.nn.functional.cross_entropy on the dense soft targets that it never makes."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import sharded_cases
 import torch
-from helpers import ForkedScript
+from helpers import ForkedScript, run_forked
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, one_hot
 
 from idmm_fast.losses import ShardedHead, fused_instance_loss, instance_loss, sqrt_kl_loss
@@ -273,7 +271,7 @@ def test_the_gradients_memory_is_used_again_once_nobody_holds_it():
 
 
 @pytest.mark.integration
-def test_fused_never_holds_the_logits():
+def test_fused_never_holds_the_logits(tmp_path):
     """256 x 400,000 logits are 410 MB; the peak beyond weights and gradients stays near the bound of 64 MB."""
     code = """
 import torch
@@ -292,9 +290,7 @@ before = status("VmRSS")
 fused_instance_loss(z, w, b, idx, idx.flip(0), 0.5, 0.1, memory=64 << 20).backward()
 print(status("VmHWM") - before - 33 * 400_000 * 4 / 2**20)
 """
-    used = float(
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=200).stdout
-    )
+    used = float(run_forked(tmp_path, code).splitlines()[-1])
     assert used < 64 + 80, used
 
 
