@@ -113,7 +113,6 @@ def test_the_road_of_0_2_0_with_its_betons(tmp_path, monkeypatch):
     old, older = (restore(f"{version}_{mode}", tmp_path) for version, mode in (("0.2.0", "raw"), (VERSIONS[0], "jpg")))
     tiny = ["--model.name=vit_tiny_patch16_224", f"--model.options={TINY_VIT}", "--model.image_size=32"]
     tiny += ["--training.compile=false", "--training.batch_size=6", "--training.epochs=2", "--training.warmup_epochs=1"]
-    tiny += ["--training.minutes=0"]  # own.yaml is another recipe now
     own, tune = (ROOT / "rn_configs" / name for name in ("own.yaml", "finetune/own.yaml"))
     for script, *arguments in (
         ["train_idmm.py", "--config", own, f"--data.train={old}", "--logging.run_dir=run", *tiny],
