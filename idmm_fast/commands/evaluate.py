@@ -10,6 +10,7 @@ of images, its own test split is evaluated, or a fifth of each class, which is h
 --logging.run_dir, by default the run's.
 """
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,9 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
     if classifier:
         keys_shown = ("top1", "top5", "balanced_accuracy", "ece")
         print("classifier: " + "  ".join(f"{key} {classifier[key]:.2f} %" for key in keys_shown))
+        if classifier["trained_on"]:
+            seen = f"{classifier['trained_on']} of {classifier['images']} test images are in data.train of"
+            print(f"warning: {seen} {cfg.model.init}: this is no accuracy on new images", file=sys.stderr)
         if classifier["folder"]:
             print(f"report: {classifier['folder']}/report.md")
     if cfg.logging.run_dir:

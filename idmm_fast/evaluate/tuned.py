@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ..beton import Beton, BetonError, open_beton
 from ..config import find_run_config
@@ -23,7 +24,8 @@ def evaluate_classifier(cfg: Any) -> dict[str, Any] | None:
         cfg: a configuration of config.evaluate.SCHEMA.
 
     Returns:
-        See `measure`, and "folder", that of the report, or None; None where model.init has no classifier.
+        See `measure`; "folder", that of the report, or None; and "trained_on", see `count_trained_on`. None where
+        model.init has no classifier.
 
     Raises:
         BetonError: images have no label, or are of classes that the classifier does not know.
@@ -43,10 +45,18 @@ def evaluate_classifier(cfg: Any) -> dict[str, Any] | None:
         test.path, trained.size, cfg.training.batch_size, cfg.data.num_workers, on_error=cfg.data.on_error
     )
     found = classify(network, images, labels, trained.label_names, runtime)
+    trained_on = {"trained_on": count_trained_on(test, init)}
     if cfg.logging.run_dir is None:
-        return measure(found) | {"folder": None}
+        return measure(found) | trained_on | {"folder": None}
     folder = Path(cfg.logging.run_dir) / f"report_{test.path.stem}"
-    return write_report(found, images, folder, f"{init} on {test.path.name}") | {"folder": str(folder)}
+    return write_report(found, images, folder, f"{init} on {test.path.name}") | trained_on | {"folder": str(folder)}
+
+
+def count_trained_on(test: Beton, run: str | Path) -> int:
+    """How many of these images are in the data.train of a run, byte for byte; 0 where that file is gone."""
+    config = find_run_config(run)
+    train = yaml.safe_load(config.read_text(encoding="utf-8")).get("data", {}).get("train") if config else None
+    return int(np.isin(test.sums, open_beton(train).sums).sum()) if train and Path(train).is_file() else 0
 
 
 def labels_by_name(beton: Beton, names: Sequence[str]) -> np.ndarray:

@@ -1,10 +1,13 @@
 """--data FOLDER on the command line: its own splits are read, whatever a configuration says of another data set."""
 
+import numpy as np
 import pytest
 from helpers import run_script
 from PIL import Image
 
 from idmm_fast.beton import open_beton
+from idmm_fast.beton.subset import write_subset
+from idmm_fast.evaluate.tuned import count_trained_on
 
 
 @pytest.fixture
@@ -65,3 +68,20 @@ def test_a_folder_takes_the_place_of_all_splits_of_a_configuration(folder, asked
     config.write_text(f"data: {{train: {folder}, test: {tiny_beton}}}\nmodel: {{name: vit_tiny_patch16_224}}\n")
     run_script("finetune.py", "--config", config)  # of one file: that is meant
     assert images_of(asked[-1]) == {"train": 8, "val": 6, "test": 64}
+
+
+def test_test_images_that_a_classifier_was_trained_on_are_counted_and_told(
+    asked, tiny_beton, raw_beton, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    model = "model: {name: vit_tiny_patch16_224, image_size: 32}"
+    (run / "config.yaml").write_text(f"data: {{train: {tiny_beton}, test: {raw_beton}}}\n{model}\n")
+    write_subset(tiny_beton, np.arange(9), tmp_path / "nine.beton")
+    assert count_trained_on(open_beton(tiny_beton), run) == 64
+    assert count_trained_on(open_beton(tmp_path / "nine.beton"), run) == 9
+    assert count_trained_on(open_beton(raw_beton), run) == 0
+    found = {"top1": 99.0, "top5": 100.0, "balanced_accuracy": 99.0, "ece": 1.0, "images": 9, "folder": None}
+    monkeypatch.setattr("idmm_fast.evaluate.tuned.evaluate_classifier", lambda cfg: found | {"trained_on": 3})
+    shown = run_script("evaluate.py", "--checkpoint", run)
+    assert f"warning: 3 of 9 test images are in data.train of {run}: this is no accuracy on new images" in shown.stderr
