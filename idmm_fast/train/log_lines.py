@@ -19,13 +19,14 @@ class LogLines:
         epoch_images: images of an epoch.
         epochs: epochs of the whole training; None: not known yet.
         done: images that are done at the start.
+        in_epoch: those of them that are of the epoch in which it starts.
     """
 
-    def __init__(self, title: str, epoch_images: int, epochs: float | None, done: int) -> None:
+    def __init__(self, title: str, epoch_images: int, epochs: float | None, done: int, in_epoch: int = 0) -> None:
         self.title, self.epoch_images, self.epochs = title, epoch_images, epochs
-        self._began = self._said = self._epoch_said = time.perf_counter()
+        self._began = self._said = self._epoch_said = self._stepped = time.perf_counter()
         self._done = self._first = self._done_then = done
-        self._in_epoch = done % epoch_images
+        self._in_epoch = in_epoch
         self._losses: list[float] = []
         self._lr = 0.0
         self._is_first = True
@@ -35,6 +36,7 @@ class LogLines:
         """Count a batch of `images` images."""
         self._done += images
         self._in_epoch += images
+        self._stepped = time.perf_counter()
 
     def log(self, epoch: int, loss: float, lr: float) -> None:
         """Take the loss of a step, which comes when the next one has been launched."""
@@ -42,7 +44,7 @@ class LogLines:
         self._lr = lr
         if self._waiting is not None:
             self._say(*self._waiting)
-        elif time.perf_counter() - self._said > MOST_SECONDS:
+        elif self._in_epoch < self.epoch_images and time.perf_counter() - self._said > MOST_SECONDS:
             self._say(self._place(epoch), "")
 
     def end_epoch(self, epoch: int, last: bool, is_complete: bool, results: dict[str, float]) -> None:
@@ -71,7 +73,7 @@ class LogLines:
         now = time.perf_counter()
         losses = [loss for loss in self._losses if math.isfinite(loss)]
         loss = sum(losses) / len(losses) if losses else math.nan
-        speed = (self._done - self._done_then) / max(now - self._said, 1e-9)
+        speed = (self._done - self._done_then) / max(self._stepped - self._said, 1e-9)  # an evaluation is no training
         left = ""
         if self.epochs is not None:
             share = (self.epochs * self.epoch_images - self._done) / max(1, self._done - self._first)

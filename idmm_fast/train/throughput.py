@@ -48,7 +48,7 @@ class Throughput:
         self._lines: LogLines | None = None
         if self.bar.disable and distributed.rank() == 0:
             whole = min(len(loader) * loader.batch_size * loader.world_size, loader.indices.size)
-            self._lines = LogLines(title, whole, self._epochs(images), done)
+            self._lines = LogLines(title, whole, self._epochs(images), done, done % loader.indices.size)
 
     def step(self, images: int) -> None:
         """Count a step of `images` images."""

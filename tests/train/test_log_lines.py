@@ -76,7 +76,7 @@ def test_a_long_epoch_has_a_line_a_minute(clock, capsys):
 
 
 def test_a_resumed_run_counts_time_from_its_start_and_an_unknown_length_has_none_left(clock, capsys):
-    lines = LogLines("pretrain", 400, 10, 3600)  # the last epoch alone
+    lines = LogLines("pretrain", 400, 10, 3600, 0)  # the last epoch alone
     clock.now += 10
     lines.step(200)
     lines.log(9, 1.0, 1e-3)
@@ -89,6 +89,23 @@ def test_a_resumed_run_counts_time_from_its_start_and_an_unknown_length_has_none
     assert capsys.readouterr().err.splitlines() == [
         "pretrain: epoch 10 of 10 (50%), loss 1, lr 1.0e-03, 20.0 images/s, 0:00:10 left",
         "pretrain: epoch 1, loss nan, lr 1.0e-03, 40.0 images/s",
+    ]
+
+
+def test_an_evaluation_of_minutes_comes_before_the_line_of_its_epoch(clock, capsys):
+    """The loss of the last step arrives after it; the speed is that of the training."""
+    lines = LogLines("fine-tune", 400, 2, 0)
+    clock.now += 10
+    lines.step(400)
+    clock.now += 90
+    lines.log(0, 2.0, 1e-3)
+    lines.end_epoch(0, False, True, {"top1": 50.0})
+    clock.now += 5  # in the next epoch, from its start
+    lines.step(100)
+    lines.end_epoch(1, True, True, {})
+    assert capsys.readouterr().err.splitlines() == [
+        "fine-tune: epoch 1 of 2, loss 2, lr 1.0e-03, 40.0 images/s, 0:01:40 left, top-1 50.00 %",
+        "fine-tune: epoch 2 of 2 (25%), loss nan, lr 1.0e-03, 20.0 images/s, 0:01:03 left",
     ]
 
 
