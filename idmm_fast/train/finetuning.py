@@ -193,7 +193,7 @@ class Finetuning(Task):
             "train_images": int(self.rows.size),
             "test_images": len(self.betons["test"]),
             "init": model.init,
-            **({"stopped_epoch": evaluations[-1]["epoch"]} if self.stops_early(run) else {}),
+            **({"stopped_epoch": evaluations[-1]["epoch"]} if self.has_stopped_early else {}),
         }
         if run.is_main:
             backbone, head = kept.backbone, kept.head

@@ -40,7 +40,8 @@ class Task:
         evaluated_images: images of the last evaluation; 0: not known, or there is none.
         average: a moving average of the model, which checkpoints hold too; None: there is none.
 
-    `train` sets `prepared`, the model compiled, and with gradients averaged over the processes; see `model_for`.
+    `train` sets `prepared`, the model compiled, and with gradients averaged over the processes; see `model_for`. The
+    trainer sets `has_stopped_early`, whether `stops_early` has ended the training.
     """
 
     title = ""
@@ -52,6 +53,7 @@ class Task:
     description: str
     evaluated_images = 0
     average: nn.Module | None = None
+    has_stopped_early = False
     prepared: nn.Module
 
     def has_partial_batch(self) -> bool:
@@ -103,7 +105,7 @@ class Task:
         """
 
     def stops_early(self, run: RunDir) -> bool:
-        """Whether training ends before its last epoch; asked after each epoch, in every process."""
+        """Whether training ends before its last epoch; asked after an evaluation, in every process."""
         return False
 
     def finish(self, run: RunDir) -> Any:

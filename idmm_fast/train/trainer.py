@@ -103,7 +103,7 @@ class Trainer:
                     self.budget.start(self.step)
                 if self.step and is_whole and not self.run.is_evaluated():  # stopped before that evaluation
                     self._evaluate((self.step - 1) // self.steps_per_epoch)
-                self.is_over = self._ends_here()
+                self.is_over = self.step >= self.steps or self.task.stops_early(self.run)
                 while not self.is_over:
                     if not self._train_epoch(self.step // self.steps_per_epoch, signals, consensus):
                         return
@@ -144,17 +144,13 @@ class Trainer:
             self._log_pending()
             self._save(epoch)  # before the evaluation, which may take long, and fail
         results = self._evaluate(epoch)
-        self.is_over = self._ends_here()
+        self.is_over = self.step >= self.steps or (bool(results) and self.task.stops_early(self.run))
         self.throughput.show_epoch(epoch, self.is_over, self._pending is None, results)
         return True
 
-    def _ends_here(self) -> bool:
-        """Whether training ends here; every process must call it."""
-        return self.step >= self.steps or self.task.stops_early(self.run)
-
     def _end_early(self) -> None:
         """Write what the last epoch left, unless that is done, so that a resumed run finds that it has ended."""
-        epochs = self.step // self.steps_per_epoch
+        self.task.has_stopped_early, epochs = True, self.step // self.steps_per_epoch
         if self.clock.step < self.step:
             self._save(epochs - 1)
         if distributed.rank() == 0:

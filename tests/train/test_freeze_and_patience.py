@@ -129,11 +129,12 @@ def test_training_ends_when_the_validation_split_gets_no_better(tiny_beton, tmp_
 
 @pytest.mark.integration
 def test_training_that_gets_better_goes_to_its_end(tiny_beton, tmp_path, accuracies):
-    accuracies(50, 49, 51, 50, 52)
+    """It may end with as many evaluations that were no better: nothing was stopped."""
+    accuracies(50, 49, 52, 50, 52)
     values = VALUES | {"training__epochs": 5, "training__patience": 2, "data__val": str(tiny_beton)}
     result = finetune(tiny_config(tiny_beton, tmp_path / "f", FINETUNE, **values))
     assert "stopped_epoch" not in result
-    assert result["best_epoch"] == 4
+    assert result["best_epoch"] == 2
 
 
 @pytest.mark.slow
