@@ -216,6 +216,8 @@ def logging(suffix: str = "") -> Section:
         "what is written",
         {
             "run_dir": Param(run_dir, f"folder of the run; auto: {names}", default="auto"),
+            "wandb": Param(Str(), "project of Weights & Biases that gets the metrics too; none: no", default=None),
+            "mlflow": Param(Str(), "experiment of MLflow that gets the metrics too; none: no", default=None),
         },
     )
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl, a line a step, and the same numbers for TensorBoard."""
+"""metrics.jsonl, a line a step, and the same numbers for TensorBoard, Weights & Biases and MLflow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
+from .trackers import Trackers
 
 # What a step writes; what else a line holds comes from an evaluation after it.
 STEP_KEYS = {"epoch", "step", "loss", "nonfinite_steps", "lr", "images_per_s", "data_wait"}
@@ -20,13 +21,14 @@ class MetricsLog:
     Args:
         folder: the run folder.
         state: the checkpoint that the run resumes from, or None.
+        trackers: what else gets the numbers.
 
     Attributes:
         line: the last line, a dict.
     """
 
-    def __init__(self, folder: Path, state: dict[str, Any] | None) -> None:
-        path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, state: dict[str, Any] | None, trackers: Trackers) -> None:
+        path, self._trackers = folder / "metrics.jsonl", trackers
         step = state["step"] if state else 0
         kept = _lines_before(path, step)
         self.line: dict[str, Any] = json.loads(kept[-1]) if kept else {}
@@ -60,9 +62,10 @@ class MetricsLog:
         return bool(set(self.line) - STEP_KEYS)
 
     def close(self) -> None:
-        """Close metrics.jsonl and the events of TensorBoard."""
+        """Close metrics.jsonl, the events of TensorBoard, and what else gets the numbers."""
         self._file.close()
         self._events.close()
+        self._trackers.close()
 
     def _write(self, new: dict[str, Any]) -> None:
         """Write the last line where it starts, over its shorter self; `new` are the numbers that were added."""
@@ -70,6 +73,7 @@ class MetricsLog:
         for key, value in new.items():
             if key not in ("step", "epoch"):
                 self._events.add_scalar(key, value, self.line["step"])
+        self._trackers.log({"epoch": self.line["epoch"], **new}, self.line["step"])
 
 
 def _lines_before(path: Path, step: int) -> list[str]:

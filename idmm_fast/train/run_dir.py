@@ -21,6 +21,7 @@ from ..runtime import distributed
 from . import checkpoint
 from .metrics import MetricsLog
 from .provenance import launch_time, record_start, started_since
+from .trackers import Trackers
 
 # What may change between two parts of a run, since no number depends on it but for rounding. Nothing else may. Of
 # data.train and data.test the images count, not where they are.
@@ -38,7 +39,7 @@ _MAY_CHANGE = {
         "max_steps",
     ),
     "data": ("train", "test", "val", "num_workers", "on_error", "cache"),
-    "logging": ("run_dir", "report"),
+    "logging": ("run_dir", "report", "wandb", "mlflow"),
     "online_eval": ("every", "linear", "unlabelled_every"),
     "progressive": ("stages",),
 }
@@ -55,6 +56,7 @@ BEFORE_THE_KEY: dict[str, dict[str, Any]] = {
         "accumulate": 1,
         "patience": 0,
     },
+    "logging": {"wandb": None, "mlflow": None},
 }
 _ABSENT = "nothing (there was no such key)"
 
@@ -131,10 +133,11 @@ class RunDir:
                 left.unlink()  # it was left by a process that was killed while it wrote
             if self.state is not None:
                 self._set_aside()
+            trackers = Trackers(self.folder, config, bool(self.state))
             text = yaml.safe_dump(config, sort_keys=False)
             (self.folder / "config.yaml").write_text(text, encoding="utf-8")
             record_start(self.folder / "starts.jsonl", self.state["step"] if self.state else 0)
-            self._metrics = MetricsLog(self.folder, self.state)
+            self._metrics = MetricsLog(self.folder, self.state, trackers)
             return path
         except BaseException:
             self._lock.close()

@@ -21,6 +21,7 @@ from ..runtime import distributed
 from ..runtime.device import Runtime, choose_attention, uncompiled
 from .batch_size import max_batch_size, oom_hint
 from .run_dir import RunDir
+from .trackers import check_installed
 from .trainer import Trainer
 
 Groups: TypeAlias = list[tuple[torch.Tensor, ...]]  # of a batch on the device: (images, idx_a, idx_b, lam) of each
@@ -126,6 +127,7 @@ def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) ->
         FloatingPointError: the loss or weights are not finite.
     """
     with distributed.process_group(cfg.training.device), contextlib.ExitStack() as stack:
+        distributed.broadcast_from_main(lambda: check_installed(cfg.logging))
         task = make_task(cfg)
         cfg = task.cfg
         run = stack.enter_context(contextlib.closing(RunDir(cfg.logging.run_dir, cfg, task.betons)))
