@@ -1,12 +1,13 @@
 """Several batches a step: the weights and the curve of one batch as large as all of them."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import FINETUNE, read_losses, tiny_config
+from helpers import FINETUNE, read_losses, tiny_config, torchrun_command
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -116,6 +117,20 @@ def test_a_run_resumes_between_two_steps_of_an_epoch(tiny_beton, tmp_path):
     assert np.array_equal(read_losses(tmp_path / "f"), wanted)
     with pytest.raises(ConfigError, match=r"started with training\.accumulate=2, not 3"):
         finetune(tiny_config(tiny_beton, tmp_path / "f", FINETUNE, **values | {"training__accumulate": 3}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "fused"])
+def test_batches_of_a_step_add_up_over_processes(tiny_beton, tmp_path, kind):
+    """Two processes with 9 images of a batch of 18 each; 64 images are steps of 36 and 28, the last batch has 10."""
+    one = {**ONE, "training__batch_size": 36, "cutmix__alpha": 0.0, "head__loss": kind}
+    alone = pretrain(tiny_config(tiny_beton, tmp_path / "one", **one))
+    keys = ["--training.batch_size=18", "--training.accumulate=2", "--training.epochs=3", "--cutmix.alpha=0"]
+    keys += ["--model.drop_path=0", f"--head.loss={kind}"]
+    command = torchrun_command(2, tiny_beton, tmp_path / "two", *keys)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    assert_same(alone, tmp_path / "two", "backbone.safetensors", steps=6)
 
 
 def test_processes_exchange_gradients_once_a_step():

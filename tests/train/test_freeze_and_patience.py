@@ -1,11 +1,12 @@
 """Fine-tuning's classifier alone, and its end when the validation split gets no better."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
 import torch
-from helpers import FINETUNE, read_losses, remove_later_checkpoints, tiny_config
+from helpers import FINETUNE, read_losses, remove_later_checkpoints, tiny_config, torchrun_command
 from safetensors.torch import load_file
 from timm.layers import DropPath
 from torch import nn
@@ -140,13 +141,14 @@ def test_training_that_gets_better_goes_to_its_end(tiny_beton, tmp_path, accurac
 @pytest.mark.slow
 def test_all_processes_stop_together(tiny_beton, tmp_path):
     """At a learning rate of 0 no evaluation is better than the first."""
-    from test_distributed import train
-
-    val = write_subset(tiny_beton, np.arange(9), tmp_path / "val.beton")
-    options = ["--training.evaluate_every=1", "--training.patience=2", "--training.lr=0"]
-    train(
-        2, tiny_beton, tmp_path / "f", f"--data.test={tiny_beton}", f"--data.val={val}", *options, script="finetune.py"
-    )
+    val = tmp_path / "val.beton"
+    write_subset(tiny_beton, np.arange(9), val)
+    keys = [f"--data.test={tiny_beton}", f"--data.val={val}", "--training.epochs=9", "--training.batch_size=36"]
+    keys += ["--training.evaluate_every=1", "--training.patience=2", "--training.lr=0"]
+    command = torchrun_command(2, tiny_beton, tmp_path / "f", *keys, script="finetune.py")
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    assert (shown.stdout + shown.stderr).count("stopped after epoch 3: 2 evaluations without a better top-1") == 1
     result = json.loads((tmp_path / "f" / "result.json").read_text())
     assert (result["stopped_epoch"], result["best_epoch"]) == (2, 0)
     assert len(read_losses(tmp_path / "f")) == 3 * 2
