@@ -80,11 +80,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def oom_hint(batch_size: int, fits: Callable[[], int]) -> Iterator[None]:
+def oom_hint(training: SimpleNamespace, can_accumulate: bool, fits: Callable[[], int]) -> Iterator[None]:
     """Turn an out-of-memory error in the block into a MemoryError that says what would fit.
 
     Args:
-        batch_size: training.batch_size.
+        training: the section `training` of a configuration.
+        can_accumulate: whether smaller batches may make up a step.
         fits: called without arguments, gives the images a step of a process that fit.
     """
     try:
@@ -97,9 +98,12 @@ def oom_hint(batch_size: int, fits: Callable[[], int]) -> Iterator[None]:
     else:
         return
     number = fits() * distributed.world()  # here, where nothing of the failed step is held any more
+    batch_size = training.batch_size
     number = min(number, max(1, batch_size // 2))
+    added = f"; with --training.accumulate={training.accumulate * -(-batch_size // number)} a step has its images"
     raise MemoryError(
-        f"out of memory with training.batch_size {batch_size} ({short}). --training.batch_size={number} should fit, "
+        f"out of memory with training.batch_size {batch_size} ({short}). --training.batch_size={number} should "
+        f"fit{added if can_accumulate else ''}, "
         f"and --training.batch_size=auto finds what fits before it begins. A smaller model.image_size or "
         f"training.amp=bf16 takes less too."
     )

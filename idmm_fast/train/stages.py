@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..config import ConfigError, replace
-from ..config.finetune import SCHEMA
+from ..config.finetune import SCHEMA, check
 from ..files import write_json
 from ..runtime import distributed
 from .finetuning import finetune
@@ -39,6 +39,8 @@ def run_stages(cfg: SimpleNamespace) -> list[dict[str, Any]]:
         )
     folder = Path(cfg.logging.run_dir)
     stages = [_stage(cfg, folder, k, changes) for k, changes in enumerate(cfg.progressive.stages, 1)]
+    for stage in stages:  # a wrong one is told before the others have taken their time
+        check(stage)
     results = []
     with distributed.process_group(cfg.training.device):
         for stage in stages:

@@ -137,19 +137,36 @@ def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) ->
         minutes, length = cfg.training.minutes, f"{cfg.training.epochs} epochs"
         length = f"{minutes:g} minutes (whatever training.epochs says), epochs" if minutes else length
         run.announce(
-            f"{task.description}, {length} of {len(task.loader)} steps; {task.runtime}"
+            f"{task.description}, {length} of {_steps(len(task.loader), cfg)}; {task.runtime}"
             f"{compiled if task.runtime.compile else ''}"
         )
         distributed.seed_by_rank(cfg.training.seed)
         choose_attention(task.model, task.runtime)
         choose_layers(task.model, task.runtime)
         task.prepared = task.runtime.prepare(task.model)
-        with oom_hint(cfg.training.batch_size, lambda: max_batch_size(task.model, task.runtime, *task.step_cost())):
+        with oom_hint(
+            cfg.training, _can_accumulate(cfg), lambda: max_batch_size(task.model, task.runtime, *task.step_cost())
+        ):
             Trainer(task, run).train()
         result = task.finish(run)
         if run.is_main:
             plot_curves(run.folder)
         return result
+
+
+def _steps(batches: int, cfg: SimpleNamespace) -> str:
+    """The steps of an epoch of so many batches, in words."""
+    each = cfg.training.accumulate
+    if each > batches and distributed.rank() == 0:
+        print(f"training.accumulate {each} is more than the {batches} batches of an epoch", file=sys.stderr)
+    return f"{-(-batches // each)} steps" + f" of {each} batches" * (each > 1)
+
+
+def _can_accumulate(cfg: SimpleNamespace) -> bool:
+    """Whether training.accumulate goes with the rest, see config.pretrain.check."""
+    return not hasattr(cfg, "method") or (
+        cfg.method.name == "idmm" and cfg.head.sample_rate == 1 and cfg.crops.spread == 1
+    )
 
 
 def make_augment(cfg: SimpleNamespace) -> Augment:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from idmm_fast.config import ConfigError
 from idmm_fast.methods import IDMM
 from idmm_fast.runtime.device import Runtime, without_exchange
 from idmm_fast.train import checkpoint, pretraining, task
+from idmm_fast.train.batch_size import oom_hint
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
+from idmm_fast.train.stages import run_stages
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -155,3 +158,29 @@ def test_what_does_not_add_up_is_refused(tiny_beton, tmp_path, values, says):
     with pytest.raises(ConfigError, match=says):
         pretrain(tiny_config(tiny_beton, tmp_path / "run", training__accumulate=2, **values))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_first_line_counts_steps_of_several_batches(tiny_beton, tmp_path, capfd):
+    pretrain(tiny_config(tiny_beton, tmp_path / "two", training__accumulate=3, training__epochs=1))
+    assert "1 epochs of 2 steps of 3 batches;" in "".join(capfd.readouterr())
+    pretrain(tiny_config(tiny_beton, tmp_path / "all", training__accumulate=9, training__epochs=1))
+    said = "".join(capfd.readouterr())
+    assert "training.accumulate 9 is more than the 4 batches of an epoch" in said
+    assert "1 epochs of 1 steps of 9 batches;" in said
+
+
+@pytest.mark.parametrize(("allowed", "says"), [(True, "--training.accumulate=6 a step has its images"), (False, "")])
+def test_a_batch_that_does_not_fit_is_told_how_its_step_would(allowed, says):
+    training = SimpleNamespace(batch_size=64, accumulate=2)
+    with pytest.raises(MemoryError) as error, oom_hint(training, allowed, lambda: 24):
+        raise MemoryError("none left")
+    assert "--training.batch_size=24 should fit" in str(error.value)
+    assert says in str(error.value)
+    assert ("accumulate" in str(error.value)) == allowed
+
+
+def test_stages_are_all_checked_before_the_first_begins(tiny_beton, tmp_path):
+    stages = [{"training.epochs": 1}, {"training.patience": 3}]
+    with pytest.raises(ConfigError, match=r"training\.patience needs data\.val"):
+        run_stages(tiny_config(tiny_beton, tmp_path / "f", FINETUNE, progressive__stages=stages))
+    assert not (tmp_path / "f").exists()
