@@ -105,6 +105,11 @@ def check(cfg: SimpleNamespace) -> None:
     """
     if cfg.training.accumulate == 1:
         return
+    if cfg.crops.spread > 1:
+        raise ConfigError(
+            f"training.accumulate={cfg.training.accumulate} does not go with crops.spread={cfg.crops.spread}, by which "
+            f"an image would come back within a step: take crops.spread=1, or a larger training.batch_size"
+        )
     if cfg.method.name != "idmm":
         raise ConfigError(
             f"training.accumulate={cfg.training.accumulate} is for method.name=idmm, whose loss is a mean over images; "

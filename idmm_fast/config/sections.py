@@ -176,7 +176,8 @@ def crops() -> Section:
             ),
             "spread": Param(
                 Int(1, 64),
-                "decode an image once in so many epochs, and keep its crops for their steps; 1: in every epoch",
+                "decode an image once in so many epochs, and keep its crops for their steps; must divide "
+                "training.epochs where spread_mb does not hold the crops of all images; 1: in every epoch",
                 default=1,
             ),
             "spread_mb": Param(

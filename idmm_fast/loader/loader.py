@@ -144,6 +144,7 @@ class MultiCropLoader(Loader):
             self.indices, self.seed, shuffle, drop_last, self.batch_size, self.rank, self.world_size, cutmix.chunk or 1
         )
         groups = _groups_by_epoch(self.views, schedule or {}, spread)
+        self.largest = max(view.size for views in groups.values() for view in views)  # side of a crop, pixels
         source = (self.beton, groups, augment or Augment(), cutmix, self.seed, self.num_workers, failed)
         self.traversal_order, self.decoder = make_decoder(order, spread, spread_mb, epochs, source)
         if cache is not None:

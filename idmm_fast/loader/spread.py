@@ -203,10 +203,13 @@ def make_decoder(
         raise ValueError("on_error='skip' does not go with spread; use 'raise' or 'replace'")
     batch = 2 * passes * decoder.buffer_size(order.batch_size * order.world_size)  # of this block and the next
     longest, whole = (memory_mb << 20) // batch, order.indices.size // (order.batch_size * order.world_size)
-    if longest < min(LEAST, whole):
+    # The shortest block is of whole // blocks batches.
+    lengths = range(max(1, longest), whole + 1)
+    enough = next((n for n in lengths if whole // -(-whole // n) >= min(LEAST, whole)), longest)
+    if longest < enough:
         raise ValueError(
-            f"spread_mb={memory_mb} holds the crops of {longest} batches for {passes} epochs, and {LEAST} are needed: "
-            f"{-(-LEAST * batch >> 20)} MB; or lower spread"
+            f"spread_mb={memory_mb} holds the crops of {longest} batches for {passes} epochs, and {enough} are needed: "
+            f"{-(-enough * batch >> 20)} MB; or lower spread"
         )
     spread = SpreadOrder(**{f.name: getattr(order, f.name) for f in fields(order)}, passes=passes, longest=longest or 1)
     return spread, SpreadDecoder(spread, epochs, *source)

@@ -54,19 +54,20 @@ def create_backbone(
     others = [size for size in dict.fromkeys(further_sizes) if size != image_size]
     try:
         backbone = _create(name, drop_path, options, bool(others))
-        found = _output_shape(backbone, image_size)  # some models are made at sizes that they can't take
+        # Some models are made at sizes that they can't take.
+        found = () if others else _output_shape(backbone, image_size)
     except Exception as error:  # timm raises many kinds
         raise ValueError(
             f"timm can't make '{name}' at {image_size} pixels with model.options {options}: {error}"
         ) from error
+    for size in (image_size, *others) if others else ():
+        found = _check_size(backbone, name, size, image_size)
     wanted = (1, feature_dim(backbone))
     if found != wanted:
         raise ValueError(
             f"'{name}' gives no feature vector: of an image it makes {found}, not {wanted}. Use another model.name."
         )
     _warn_of_unseen_pixels(backbone, name, image_size)
-    for size in others:
-        _check_size(backbone, name, size, image_size)
     return backbone.train()
 
 
@@ -75,7 +76,9 @@ def _create(name: str, drop_path: float, options: Mapping[str, Any], many_sizes:
     make = functools.partial(timm.create_model, name, pretrained=False, num_classes=0, drop_path_rate=drop_path)
     if many_sizes:
         try:
-            return make(**{"dynamic_img_size": True, **options})
+            module: Any = inspect.getmodule(timm.model_entrypoint(name))
+            key = "strict_img_size" if "swin" in module.__name__ else "dynamic_img_size"
+            return make(**{key: key == "dynamic_img_size", **options})
         except TypeError:  # PVTv2 takes any size as it is; what T2T-ViT can't take is found out soon
             pass
     return make(**options)
@@ -87,15 +90,20 @@ def _output_shape(backbone: nn.Module, size: int) -> tuple[int, ...]:
         return tuple(backbone.eval()(torch.zeros(1, 3, size, size)).shape)
 
 
-def _check_size(backbone: nn.Module, name: str, size: int, image_size: int) -> None:
-    """Refuse a further size that the backbone, which is for `image_size`, can't take."""
+def _check_size(backbone: nn.Module, name: str, size: int, image_size: int) -> tuple[int, ...]:
+    """`_output_shape`; or refuse a size that the backbone, made for `image_size` and others, can't take."""
     try:
-        _output_shape(backbone, size)
+        return _output_shape(backbone, size)
     except Exception as error:  # of any kind, by family
+        why = str(error).rstrip(".")
+        if size == image_size:
+            raise ValueError(
+                f"model.image_size={size} does not go with crops of other sizes and '{name}': {why}. Use another "
+                f"model.image_size, or one size in crops.groups and crops.schedule"
+            ) from error
         raise ValueError(
-            f"crops of {size} pixels do not go with '{name}' at model.image_size={image_size}: "
-            f"{str(error).rstrip('.')}. Use another size in crops.groups and crops.schedule, {image_size} for all of "
-            f"them, or a ViT or PVTv2"
+            f"crops of {size} pixels do not go with '{name}' at model.image_size={image_size}: {why}. Use another size "
+            f"in crops.groups and crops.schedule, {image_size} for all of them, or a ViT or PVTv2"
         ) from error
 
 

@@ -47,9 +47,10 @@ class PatchProjection(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """From images (B, C, H, W), of sides that are multiples of P, to (B, d, H / P, W / P)."""
+        """From images (B, C, H, W) to (B, d, H // P, W // P); a margin that no patch covers is left out."""
         rows, channels, height, width = images.shape
         p, q = self.weight.shape[2:]
+        images = images[..., : height // p * p, : width // q * q]
         patches = images.permute(0, 2, 3, 1).reshape(rows, height // p, p, width // q, q, channels).transpose(2, 3)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
         return linear(patches.flatten(3), weight, self.bias).permute(0, 3, 1, 2)

@@ -139,6 +139,13 @@ def resolve_runtime(training: Any, steps: int) -> Runtime:
     )
 
 
+def allow_graphs(count: int) -> None:
+    """Let torch.compile keep so many graphs of one function, one for each shape; it stops at 8 by itself."""
+    config: Any = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, name, max(getattr(config, name), count))
+
+
 def uncompiled(prepared: nn.Module) -> nn.Module:
     """What `Runtime.prepare` made, without compilation: the same weights, averaged over the processes as there."""
     return getattr(prepared, "_orig_mod", prepared)  # torch.compile's wrapper has it
@@ -186,7 +193,7 @@ def cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose_attention(module: nn.Module, runtime: Runtime) -> None:
+def choose_attention(module: nn.Module, runtime: Runtime, largest: int = 0) -> None:
     """On a CPU, switch ViTs with few tokens from torch's fused attention to plain products; the same to rounding.
 
     timm's attention layers look at their `fused_attn`. Networks with windows or stages (Swin, PVT) stay as they are.
@@ -194,6 +201,7 @@ def choose_attention(module: nn.Module, runtime: Runtime) -> None:
     Args:
         module: the ViTs in it are changed in place.
         runtime: what it runs on.
+        largest: side of the largest images, pixels, where they may exceed what the ViTs were made for.
     """
     if runtime.device.type != "cpu":
         return
@@ -201,7 +209,10 @@ def choose_attention(module: nn.Module, runtime: Runtime) -> None:
     for network in module.modules():
         if not hasattr(network, "blocks") or not hasattr(network, "patch_embed"):
             continue
-        tokens = getattr(network.patch_embed, "num_patches", math.inf) + getattr(network, "num_prefix_tokens", 0)
+        patch: Any = getattr(network.patch_embed, "patch_size", math.inf)
+        patches = (largest // (patch[0] if isinstance(patch, tuple) else patch)) ** 2
+        patches = max(patches, getattr(network.patch_embed, "num_patches", math.inf))
+        tokens = patches + getattr(network, "num_prefix_tokens", 0)
         for layer in network.blocks.modules() if tokens <= _MAX_PLAIN_TOKENS[runtime.amp] else ():
             if hasattr(layer, "fused_attn"):
                 layer.fused_attn = False

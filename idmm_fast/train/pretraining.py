@@ -21,9 +21,9 @@ from ..methods import IDMM, METHODS, DenseLoss, create_method
 from ..methods.base import Method
 from ..models import Normalize, create_backbone, load_backbone, resolve_normalization, save_backbone
 from ..runtime import distributed
-from ..runtime.device import Runtime, resolve_runtime
+from ..runtime.device import Runtime, allow_graphs, resolve_runtime
 from .batch_size import DEFAULT_BATCH_SIZE, fix_batch_size
-from .crop_groups import crop_sizes, crop_views, describe_schedule, size_schedule, sizes_by_epoch
+from .crop_groups import check_spread, crop_sizes, crop_views, describe_sizes, graphs, size_schedule, sizes_by_epoch
 from .run_dir import RunDir
 from .task import Groups, Task, check_warmup, loader_args, make_augment, train
 from .time_budget import steps_ahead
@@ -67,21 +67,20 @@ class Pretraining(Task):
         self.cfg = cfg = fix_batch_size(SCHEMA, cfg, lambda: _dry_run(cfg, labels), cfg.cutmix.chunk_size or 1)
         check_warmup(cfg)
         torch.manual_seed(cfg.training.seed)
-        self.runtime = resolve_runtime(
-            cfg.training, steps_ahead(cfg.training, -(-len(beton) // cfg.training.batch_size))
-        )
+        self.runtime = _resolve_runtime(cfg, len(beton))
         self.model = _make_model(cfg, labels, self.runtime)
         self.loader = make_loader(cfg, self.runtime)
+        check_spread(cfg, self.loader)
         if online_evaluation is not None and cfg.online_eval.every:
             online_evaluation.cfg = cfg
             distributed.broadcast_from_main(online_evaluation.check)  # the only process that will evaluate
             if cfg.data.test is not None:
                 self.evaluated_images = len(beton) + len(open_beton(cfg.data.test))
-        schedule, cache, decoder = describe_schedule(cfg), self.loader.cache, self.loader.decoder
+        sizes, cache, decoder = describe_sizes(cfg), self.loader.cache, self.loader.decoder
         self.description = (
             f"{cfg.model.name} at {cfg.model.image_size}{_origin(cfg)}, {len(self.loader.indices)} images, "
             f"{sum(v.count for v in self.loader.views)} crops each; {_describe(cfg, self.model, len(beton))}"
-            + "".join(f"; {part}" for part in (schedule, cache.description, decoder.description) if part)
+            + "".join(f"; {part}" for part in (sizes, cache.description, decoder.description) if part)
         )
 
     def loss(self, groups: Groups, epoch: int, step: int) -> torch.Tensor:
@@ -132,6 +131,15 @@ class Pretraining(Task):
         if run.is_main and not self.cfg.training.max_steps:
             save_backbone(self.model.encoder, run.folder / "backbone.safetensors")
         return run.folder
+
+
+def _resolve_runtime(cfg: SimpleNamespace, images: int) -> Runtime:
+    """What training runs on; compiling must pay for the graph of each combination of sizes."""
+    steps = steps_ahead(cfg.training, -(-images // cfg.training.batch_size))
+    runtime = resolve_runtime(cfg.training, steps // len(set(map(tuple, sizes_by_epoch(cfg).values()))))
+    if runtime.compile:
+        allow_graphs(graphs(cfg))
+    return runtime
 
 
 def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
@@ -264,6 +272,6 @@ def _dry_run(
 ) -> tuple[nn.Module, Runtime, Callable[[int], torch.Tensor], int]:
     """(model, runtime, loss, bytes an image) to find out what a step takes; see batch_size.max_batch_size."""
     cfg = replace(SCHEMA, cfg, {"training.batch_size": DEFAULT_BATCH_SIZE})
-    runtime = resolve_runtime(cfg.training, steps_ahead(cfg.training, -(-labels.numel() // DEFAULT_BATCH_SIZE)))
+    runtime = _resolve_runtime(cfg, labels.numel())
     model = _make_model(cfg, labels, runtime)
     return model, runtime, *_step_cost(model, cfg, runtime)

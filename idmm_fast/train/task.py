@@ -141,7 +141,7 @@ def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) ->
             f"{compiled if task.runtime.compile else ''}"
         )
         distributed.seed_by_rank(cfg.training.seed)
-        choose_attention(task.model, task.runtime)
+        choose_attention(task.model, task.runtime, task.loader.largest)
         choose_layers(task.model, task.runtime)
         task.prepared = task.runtime.prepare(task.model)
         with oom_hint(

@@ -115,7 +115,7 @@ def loader_hints(loader: MultiCropLoader) -> str:
     if (loader.beton.mode != RAW).any() and not loader.cache.store.size:
         hints.append("store pixels instead of JPEGs (write_datasets.py --mode raw)")
     longer = int(np.median(np.maximum(loader.beton.width, loader.beton.height)))
-    largest = max(view.size for view in loader.views)
+    largest = loader.largest
     if longer > 4 * largest:
         hints.append(
             f"store smaller images (write_datasets.py --max-resolution {4 * largest}; now half of them have more than "

@@ -70,6 +70,8 @@ def test_a_change_of_spread_crops_is_held_in_the_memory_of_the_largest(raw_beton
     options = {"spread": 2, "batch_size": 2, "spread_mb": 1, "views": [Views(1, 80)], "schedule": {2: [32], 4: [48]}}
     one, two = (make(raw_beton, num_workers=workers, **options) for workers in (1, 2))
     assert len(one.traversal_order.lengths) == 4
+    assert one.largest == 80
+    assert 2 * one.decoder._size <= 1 << 20  # of two blocks
     for epoch in range(6):
         batches = list(one)
         assert {batch[0].images.shape[-1] for batch in batches} == {(80, 32, 48)[epoch // 2]}

@@ -191,6 +191,16 @@ def test_memory_is_two_blocks(jpg_beton, monkeypatch):
             buffers = [b.position.buffer for b in decoder._blocks.values()] + decoder._free
             sizes.append(sum(buffer.size for buffer in buffers))
     # 10 batches of 4 in blocks of 4, 3 and 3; an image has 2 crops of 24 pixels and one of 16 in each pass
+    options = {
+        "views": [Views(1, 64)],
+        "spread": 6,
+        "spread_mb": 5,
+        "cutmix_chunk": 2,
+        "batch_size": 2,
+        "world_size": 2,
+    }
+    held = make(jpg_beton, **options).decoder._size
+    assert 0 < 2 * 2 * held <= 5 << 20  # two blocks, two processes
     assert max(sizes) == 2 * 4 * 4 * PASSES * 3 * (2 * 24 * 24 + 16 * 16)
 
 
@@ -199,5 +209,9 @@ def test_what_does_not_go_with_spread_is_refused(jpg_beton):
         make(jpg_beton, spread=0)
     with pytest.raises(ValueError, match="on_error='skip' does not go with spread"):
         make(jpg_beton, views=[Views(1, 16)], cutmix_alpha=0, on_error="skip")
-    with pytest.raises(ValueError, match=r"holds the crops of 1 batches for 40 epochs, and 4 are needed: \d+ MB"):
+    with pytest.raises(ValueError, match=r"holds the crops of 1 batches for 40 epochs, and 5 are needed: \d+ MB"):
         make(jpg_beton, views=[Views(1, 64)], spread=40, spread_mb=4)
+    with pytest.raises(
+        ValueError, match=r"the crops of 5 batches for 40 epochs, and 6 are needed: 23 MB"
+    ):  # 6: 3 and 3
+        make(jpg_beton, views=[Views(1, 64)], spread=40, spread_mb=22, rows=np.arange(24))

@@ -48,6 +48,11 @@ def test_results_and_weights_are_those_of_timms_model():
     assert 1e-4 < distance(features_and_gradients(found, images, True), exact) < 1.1 * limit
 
 
+def test_a_margin_that_no_patch_covers_is_left_out_as_by_the_convolution():
+    conv, images = torch.nn.Conv2d(3, 5, 8, stride=8), torch.randn(2, 3, 36, 36)
+    assert torch.allclose(PatchProjection(conv)(images), conv(images), atol=1e-5)
+
+
 @pytest.mark.parametrize(("device", "amp"), [("cpu", None), ("cuda", torch.bfloat16)])
 def test_other_devices_and_float32_keep_timms_layers(device, amp):
     model = small_vit()

@@ -91,6 +91,13 @@ def test_what_can_not_take_another_size_says_which_model_and_what_to_do(name, si
         create_backbone(name, 112, further_sizes=[112, size])
 
 
+def test_an_image_size_that_patches_do_not_divide_is_told_where_others_are_wanted():
+    with pytest.raises(
+        ValueError, match=r"model\.image_size=100 does not go with crops of other sizes and 'vit_tiny_.*16"
+    ):
+        create_backbone("vit_tiny_patch16_224", 100, options=VIT, further_sizes=[96])
+
+
 def test_a_margin_that_no_patch_covers_is_said():
     with pytest.warns(
         UserWarning,
