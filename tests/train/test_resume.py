@@ -440,7 +440,7 @@ def test_an_answer_that_comes_a_step_late_writes_one_checkpoint_not_two(few, tmp
             return next(now) * 60.0
 
     monkeypatch.setattr(loop.distributed, "Consensus", Late)
-    monkeypatch.setattr(loop, "time", Clock)
+    monkeypatch.setattr(checkpoint, "time", Clock)
     folder = pretrain(
         tiny_config(
             few,
