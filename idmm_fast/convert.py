@@ -60,16 +60,13 @@ def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
 
 def _with_tests(splits: dict[str, Split], test_share: float, data: Path) -> tuple[dict[str, Split], float]:
     """(splits whose "test", if there is one, has labels; the share of the training images that it was made of)."""
-    from .datasets import DatasetError, with_test_split
+    from .datasets import DatasetError, name_tests, with_test_split
 
     if "train" not in splits:
         raise DatasetError(
             f"{data} has no training images, only those of: {', '.join(splits)}. Add {data}/train/CLASS."
         )
-    if "test" in splits and not splits["test"].has_labels():
-        splits["unlabelled"] = splits.pop("test")
-    if "val" in splits and "test" not in splits and test_share and splits["val"].has_labels():
-        splits["test"] = splits.pop("val")
+    splits = name_tests(splits, val=test_share > 0)
     if "test" in splits or not test_share:
         return splits, 0.0
     return with_test_split(splits, test_share, 0), test_share

@@ -10,8 +10,9 @@ from helpers import run_script
 from PIL import Image
 
 from idmm_fast.__main__ import main
-from idmm_fast.beton import write_beton
+from idmm_fast.beton import open_beton, write_beton
 from idmm_fast.commands import inspect as command
+from idmm_fast.convert import convert
 from idmm_fast.datasets import DatasetError, Split, folder
 from idmm_fast.inspect import Inspection, Seen, inspect, report_lines, run_name, suggest, write_sheets
 
@@ -127,10 +128,11 @@ def seen(counts, side=64, split="train", damaged=0):
     ]
 
 
-def found(counts, tests=(), side=64, damaged=0):
+def found(counts, tests=(), side=64, damaged=0, split="test"):
     names = [f"c{k}" for k in range(len(counts))]
-    sources = {"train": Split([], [], names)} | ({"test": Split([], [], names)} if tests else {})
-    return Inspection(sources, seen(counts, side, damaged=damaged) + seen(tests, side, "test"), stored="raw")
+    images = {"train": seen(counts, side, damaged=damaged)} | ({split: seen(tests, side, split)} if tests else {})
+    sources = {name: Split([b""] * len(those), [i.label for i in those], names) for name, those in images.items()}
+    return Inspection(sources, [image for those in images.values() for image in those], stored="raw")
 
 
 def test_balance_and_tiny_classes_are_of_the_images_that_can_be_read():
@@ -183,6 +185,27 @@ def test_few_images_are_cross_validated():
     assert not any("--folds" in text for text in commands([500, 500]))
     assert not any("--folds" in text for text in commands([50, 50], [100, 100]))
     assert any("--folds 5" in text for text in commands([500, 500], [60, 60]))
+
+
+def test_a_labelled_validation_split_tests_where_there_is_no_test_split(tmp_path, photos, monkeypatch):
+    """None with labels, that is. The conversion of the folder takes it whole; that of a table does not."""
+    monkeypatch.setenv("IDMM_FAST_CACHE", str(tmp_path / "cache"))
+    for k in range(11):
+        folder = "test" if k == 10 else f"{'train' if k < 4 else 'val'}/{'ab'[k % 2]}"
+        path = tmp_path / "x" / folder / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photos[k][:40, :40]).save(path)
+    betons = convert(tmp_path / "x", test_share=0.2)
+    tuned, folds = suggest(inspect([tmp_path / "x"], quiet=True), [tmp_path / "x"], "x").commands[1:3]
+    assert [tuned.images, tuned.tested] == [len(open_beton(betons[split])) for split in ("train", "test")] == [4, 6]
+    assert tuned.why == ""
+    assert (folds.images, folds.tested) == (4, 4)
+    large = found([100, 100], [1000, 1000], split="val")
+    assert [(c.verb, c.images, c.tested) for c in suggest(large, [Path("x")], "x").commands[1:]] == [
+        ("finetune", 200, 2000),
+        ("predict", 0, 0),
+    ]
+    assert suggest(large, [Path("x")], "x", {"labels": "x.csv"}).commands[2].tested == 40
 
 
 def test_betons_without_tests_can_be_cross_validated_alone(tmp_path, photos):

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .raw_files import locate, writable_root
-from .split import DatasetError, FileSlice, ImageSource, Source, Split, with_test_split
+from .split import DatasetError, FileSlice, ImageSource, Source, Split, name_tests, with_test_split
 from .split_list import SplitList, choose_listed, read_split_list
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "choose_listed",
     "describe",
     "load",
+    "name_tests",
     "names",
     "raw_folder",
     "read_split_list",

@@ -179,6 +179,21 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if plain in names), None)
 
 
+def name_tests(splits: Mapping[str, Split], val: bool) -> dict[str, Split]:
+    """The splits, renamed so that "test" has labels, if there is one; a test split without is "unlabelled".
+
+    Args:
+        splits: {name: Split}.
+        val: Whether a validation split with labels becomes the test split where there is no other.
+    """
+    result = dict(splits)
+    if "test" in result and not result["test"].has_labels():
+        result["unlabelled"] = result.pop("test")
+    if val and "test" not in result and "val" in result and result["val"].has_labels():
+        result["test"] = result.pop("val")
+    return result
+
+
 def with_test_split(splits: Mapping[str, Split], share: float, seed: int) -> dict[str, Split]:
     """Make a test split of a share of the training split, for datasets that have none.
 

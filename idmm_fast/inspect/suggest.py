@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..beton import Beton
+from ..datasets import name_tests
 from .look import Inspection
 
 SMALL_TEST = 200  # test images; of fewer, an accuracy of 50 % is known to 3.5 points or worse (its standard error)
@@ -68,7 +70,7 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
     commands: list[Command] = []
     if good:
         counts = Counter(image.label for image in good if image.label >= 0)
-        tests = sum(image.label >= 0 for image in found.good("test")) if "test" in found.sources else 0
+        tests = _test_images(found, bool(labels))
         data, test = _data(found, paths, name, bool(labels))
         if labels:
             commands.append(_convert(paths[0], name, labels, tests == 0))
@@ -89,6 +91,16 @@ def run_name(path: Path) -> str:
     """What the runs of a folder or a beton are called: its name, without what a shell would take apart."""
     name = path.resolve().name.removesuffix(".beton").removesuffix("_train")
     return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _test_images(found: Inspection, has_table: bool) -> int:
+    """How many images with labels the test split of a fine-tuning has; 0: there is no such split.
+
+    That of a folder may be its validation split; see convert.convert.
+    """
+    splits = {name: source for name, source in found.sources.items() if not isinstance(source, Beton)}
+    test = name_tests(splits, val=not has_table).get("test") if splits else found.sources.get("test")
+    return sum(i.label >= 0 for name, source in found.sources.items() if source is test for i in found.good(name))
 
 
 def _data(found: Inspection, paths: Sequence[Path], name: str, has_table: bool) -> tuple[str, str | None]:
