@@ -11,7 +11,6 @@ from PIL import Image
 
 from idmm_fast.__main__ import main
 from idmm_fast.beton import open_beton, write_beton
-from idmm_fast.commands import inspect as command
 from idmm_fast.convert import convert
 from idmm_fast.datasets import DatasetError, Split, folder
 from idmm_fast.inspect import Inspection, Seen, inspect, report_lines, run_name, suggest, write_sheets
@@ -208,6 +207,30 @@ def test_a_labelled_validation_split_tests_where_there_is_no_test_split(tmp_path
     assert suggest(large, [Path("x")], "x", {"labels": "x.csv"}).commands[2].tested == 40
 
 
+def test_it_is_said_why_there_is_no_fine_tuning(tmp_path, photos, monkeypatch):
+    (tmp_path / "x").mkdir()
+    for k in range(3):
+        Image.fromarray(photos[k][:70, :70]).save(tmp_path / "x" / f"{k}.png")
+    table = tmp_path / "x.csv"
+    table.write_text("file,label\n0.png,a\n1.png,b\n2.png,c\n")
+    monkeypatch.chdir(tmp_path)
+    said = look("x", "--labels", table)
+    assert "--test-share" not in said
+    assert "idmm-fast finetune" not in said
+    assert said.endswith("  no fine-tuning: each class has one image, so none can be held out for testing\n")
+    suggestions = [suggest(found(counts), [Path("x")], "x", {"labels": "x.csv"}) for counts in ([9], [2, 1])]
+    assert suggestions[0].missing == "no fine-tuning: it takes images of two classes"
+    assert ["--test-share 0.2" in each.commands[0].text for each in suggestions] == [False, True]
+    assert suggestions[1].missing == ""
+    split = Split([photo[:70, :70] for photo in photos[:3]], [0, 0, 1], ["a", "b"])
+    path = write_beton(tmp_path / "x_train.beton", split, dataset="x", name="train", mode="raw", quiet=True).path
+    alone = suggest(inspect([path], quiet=True), [path], "x")
+    assert [c.verb for c in alone.commands] == ["pretrain"]
+    assert alone.missing.endswith(
+        "there are no test images, and a class of one image allows no cross-validation (--folds)"
+    )
+
+
 def test_betons_without_tests_can_be_cross_validated_alone(tmp_path, photos):
     split = Split([photo[:70, :70] for photo in photos[:6]], [0, 0, 0, 1, 1, 1], ["a", "b"])
     path = write_beton(tmp_path / "x_train.beton", split, dataset="x", name="train", mode="raw", quiet=True).path
@@ -263,29 +286,3 @@ def test_many_classes_share_contact_sheets(tmp_path):
         assert strip[20, 200 + 2 * 96 + 40].tolist() == [0, 8 * label, 255]
         assert strip[20, 200 + 3 * 96 + 40].tolist() == [255, 255, 255]
         assert strip[:, :200].min() < 100  # its name
-
-
-def test_long_short_and_large_trainings_get_advice():
-    from idmm_fast.bench.minutes import Pace
-    from idmm_fast.inspect import Command
-
-    def lines(images, verb="finetune", text="", fits=256, evaluations=0, limit=0):
-        pace = Pace(10.0, 3, limit, 800, evaluations, 256, fits)
-        return command.time_lines(Command(verb, text, images=images, tested=300), pace)
-
-    assert lines(359) == ["about 8.0 hours on this machine: 800 epochs, 10 images/s in 3 steps"]
-    ends = "--training.minutes=480 ends it after 8 hours, with the whole schedule in"
-    assert lines(359, evaluations=60)[1] == f"{ends} 785 epochs"
-    assert lines(4 * 360, fits=100) == [
-        "about 32 hours on this machine: 800 epochs, 10 images/s in 3 steps",
-        f"{ends} 200 epochs",
-        "256 images a step do not fit into memory: --training.batch_size=auto",
-    ]
-    assert len(lines(4 * 360, text="--folds 5")) == 1
-    assert len(lines(100, fits=100)) == 1  # all that there are
-    assert lines(120, limit=20) == ["20 minutes: about 100 epochs on this machine, 10 images/s in 3 steps"]
-    few = "that is few: --training.minutes="
-    assert lines(1000, limit=20)[1] == f"{few}340 makes it about 204"
-    assert lines(10000, limit=20)[1] == f"{few}480 makes it about 28"
-    words = {0.2: "a minute", 2: "2 minutes", 2.34: "2.3 minutes", 89: "89 minutes", 90: "1.5 hours", 5000: "3.5 days"}
-    assert {minutes: command.duration(minutes) for minutes in words} == words

@@ -81,6 +81,8 @@ def print_suggestion(found: "Inspection", suggestion: "Suggestion", measured: bo
             if command.verb not in paces:
                 paces[command.verb] = pace_of(found, suggestion, command)
             print("\n".join(f"    {line}" for line in time_lines(command, paces[command.verb])), flush=True)
+    if suggestion.missing:
+        print(f"  {suggestion.missing}")
 
 
 def pace_of(found: "Inspection", suggestion: "Suggestion", command: "Command") -> "Pace | str":

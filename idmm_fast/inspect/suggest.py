@@ -47,11 +47,13 @@ class Suggestion:
         head: How many there are, and of which size.
         rows: Numbers of the training images that can be read.
         commands: One after the other.
+        missing: Why no fine-tuning is among them, or "".
     """
 
     head: str
     rows: Sequence[int]
     commands: Sequence[Command]
+    missing: str = ""
 
 
 def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping[str, str] | None = None) -> Suggestion:
@@ -68,23 +70,28 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
     stored = f", stored as {found.stored}" if found.stored else ""
     head = f"for {len(good):,} training images with a shorter side of {side:.0f} pixels{stored}"
     commands: list[Command] = []
+    missing = ""
     if good:
         counts = Counter(image.label for image in good if image.label >= 0)
         tests = _test_images(found, bool(labels))
         data, test = _data(found, paths, name, bool(labels))
+        missing = _missing(counts, tests, test)
+        held_out: Counter[int] = Counter()
+        if not (missing or tests or test is None):
+            held_out.update({label: min(max(1, round(HELD_OUT * n)), n - 1) for label, n in counts.items()})
         if labels:
-            commands.append(_convert(paths[0], name, labels, tests == 0))
+            commands.append(_convert(paths[0], name, labels, bool(held_out)))
         size = next((s for s in (112, 64) if side >= s), 32)
         options = {112: {}, 64: {"patch_size": 8}, 32: {"patch_size": 4}}[size]
         keys = {"model.image_size": size, "model.options": options}
         pretrain = f"idmm-fast pretrain --config own --data {data}{_typed(keys, 112)} --out runs/{name}"
         commands.append(Command("pretrain", pretrain, keys, len(good)))
-        if len(counts) > 1:
+        if not missing:
             keys = {"model.image_size": 224 if side >= 160 else size, "model.options": options}
             rest = f" --init runs/{name}{_typed(keys, 224)} --out runs/{name}"
             words = f"idmm-fast finetune --config own --data {data}", rest
-            commands += _finetunings(words, keys, counts, tests, test)
-    return Suggestion(head, [image.row for image in good], commands)
+            commands += _finetunings(words, keys, counts, held_out, tests, test)
+    return Suggestion(head, [image.row for image in good], commands, missing)
 
 
 def run_name(path: Path) -> str:
@@ -101,6 +108,17 @@ def _test_images(found: Inspection, has_table: bool) -> int:
     splits = {name: source for name, source in found.sources.items() if not isinstance(source, Beton)}
     test = name_tests(splits, val=not has_table).get("test") if splits else found.sources.get("test")
     return sum(i.label >= 0 for name, source in found.sources.items() if source is test for i in found.good(name))
+
+
+def _missing(counts: Mapping[int, int], tests: int, test: str | None) -> str:
+    """Why there can be no fine-tuning, or ""; see `_finetunings`."""
+    if len(counts) < 2:
+        return "no fine-tuning: it takes images of two classes"
+    if test is None and min(counts.values()) < 2:
+        return "no fine-tuning: there are no test images, and a class of one image allows no cross-validation (--folds)"
+    if not tests and max(counts.values()) < 2:
+        return "no fine-tuning: each class has one image, so none can be held out for testing"
+    return ""
 
 
 def _data(found: Inspection, paths: Sequence[Path], name: str, has_table: bool) -> tuple[str, str | None]:
@@ -129,7 +147,12 @@ def _typed(keys: Mapping[str, Any], default_size: int) -> str:
 
 
 def _finetunings(
-    words: tuple[str, str], keys: Mapping[str, Any], counts: Mapping[int, int], tests: int, test: str | None
+    words: tuple[str, str],
+    keys: Mapping[str, Any],
+    counts: Counter[int],
+    held_out: Counter[int],
+    tests: int,
+    test: str | None,
 ) -> list[Command]:
     """Fine-tuning, and cross-validation where test images are few.
 
@@ -137,26 +160,24 @@ def _finetunings(
         words: The command before and after --data.test; it ends in the run's name.
         keys: What it sets.
         counts: Training images of each class.
-        tests: Test images with labels; 0: a share is held out.
+        held_out: How many of them become test images.
+        tests: Other test images with labels.
         test: See `_data`.
     """
-    labelled = sum(counts.values())
-    held_out = 0 if tests else sum(min(max(1, round(HELD_OUT * n)), n - 1) for n in counts.values())
-    commands, tested, folds = [], tests + held_out, min(FOLDS, *counts.values())
+    labelled, held = counts.total(), held_out.total()
+    commands, tested, folds = [], tests + held, min(FOLDS, *counts.values())
     few = f"{tested:,} test images know an accuracy to about {50 / max(1, tested) ** 0.5:.0f} points"
-    if test is not None and tested:
+    if tested:
         given = f" --data.test={test}" if test else ""
-        whys = [] if tests else [f"it holds out {held_out:,} of the {labelled:,} images for testing"]
+        whys = [] if tests else [f"it holds out {held:,} of the {labelled:,} images for testing"]
         if tested < SMALL_TEST and folds < 2:
             whys.append(f"{few}, and a class of one image allows no cross-validation (--folds)")
         text = f"{words[0]}{given}{words[1]}_finetune"
-        commands.append(Command("finetune", text, keys, labelled - held_out, tested, "; ".join(whys)))
+        commands.append(Command("finetune", text, keys, labelled - held, tested, "; ".join(whys)))
     if tested < SMALL_TEST and folds > 1:
         why = f"{few if commands else 'there are no test images'}; {folds} folds test every image once"
         text = f"{words[0]}{words[1]}_folds --folds {folds}"
         commands.append(Command("finetune", text, keys, (folds - 1) * labelled, labelled, why))
-    if commands:
-        run = commands[0].text.rpartition(" --out ")[2].partition(" ")[0]
-        network = f"{run}/fold_1" if "--folds" in commands[0].text else run
-        commands.append(Command("predict", f"idmm-fast predict --checkpoint {network} --images NEW_IMAGES"))
-    return commands
+    run = commands[0].text.rpartition(" --out ")[2].partition(" ")[0]
+    network = f"{run}/fold_1" if "--folds" in commands[0].text else run
+    return [*commands, Command("predict", f"idmm-fast predict --checkpoint {network} --images NEW_IMAGES")]

@@ -9,7 +9,9 @@ from PIL import Image
 
 from idmm_fast.bench import minutes
 from idmm_fast.beton import open_beton
+from idmm_fast.commands import inspect as command
 from idmm_fast.datasets import folder
+from idmm_fast.inspect import Command
 from idmm_fast.train.pretraining import Pretraining
 
 TINY = {
@@ -76,3 +78,26 @@ def test_images_of_a_folder_are_taken_from_all_classes(tmp_path, photos, monkeyp
     assert len(labels[0]) == 32
     counts = [labels[0].count(label) for label in range(4)]
     assert all(6 <= count <= 10 for count in counts)
+
+
+def test_long_short_and_large_trainings_get_advice():
+    def lines(images, verb="finetune", text="", fits=256, evaluations=0, limit=0):
+        pace = minutes.Pace(10.0, 3, limit, 800, evaluations, 256, fits)
+        return command.time_lines(Command(verb, text, images=images, tested=300), pace)
+
+    assert lines(359) == ["about 8.0 hours on this machine: 800 epochs, 10 images/s in 3 steps"]
+    ends = "--training.minutes=480 ends it after 8 hours, with the whole schedule in"
+    assert lines(359, evaluations=60)[1] == f"{ends} 785 epochs"
+    assert lines(4 * 360, fits=100) == [
+        "about 32 hours on this machine: 800 epochs, 10 images/s in 3 steps",
+        f"{ends} 200 epochs",
+        "256 images a step do not fit into memory: --training.batch_size=auto",
+    ]
+    assert len(lines(4 * 360, text="--folds 5")) == 1
+    assert len(lines(100, fits=100)) == 1  # all that there are
+    assert lines(120, limit=20) == ["20 minutes: about 100 epochs on this machine, 10 images/s in 3 steps"]
+    few = "that is few: --training.minutes="
+    assert lines(1000, limit=20)[1] == f"{few}340 makes it about 204"
+    assert lines(10000, limit=20)[1] == f"{few}480 makes it about 28"
+    words = {0.2: "a minute", 2: "2 minutes", 2.34: "2.3 minutes", 89: "89 minutes", 90: "1.5 hours", 5000: "3.5 days"}
+    assert {length: command.duration(length) for length in words} == words
