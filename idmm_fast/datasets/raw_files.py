@@ -1,5 +1,6 @@
 """Where a dataset's raw files are: as upstream lays them out, as mirrors do, in archives, or still to be downloaded."""
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -16,25 +17,37 @@ def writable_root(source: Source, root: Path, unpack_to: Path | None) -> Path:
     Args:
         source: The dataset's.
         root: Where its raw files are, or are downloaded to.
-        unpack_to: The folder that takes the place of `root` where that can't be written; None: none does.
+        unpack_to: The folder UNPACK_TO-KEY takes the place of `root` where that can't be written; None: none does.
 
     Returns:
-        `root`; or `unpack_to`, with a link to everything that `root` holds.
+        `root`; or UNPACK_TO-KEY, with a link to everything that `root` holds. The key is that of `root`, so that what
+        was unpacked from another folder is not read in its place.
 
     Raises:
-        OSError: `unpack_to` can't be written.
+        OSError: UNPACK_TO-KEY can't be written.
     """
     archives = any((root / name).is_file() for name in source.files if _is_archive(name))
     complete = not archives and _find(source, root) is not None
     if unpack_to is None or unpack_to.resolve() == root.resolve() or complete or _writable(root):
         return root
-    print(f"{root} can't be written, so what is unpacked or downloaded goes to {unpack_to}", file=sys.stderr)
-    unpack_to.mkdir(parents=True, exist_ok=True)
+    beside = unpack_to.with_name(f"{unpack_to.name}-{_key(root)}")
+    print(f"{root} can't be written, so what is unpacked or downloaded goes to {beside}", file=sys.stderr)
+    beside.mkdir(parents=True, exist_ok=True)
+    for old in beside.iterdir():
+        if old.is_symlink():  # to what may have moved since
+            old.unlink()
     for entry in sorted(root.iterdir()) if root.is_dir() else []:
-        link = unpack_to / entry.name
-        if not (link.exists() or link.is_symlink()):
-            link.symlink_to(entry.resolve())
-    return unpack_to
+        if not (beside / entry.name).exists():
+            (beside / entry.name).symlink_to(entry.resolve())
+    return beside
+
+
+def _key(root: Path) -> str:
+    """Eight hex digits of where a folder is and of the names, sizes and times of the archives in it."""
+    names = sorted(os.listdir(root)) if root.is_dir() else []
+    archives = [root / name for name in names if _is_archive(name) and (root / name).is_file()]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
+    return hashlib.sha256(repr((str(root.resolve()), stats)).encode()).hexdigest()[:8]
 
 
 def _writable(folder: Path) -> bool:

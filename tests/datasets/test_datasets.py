@@ -258,7 +258,7 @@ def test_imagenets_archives_are_unpacked_and_the_kit_gives_the_validation_labels
     for found in (there, splits):
         assert len(found["train"]) == 12
         assert found["test"].labels == [0, 0, 1, 1, 2, 2]
-    assert (tmp_path / "beside" / "train").is_dir()
+    assert [path.is_dir() for path in tmp_path.glob("beside-*/train")] == [True]
     assert not list(root.glob("*unpacking*"))
 
 
@@ -571,11 +571,60 @@ def test_archives_that_may_only_be_read_are_unpacked_beside_the_output(tmp_path,
     for _ in range(2):
         done = script("--ds", "pets", "--root", root, "--out", out)
         assert done.returncode == 0, done.stderr
-        assert f"{root} can't be written, so what is unpacked or downloaded goes to {out}/raw/pets" in done.stderr
+        assert f"{root} can't be written, so what is unpacked or downloaded goes to {out}/raw/pets-" in done.stderr
         assert len(open_beton(out / "pets_train.beton")) == 15
     assert sorted(root.rglob("*")) == before
-    assert (out / "raw" / "pets" / "annotations" / "test.txt").is_file()
-    assert (out / "raw" / "pets" / "images").resolve() == root / "images"
+    (beside,) = (out / "raw").iterdir()
+    assert (beside / "annotations" / "test.txt").is_file()
+    assert (beside / "images").resolve() == root / "images"
+
+
+def archives_of_pets(root, value):
+    """ROOT/images.tar.gz and ROOT/annotations.tar.gz with images of one colour; the bytes of the training images."""
+    made = root.with_name(f"{root.name}_{value}_made")
+    make_pets(made)
+    for path in made.glob("images/[!.]*.jpg"):
+        photo(path, value)
+    for part in ("images", "annotations"):
+        shutil.copytree(made / part, made / "only" / part / part)
+        root.mkdir(exist_ok=True)
+        tar_of(root / f"{part}.tar.gz", made / "only" / part)
+    return [path.read_bytes() for path in datasets.load("pets", made, partial=True)["train"].images]
+
+
+def test_another_folders_archives_are_not_taken_for_those_unpacked_before(tmp_path, monkeypatch):
+    """Nor is an earlier download for the folder that is named, nor an old archive for a newer one of the same name."""
+    roots = [tmp_path / "a", tmp_path / "b"]
+    make_pets(tmp_path / "out" / "pets")
+    for root in roots:
+        read_only(root, monkeypatch)
+
+    def loaded(root):
+        splits = datasets.load("pets", root, partial=True, unpack_to=str(tmp_path / "out" / "pets"))
+        return [path.read_bytes() for path in splits["train"].images]
+
+    wanted = [archives_of_pets(root, value) for root, value in zip(roots, (100, 200))]
+    assert wanted[0] != wanted[1]
+    assert [loaded(root) for root in roots] == wanted
+    assert loaded(roots[0]) == wanted[0]
+    newer = archives_of_pets(roots[0], 250)
+    assert loaded(roots[0]) == newer != wanted[0]
+
+
+def test_links_to_raw_files_that_moved_are_made_anew(tmp_path, monkeypatch):
+    root, store = tmp_path / "raw", tmp_path / "store"
+    archives_of_pets(root, 100)
+    make_pets(store / "old")
+    (root / "images.tar.gz").unlink()
+    (root / "images").symlink_to(store / "old" / "images")
+    read_only(root, monkeypatch)
+    for place in ("old", "new"):
+        if place == "new":
+            (store / "old").rename(store / "new")
+            (root / "images").unlink()
+            (root / "images").symlink_to(store / "new" / "images")
+        images = datasets.load("pets", root, partial=True, unpack_to=str(tmp_path / "out"))["train"].images
+        assert {path.resolve().parent for path in images} == {store / place / "images"}
 
 
 def test_raw_files_that_may_only_be_read_and_are_complete_are_read_where_they_are(tmp_path, monkeypatch, capsys):
