@@ -14,14 +14,13 @@ ARG EXTRAS=hf,onnx
 WORKDIR /opt/idmm_fast
 COPY . .
 
-# `make setup` installs the other Debian packages too: a compiler, which torch.compile needs as well, and what FFCV links.
-RUN apt-get update && apt-get install -y --no-install-recommends make python3 \
-    && make setup TORCH_INDEX="$TORCH_INDEX" EXTRAS="$EXTRAS" \
-    && rm -rf /root/.cache /var/lib/apt/lists/*
+# Caches for any user, also one without a home or a name: the kernels that `make setup` compiles, models of the hub.
+ENV IDMM_FAST_CACHE=/cache NUMBA_CACHE_DIR=/cache/kernels MPLCONFIGDIR=/cache/matplotlib HF_HOME=/cache/huggingface
 
-# For any user, also one without a home or a name.
-ENV IDMM_FAST_CACHE=/cache MPLCONFIGDIR=/cache/matplotlib
-RUN mkdir -m 1777 /cache
+# `make setup` installs the other Debian packages too: a compiler, which torch.compile needs as well, and what FFCV links.
+RUN mkdir -m 1777 /cache && apt-get update && apt-get install -y --no-install-recommends make python3 \
+    && make setup TORCH_INDEX="$TORCH_INDEX" EXTRAS="$EXTRAS" \
+    && chmod -R a+rwX /cache && rm -rf /root/.cache /var/lib/apt/lists/*
 
 WORKDIR /work
 ENTRYPOINT ["/opt/idmm_fast/.venv/bin/idmm-fast"]

@@ -224,6 +224,16 @@ def test_the_container_starts_the_console_command_that_set_up_makes():
     assert steps["CMD"] == '["--help"]'
 
 
+def test_any_user_of_the_container_finds_the_kernels_that_set_up_compiles():
+    """All caches are in one folder, named before the build and made free to all after it."""
+    steps = dockerfile()
+    made = next(place for place, (step, rest) in enumerate(steps) if step == "RUN" and "make setup" in rest)
+    caches = dict(pair.split("=") for step, rest in steps[:made] if step == "ENV" for pair in rest.split())
+    assert {"IDMM_FAST_CACHE", "NUMBA_CACHE_DIR", "MPLCONFIGDIR", "HF_HOME"} <= set(caches)
+    assert {path.split("/")[1] for path in caches.values()} == {"cache"}
+    assert re.search(r"mkdir -m 1777 /cache .*make setup.* chmod -R a\+rwX /cache", steps[made][1])
+
+
 def test_what_set_up_needs_is_copied_into_the_container():
     """Every file that git has and .dockerignore does not name; none of the tests, results or pages."""
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
