@@ -204,9 +204,10 @@ class ForkedScript:
         os.kill(self.pid, number)
 
     def wait(self, timeout=120):
-        """Its exit status, minus the signal's number if one ended it. Raises TimeoutExpired."""
+        """Its exit status, minus the signal's number if one ended it. Raises TimeoutExpired, and kills it then."""
         self._process.join(timeout)
         if self.returncode is None:
+            self.kill()
             raise subprocess.TimeoutExpired(self._process.name, timeout)
         if self._output.exists():
             self._said = self._output.read_text()
@@ -242,16 +243,15 @@ def _run_forked(argv, environment, output):
 def start_ranks(count, script, env=(), args=()):
     """The processes of a job on this machine as torchrun starts them, without torchrun, which ends all if one ends.
 
-    env: called with the rank, what else is set in its environment. args: of the script.
+    env: called with the rank, what is set besides or instead in its environment. args: of the script.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    return [
-        ForkedScript(script, *args, env=job | {"RANK": str(rank)} | dict(env(rank) if env else {}))
-        for rank in range(count)
-    ]
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    job |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
+    ranks = [dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) | dict(env(rank) if env else {}) for rank in range(count)]
+    return [ForkedScript(script, *args, env=job | rank) for rank in ranks]
 
 
 def train_command(beton, folder):

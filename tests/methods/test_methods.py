@@ -386,7 +386,7 @@ with distributed.process_group("cpu"):
     for name, options in json.load(open({str(tmp_path / "cases.json")!r})).items():
         pretrain(tiny_config({str(tiny_beton)!r}, {str(tmp_path)!r} + "/both_" + name, **options))
 """)
-    both = start_ranks(2, tmp_path / "both.py", lambda rank: {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"})
+    both = start_ranks(2, tmp_path / "both.py")
     said = [process.communicate(timeout=200) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     for name, case in cases.items():

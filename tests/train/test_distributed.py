@@ -39,7 +39,7 @@ def train(processes, beton, folder, *args, torchrun=True, **options):
         assert shown.returncode == 0, shown.stderr[-3000:]
         return shown.stdout + shown.stderr
     script = next(place for place, word in enumerate(command) if word.endswith(".py"))
-    ranks = start_ranks(processes, command[script], lambda rank: {"LOCAL_RANK": str(rank)}, command[script + 1 :])
+    ranks = start_ranks(processes, command[script], args=command[script + 1 :])
     said = [process.communicate(timeout=200) for process in ranks]
     assert [process.returncode for process in ranks] == [0] * processes, said
     return "".join(said)
