@@ -154,10 +154,25 @@ def _check_size(total: int, limit: int, target: Path) -> None:
 
 
 def _move(draft: Path, target: Path) -> None:
-    """Move what is in `draft` into `target`, folders merged."""
+    """Move what is in `draft` into `target`, folders merged; nothing is written where a link to a folder leads."""
     for path in sorted(draft.iterdir()):
         place = target / path.name
         if place.is_dir() and path.is_dir():
-            _move(path, place)
+            if place.is_symlink():
+                _add_links(path, place)
+                place.unlink()
+                path.replace(place)
+            else:
+                _move(path, place)
         else:
             path.replace(place)
+
+
+def _add_links(folder: Path, other: Path) -> None:
+    """Add to a folder links to what another one has beside."""
+    for entry in other.iterdir():
+        own = folder / entry.name
+        if own.is_dir() and entry.is_dir():
+            _add_links(own, entry)
+        elif not own.exists():
+            own.symlink_to(entry.resolve())

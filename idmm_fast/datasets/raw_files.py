@@ -20,8 +20,8 @@ def writable_root(source: Source, root: Path, unpack_to: Path | None) -> Path:
         unpack_to: The folder UNPACK_TO-KEY takes the place of `root` where that can't be written; None: none does.
 
     Returns:
-        `root`; or UNPACK_TO-KEY, with a link to everything that `root` holds. The key is that of `root`, so that what
-        was unpacked from another folder is not read in its place.
+        `root`; or UNPACK_TO-KEY, with a link to whatever `root` holds that is finished. The key is that of `root`, so
+        that what was unpacked from another folder is not read in its place.
 
     Raises:
         OSError: UNPACK_TO-KEY can't be written.
@@ -37,7 +37,8 @@ def writable_root(source: Source, root: Path, unpack_to: Path | None) -> Path:
         if old.is_symlink():  # to what may have moved since
             old.unlink()
     for entry in sorted(root.iterdir()) if root.is_dir() else []:
-        if not (beside / entry.name).exists():
+        unfinished = is_hidden(entry.name) or entry.name.endswith((".part", ".unpacking"))
+        if not unfinished and not (beside / entry.name).exists():
             (beside / entry.name).symlink_to(entry.resolve())
     return beside
 

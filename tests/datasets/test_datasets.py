@@ -611,6 +611,33 @@ def test_another_folders_archives_are_not_taken_for_those_unpacked_before(tmp_pa
     assert loaded(roots[0]) == newer != wanted[0]
 
 
+def test_unpacking_writes_nothing_into_a_folder_that_may_only_be_read(tmp_path, monkeypatch):
+    """Both archives are there, the images unpacked but for one, another changed; and what an unpacking left behind."""
+    root = tmp_path / "raw"
+    wanted = archives_of_pets(root, 100)
+    shutil.copytree(tmp_path / "raw_100_made" / "images", root / "images")
+    (root / "images" / "Abyssinian_1.jpg").unlink()
+    (root / "images" / "Abyssinian_2.jpg").write_bytes(b"changed")
+    (root / "images" / "notes.txt").write_text("mine")
+    for leftover in (".images.tar.gz.unpacking", "train.unpacking"):
+        (root / leftover).mkdir()
+        (root / leftover / "half.jpg").write_bytes(b"half")
+    (root / "other.zip.part").write_bytes(b"part")
+
+    def state():
+        return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in root.rglob("*")}
+
+    before = state()
+    read_only(root, monkeypatch)
+    for _ in range(2):
+        splits = datasets.load("pets", root, partial=True, unpack_to=str(tmp_path / "out" / "pets"))
+        assert [path.read_bytes() for path in splits["train"].images] == wanted
+        assert state() == before
+        (beside,) = (tmp_path / "out").iterdir()
+        assert (beside / "images" / "notes.txt").read_text() == "mine"
+        assert sorted(os.listdir(beside)) == ["annotations", "annotations.tar.gz", "images", "images.tar.gz"]
+
+
 def test_links_to_raw_files_that_moved_are_made_anew(tmp_path, monkeypatch):
     root, store = tmp_path / "raw", tmp_path / "store"
     archives_of_pets(root, 100)
