@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from .fetch import download, unpack
@@ -72,12 +73,12 @@ def locate(source: Source, root: Path) -> Path:
     """
     folder = _find(source, root)
     if folder is None:
-        _unpack_all(source, root)
+        if not any(_is_archive(name) and (root / name).is_file() for name in source.files):
+            _refuse_class_folders(source, root)
+        _unpack_all(root, source.files)
         folder = _find(source, root)
     if folder is None and source.files:
-        _refuse_class_folders(source, root)
-        _download_all(source, root)
-        _unpack_all(source, root)
+        _unpack_all(root, _download_all(source, root))
         folder = _find(source, root)
     if folder is None:
         advice = f"The files are {', '.join(source.files)} from" if source.files else "See"
@@ -93,9 +94,13 @@ def _find(source: Source, root: Path) -> Path | None:
     return whole
 
 
+def _missing(source: Source, root: Path) -> list[str]:
+    return [marker for marker in source.markers if not source.at(root, marker).exists()]
+
+
 def _what_is_there(source: Source, root: Path) -> str:
     """What `root` holds, and what of the raw files it does not, in words."""
-    missing = ", ".join(marker for marker in source.markers if not source.at(root, marker).exists())
+    missing = ", ".join(_missing(source, root))
     there = _others(source, root)
     if not there:
         return f"The raw files are not under {root} ({missing})"
@@ -111,7 +116,7 @@ def _others(source: Source, root: Path) -> list[str]:
 
 def _refuse_class_folders(source: Source, root: Path) -> None:
     """Say so where a mirror has the images in folders of classes, which upstream's lists do not name."""
-    if not _others(source, root):
+    if not _others(source, root) or source.files.keys() >= set(_missing(source, root)):  # a download gives the lists
         return
     try:
         splits = load_folder(root)
@@ -128,16 +133,24 @@ def _refuse_class_folders(source: Source, root: Path) -> None:
     )
 
 
-def _unpack_all(source: Source, root: Path) -> None:
-    for name in source.files:
+def _unpack_all(root: Path, names: Iterable[str]) -> None:
+    for name in names:
         if (root / name).is_file() and _is_archive(name):
             unpack(root / name, root)
 
 
-def _download_all(source: Source, root: Path) -> None:
-    """Download the files that are not there yet; say before what is missing where there is something."""
-    found = _what_is_there(source, root)
-    wanted = {name: file for name, file in source.files.items() if not (root / name).exists()}
+def _download_all(source: Source, root: Path) -> list[str]:
+    """Download the files that are not there yet; say before what is missing where there is something.
+
+    Returns:
+        Their names. Archives are not among them where all that is missing are files beside them.
+    """
+    found, missing = _what_is_there(source, root), _missing(source, root)
+    wanted = {
+        name: file
+        for name, file in source.files.items()
+        if not (root / name).exists() and (name in missing or not source.files.keys() >= set(missing))
+    }
     try:
         if any(url is None for url, _ in wanted.values()):
             raise OSError("it can't be downloaded without you")
@@ -154,6 +167,7 @@ def _download_all(source: Source, root: Path) -> None:
             f"(or the unpacked files: {', '.join(source.markers)}), and run the command again; "
             f"or name the folder that holds them with --root."
         ) from None
+    return list(wanted)
 
 
 def _is_archive(name: str) -> bool:

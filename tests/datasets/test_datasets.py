@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,17 @@ from scipy.io import savemat
 
 from idmm_fast import datasets
 from idmm_fast.beton import open_beton
-from idmm_fast.datasets import DatasetError, Split, choose_listed, demo, fetch, imagenet, raw_files, read_split_list
+from idmm_fast.datasets import (
+    DatasetError,
+    Split,
+    choose_listed,
+    demo,
+    fetch,
+    imagenet,
+    indoor67,
+    raw_files,
+    read_split_list,
+)
 from idmm_fast.datasets.split import Source
 from idmm_fast.datasets.split_list import luma_digest
 
@@ -548,6 +559,29 @@ def test_a_mirror_of_class_folders_is_told_how_to_convert_it(splits, tmp_path, m
     photo(root / "two" / "1.jpg", 1)
     with pytest.raises(DatasetError, match="a download began"):  # two classes are not pets' 37
         datasets.load("pets", root)
+
+
+@pytest.mark.parametrize("there", ["indoorCVPR_09.tar", "Images"])
+def test_a_download_that_stopped_before_its_lists_goes_on(server, tmp_path, monkeypatch, there):
+    """The archive is there, or unpacked already: its 67 classes are not refused, and it is not fetched again."""
+    made, root = tmp_path / "made", tmp_path / "raw"
+    names = [f"room {c:02d}/{n}.jpg" for c in range(67) for n in range(2)]
+    for name in names:
+        photo(made / "Images" / name, len(name))
+    tar_of(_made(root / "indoorCVPR_09.tar"), made, "w")
+    if there == "Images":
+        shutil.move(made / "Images", root / "Images")
+        (root / "indoorCVPR_09.tar").unlink()
+    server.files["TrainImages.txt"] = "\n".join(names[::2]).encode()
+    server.files["TestImages.txt"] = "\n".join(names[1::2]).encode()
+    unpacked = []
+    fetched = {name: (server.url + name, None) for name in indoor67.SOURCE.files}
+    monkeypatch.setattr(indoor67, "SOURCE", replace(indoor67.SOURCE, files=fetched))
+    monkeypatch.setattr(raw_files, "unpack", lambda *paths: unpacked.append(paths[0].name) or fetch.unpack(*paths))
+    splits = datasets.load("indoor67", root, partial=True)
+    assert [len(splits[split]) for split in ("train", "test")] == [67, 67]
+    assert server.seen == [0, 0]
+    assert unpacked == [there] * (there != "Images")
 
 
 # --- raw files that may only be read
