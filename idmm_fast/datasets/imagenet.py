@@ -37,7 +37,7 @@ def prepare(root: Path) -> None:
         DatasetError: An archive can't be unpacked.
     """
     train, val = root / "ILSVRC2012_img_train.tar", root / "ILSVRC2012_img_val.tar"
-    if train.is_file() and not (root / "train").exists():
+    if train.is_file() and not SOURCE.at(root, "train").exists():
         draft = root / "train.unpacking"
         draft.mkdir(exist_ok=True)
         if not (draft / ".classes").exists():
@@ -49,7 +49,7 @@ def prepare(root: Path) -> None:
             archive.unlink()
         (draft / ".classes").unlink()
         draft.replace(root / "train")
-    if val.is_file() and not (root / "val").exists():
+    if val.is_file() and not SOURCE.at(root, "val").exists():
         draft = root / "val.unpacking"
         draft.mkdir(exist_ok=True)
         unpack(val, draft)
@@ -64,38 +64,44 @@ def _images(folder: Path) -> list[Path]:
 
 def read(folder: Path) -> dict[str, Split]:
     """The official splits from the raw files under `folder`. Raises DatasetError, ValueError or OSError."""
-    classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
-    if not classes:
-        raise DatasetError(f"{folder / 'train'} has no class folders (n01440764, ...).")
-    result = {"train": by_class(folder / "train", classes)}
-    if any(p.is_dir() for p in (folder / "val").iterdir()):
-        result["test"] = by_class(folder / "val", classes)
+    train, val = SOURCE.at(folder, "train"), SOURCE.at(folder, "val")
+    result = {"train": by_class(train)}
+    classes = result["train"].classes
+    if any(p.is_dir() for p in val.iterdir()):
+        result["test"] = by_class(val, classes)
         return result
-    kit = folder / DEVKIT / "data"
+    kit = SOURCE.at(folder, DEVKIT) / "data"
     truth = kit / "ILSVRC2012_validation_ground_truth.txt"
     if not truth.exists():
         raise DatasetError(
-            f"{folder / 'val'} has no class folders, so {truth} is needed to know its labels: "
-            f"put {DEVKIT}.tar.gz from {SOURCE.address} into {folder}."
+            f"{val} has no class folders, so {truth} is needed to know its labels: "
+            f"unpack {DEVKIT}.tar.gz from {SOURCE.address} into {folder}."
         )
     from scipy.io import loadmat  # here, since it is slow to import
 
     synsets = loadmat(kit / "meta.mat", squeeze_me=True)["synsets"]
     wnid = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
     labels = [classes.index(wnid[int(line)]) for line in truth.read_text(encoding="utf-8").split()]
-    images = _images(folder / "val")
+    images = _images(val)
     if len(images) != len(labels):
-        raise DatasetError(f"{folder / 'val'} holds {len(images)} images, and {truth.name} names {len(labels)}.")
+        raise DatasetError(f"{val} holds {len(images)} images, and {truth.name} names {len(labels)}.")
     result["test"] = Split(images, labels, classes)
     return result
 
 
-def by_class(folder: Path, classes: Sequence[str]) -> Split:
-    """The images FOLDER/CLASS/*.JPEG of these classes."""
+def by_class(folder: Path, classes: Sequence[str] | None = None) -> Split:
+    """The images FOLDER/CLASS/*.JPEG of these classes, or of all there are. Raises DatasetError where there is none."""
+    if classes is None:
+        classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
     images: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = _images(folder / name) if (folder / name).is_dir() else []
         images += found
         labels += [label] * len(found)
+    if not images:
+        raise DatasetError(
+            f"{folder} has no images in class folders (n01440764/*.JPEG, ...). Name the folder that has train/ and "
+            f"val/ with --root."
+        )
     return Split(images, labels, classes)

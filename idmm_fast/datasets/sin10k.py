@@ -22,5 +22,4 @@ prepare = imagenet.prepare
 
 def read(folder: Path) -> dict[str, Split]:
     """ImageNet's training images under `folder`; the sample is drawn by `load`."""
-    classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
-    return {"train": imagenet.by_class(folder / "train", classes)}
+    return {"train": imagenet.by_class(SOURCE.at(folder, "train"))}

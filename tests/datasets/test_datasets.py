@@ -482,6 +482,8 @@ MIRRORS = {
     "aircraft": {"fgvc-aircraft-2013b": "fgvc-aircraft-2013b/fgvc-aircraft-2013b"},
     "dtd": {"dtd/labels": "dtd/labels/labels"},
     "cub": {"CUB_200_2011/images": "CUB_200_2011/images/images"},
+    "imagenet": {"train": "imagenet/train", "val": "val/val"},
+    "sin10k": {"train": "train/train"},
 }
 
 
@@ -494,7 +496,7 @@ def move(root, there, here):
 @pytest.mark.parametrize("name", MIRRORS)
 def test_mirrors_layouts_are_read_as_upstreams(name, tmp_path):
     for place in ("upstream", "mirror"):
-        UPSTREAM[name](tmp_path / place)
+        UPSTREAM.get(name, make_imagenet)(tmp_path / place)
     for there, here in MIRRORS[name].items():
         move(tmp_path / "mirror", there, here)
     (tmp_path / "mirror" / "readme.txt").write_text("a mirror")
@@ -504,6 +506,15 @@ def test_mirrors_layouts_are_read_as_upstreams(name, tmp_path):
         assert (found[split].labels, found[split].classes) == (content.labels, content.classes)
         assert [path.name for path in found[split].images] == [path.name for path in content.images]
         assert [path.read_bytes() for path in found[split].images] == [path.read_bytes() for path in content.images]
+
+
+@pytest.mark.parametrize(("name", "split"), [("imagenet", "train"), ("imagenet", "val"), ("sin10k", "train")])
+def test_an_imagenet_split_without_images_is_refused(name, split, tmp_path):
+    make_imagenet(tmp_path)
+    for path in (tmp_path / split).rglob("*.JPEG"):
+        path.unlink()
+    with pytest.raises(DatasetError, match=rf"/{split} has no images in class folders \(n01440764/"):
+        datasets.load(name, tmp_path, partial=True)
 
 
 def test_a_copy_inside_a_folder_does_not_take_its_place(tmp_path):
