@@ -173,12 +173,12 @@ def test_few_images_are_cross_validated():
     assert texts[1].why == "it holds out 16 of the 80 images for testing"
     assert texts[2].text.endswith(" --out runs/mine_folds --folds 5")
     assert (texts[2].images, texts[2].tested) == (4 * 80, 80)
-    assert texts[2].why == "16 test images know an accuracy to about 12 points; 5 folds test every image once"
+    assert texts[2].why == "16 test images know an accuracy to about 12 points; 5 folds test 80 images, each once"
     assert commands([50, 3])[2].endswith("--folds 3")
     one = suggest(found([50, 1]), [Path("x")], "mine").commands
     assert one[1].why.endswith(
-        "10 test images know an accuracy to about 16 points, and a class of one image allows no cross-validation "
-        "(--folds)"
+        "10 test images know an accuracy to about 16 points, and a class with one image for training allows no "
+        "cross-validation (--folds)"
     )
     assert [c.verb for c in one] == ["pretrain", "finetune", "predict"]
     assert not any("--folds" in text for text in commands([500, 500]))
@@ -229,6 +229,18 @@ def test_it_is_said_why_there_is_no_fine_tuning(tmp_path, photos, monkeypatch):
     assert alone.missing.endswith(
         "there are no test images, and a class of one image allows no cross-validation (--folds)"
     )
+
+
+def test_folds_are_of_the_images_that_a_conversion_leaves_for_training():
+    """A fifth of each class, one image at least, is in a beton of its own; folds read the other one."""
+    small, larger = (suggest(found(c), [Path("x")], "x", {"labels": "x.csv"}).commands for c in ([3, 3], [50, 30]))
+    assert small[3].text.startswith("idmm-fast finetune --config own --data data/x_train.beton --init runs/x ")
+    assert small[3].text.endswith(" --folds 2")
+    assert [(c.images, c.tested) for c in small[1:4]] == [(4, 0), (4, 2), (4, 4)]
+    assert [(c.images, c.tested) for c in larger[1:4]] == [(64, 0), (64, 16), (4 * 64, 64)]
+    left = suggest(found([3, 2]), [Path("x")], "x", {"labels": "x.csv"}).commands
+    assert "a class with one image for training allows no cross-validation" in left[2].why
+    assert left[3].verb == "predict"
 
 
 def test_betons_without_tests_can_be_cross_validated_alone(tmp_path, photos):

@@ -85,7 +85,7 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
         options = {112: {}, 64: {"patch_size": 8}, 32: {"patch_size": 4}}[size]
         keys = {"model.image_size": size, "model.options": options}
         pretrain = f"idmm-fast pretrain --config own --data {data}{_typed(keys, 112)} --out runs/{name}"
-        commands.append(Command("pretrain", pretrain, keys, len(good)))
+        commands.append(Command("pretrain", pretrain, keys, len(good) - (held_out.total() if labels else 0)))
         if not missing:
             keys = {"model.image_size": 224 if side >= 160 else size, "model.options": options}
             rest = f" --init runs/{name}{_typed(keys, 224)} --out runs/{name}"
@@ -165,19 +165,22 @@ def _finetunings(
         test: See `_data`.
     """
     labelled, held = counts.total(), held_out.total()
-    commands, tested, folds = [], tests + held, min(FOLDS, *counts.values())
+    parts = counts - held_out if test else counts  # a conversion with --test-share leaves those out of its train.beton
+    commands, tested, folds = [], tests + held, min(FOLDS, *parts.values())
     few = f"{tested:,} test images know an accuracy to about {50 / max(1, tested) ** 0.5:.0f} points"
     if tested:
         given = f" --data.test={test}" if test else ""
         whys = [] if tests else [f"it holds out {held:,} of the {labelled:,} images for testing"]
         if tested < SMALL_TEST and folds < 2:
-            whys.append(f"{few}, and a class of one image allows no cross-validation (--folds)")
+            whys.append(f"{few}, and a class with one image for training allows no cross-validation (--folds)")
         text = f"{words[0]}{given}{words[1]}_finetune"
         commands.append(Command("finetune", text, keys, labelled - held, tested, "; ".join(whys)))
     if tested < SMALL_TEST and folds > 1:
-        why = f"{few if commands else 'there are no test images'}; {folds} folds test every image once"
+        why = (
+            f"{few if commands else 'there are no test images'}; {folds} folds test {parts.total():,} images, each once"
+        )
         text = f"{words[0]}{words[1]}_folds --folds {folds}"
-        commands.append(Command("finetune", text, keys, (folds - 1) * labelled, labelled, why))
+        commands.append(Command("finetune", text, keys, (folds - 1) * parts.total(), parts.total(), why))
     run = commands[0].text.rpartition(" --out ")[2].partition(" ")[0]
     network = f"{run}/fold_1" if "--folds" in commands[0].text else run
     return [*commands, Command("predict", f"idmm-fast predict --checkpoint {network} --images NEW_IMAGES")]
