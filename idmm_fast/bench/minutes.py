@@ -42,7 +42,7 @@ class Pace:
     """How fast a training is.
 
     Attributes:
-        images_per_s: Measured.
+        images_per_s: With as many images a step as the recipe takes and fit, from what was measured with fewer.
         steps: How many were measured.
         limit: Minutes that the recipe takes whatever the images are; 0: it has epochs.
         epochs: Of the recipe, where that counts.
@@ -107,7 +107,9 @@ def measure_pace(
         recipe = load_config(schema, PACKAGED / name, values, ()).training
         task = make_task(load_config(schema, PACKAGED / name, values | {"training.batch_size": batch}, ()))
         fits = min(recipe.batch_size, max_batch_size(task.model, task.runtime, *task.step_cost()))
-        images_per_s, steps = measure(task, SECONDS)
+        rate, update, steps = measure(task, SECONDS)
+        size = min(fits, len(rows))
+        images_per_s = size / (size / rate + update)
     every = getattr(recipe, "evaluate_every", 0)
     evaluations = -(-recipe.epochs // every) if every else 1
     return Pace(images_per_s, steps, recipe.minutes, recipe.epochs, evaluations, recipe.batch_size, fits)
@@ -123,26 +125,35 @@ def _some(source: Split | Beton, rows: Sequence[int], count: int, path: Path, mo
     return write_beton(path, part, dataset="folder", name="some", mode=mode, quiet=True).path
 
 
-def measure(task: Task, seconds: float) -> tuple[float, int]:
-    """(images/s of a training, how many steps were timed), after a first step, in about so many seconds."""
+def measure(task: Task, seconds: float) -> tuple[float, float, int]:
+    """Take a first step, and time more of them for about so many seconds.
+
+    Returns:
+        Images/s of loading, forward and backward; seconds of an update, which takes the same time (Muon's a long one)
+        whatever the number of images is; how many steps were timed.
+    """
     choose_attention(task.model, task.runtime)
     choose_layers(task.model, task.runtime)
     task.prepared = task.model
     optimizers = make_optimizers(task.model, task.cfg.training)
-    marks, images = [time.perf_counter()], [0]
+    marks, images, updates = [time.perf_counter()], [0], [0.0]
     with contextlib.closing(task.loader):
         for epoch in itertools.count():
             for step, groups in enumerate(prefetch_to_device(task.loader, task.runtime.device)):
                 with task.runtime.autocast():
                     loss = task.loss(groups, epoch, step)
                 loss.backward()
+                loss.item()  # waits for a GPU
+                before = time.perf_counter()
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                loss.item()  # waits for a GPU
+                loss.item()
                 marks.append(time.perf_counter())
+                updates.append(marks[-1] - before)
                 images.append(task.loader.global_batch_len(step))
                 first = 1 if len(marks) > 2 else 0  # a first step that takes longer than all is the only one
                 if marks[-1] - marks[first] >= (seconds if first else 2 * seconds):
-                    return sum(images[first + 1 :]) / (marks[-1] - marks[first]), len(marks) - 1 - first
+                    steps, updating = len(marks) - 1 - first, sum(updates[first + 1 :])
+                    return sum(images[first + 1 :]) / (marks[-1] - marks[first] - updating), updating / steps, steps
     raise AssertionError("epochs have no end")

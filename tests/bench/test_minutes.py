@@ -1,9 +1,12 @@
 """How long a training takes: measured on a tiny network, and the minutes that follow from a rate."""
 
+import contextlib
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import PRETRAIN, tiny_config
 from PIL import Image
 
@@ -28,7 +31,7 @@ def test_minutes_follow_from_the_rate(tiny_beton, monkeypatch):
 
     def measure(task, seconds):
         seen.append((type(task).__name__, task.loader.indices.size, task.loader.batch_size))
-        return 10.0, 7
+        return 10.0, 0.0, 7
 
     monkeypatch.setattr(minutes, "measure", measure)
     beton = open_beton(tiny_beton)
@@ -57,11 +60,51 @@ def test_the_rate_is_that_of_the_steps_after_the_first(tiny_beton, tmp_path, mon
         return loss(self, groups, epoch, step)
 
     monkeypatch.setattr(Pretraining, "loss", slow)
-    rate, steps = minutes.measure(task, 0.25)
+    rate, _, steps = minutes.measure(task, 0.25)
     assert steps == len(slept) - 1
     assert 2 <= steps <= 8
     assert rate <= 16 / 0.03
     assert rate > 16 / 0.2
+
+
+class SlowOptimizer(torch.optim.SGD):
+    """Takes 50 ms for an update."""
+
+    def step(self, closure=None):
+        time.sleep(0.05)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("batch", [8, 16])
+def test_an_update_is_timed_by_itself(monkeypatch, batch):
+    """Steps of 10 ms for the loss and 50 for the update, whatever the number of images."""
+    monkeypatch.setattr(minutes, "make_optimizers", lambda model, _: [SlowOptimizer(model.parameters(), 0.0)])
+    monkeypatch.setattr(minutes, "prefetch_to_device", lambda loader, device: [0] * 4)
+    for name in ("choose_attention", "choose_layers"):
+        monkeypatch.setattr(minutes, name, lambda model, runtime: None)
+    model = torch.nn.Linear(4, 4)
+    task = SimpleNamespace(
+        model=model,
+        runtime=SimpleNamespace(device="cpu", autocast=contextlib.nullcontext),
+        cfg=SimpleNamespace(training=None),
+        loader=SimpleNamespace(close=lambda: None, global_batch_len=lambda step: batch),
+        loss=lambda groups, epoch, step: time.sleep(0.01) or model(torch.ones(batch, 4)).sum(),
+    )
+    rate, update, steps = minutes.measure(task, 0.3)
+    assert 0.05 <= update < 0.1
+    assert batch / 0.05 < rate <= batch / 0.01
+    assert 2 <= steps <= 5
+
+
+@pytest.mark.usefixtures("compiled_kernels")
+def test_a_slow_update_counts_once_a_step_of_the_recipe(tiny_beton, monkeypatch):
+    """64 images at 10/s and an update of 4 s take 10.4 s."""
+    monkeypatch.setattr(minutes, "measure", lambda task, seconds: (10.0, 4.0, 7))
+    beton = open_beton(tiny_beton)
+    pace = minutes.measure_pace("pretrain", TINY, beton, range(len(beton)))
+    assert pace.images_per_s == pytest.approx(64 / 10.4)
+    few = minutes.measure_pace("pretrain", TINY, beton, range(20))
+    assert few.images_per_s == pytest.approx(20 / 6)
 
 
 @pytest.mark.usefixtures("compiled_kernels")
@@ -71,7 +114,7 @@ def test_images_of_a_folder_are_taken_from_all_classes(tmp_path, photos, monkeyp
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photos[k % 8][:40, :40]).save(path)
     labels = []
-    monkeypatch.setattr(minutes, "measure", lambda task, seconds: labels.append(task.labels.tolist()) or (1.0, 1))
+    monkeypatch.setattr(minutes, "measure", lambda task, seconds: labels.append(task.labels.tolist()) or (1.0, 0.0, 1))
     split = folder.load(tmp_path / "x")["train"]
     rows = [row for row in range(40) if row != 7]
     minutes.measure_pace("finetune", TINY, split, rows)
