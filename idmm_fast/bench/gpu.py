@@ -42,9 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type != "cuda" and not args.small:
-        raise ConfigError(
-            "torch sees no CUDA device here; `benchmark.py step` and `benchmark.py end_to_end` measure a CPU"
-        )
+        raise ConfigError("torch sees no CUDA device here; idmm-fast benchmark step, or end_to_end, measures a CPU")
     models = [name.strip() for name in args.models.split(",") if name.strip()]
     if not models:
         raise ConfigError("--models is empty; give timm's names, e.g. deit_tiny_patch16_224,pvt_v2_b0")

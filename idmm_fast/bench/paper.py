@@ -74,9 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--json {args.json}: the table is written as .md beside it; name it otherwise")
     for name, path in (("train", args.train), ("test", args.test)):
         if not path.exists():
-            raise ConfigError(
-                f"--{name} {path} does not exist; make it with: idmm-fast convert (write_datasets.py), see --help"
-            )
+            raise ConfigError(f"--{name} {path} does not exist; make it with: idmm-fast convert (see --help)")
     recipes = Recipes(args)
     args.out.mkdir(parents=True, exist_ok=True)
     with Lock(args.out / ".lock", f"the folder {args.out}"):

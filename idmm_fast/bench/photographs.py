@@ -42,7 +42,7 @@ def open_betons(args: argparse.Namespace, scratch: Path | str) -> tuple[Beton, B
     if args.beton:
         jpg = open_beton(args.beton)
         if (jpg.mode != 0).any():
-            raise ValueError(f"{jpg.path} holds raw pixels; the benchmark needs JPEGs (write_datasets.py --mode jpg)")
+            raise ValueError(f"{jpg.path} holds raw pixels; the benchmark needs JPEGs (idmm-fast convert --mode jpg)")
         images: Sequence = [bytes(jpg.bytes[p : p + n]) for p, n in zip(jpg.ptr[: args.limit], jpg.length)]
     else:
         loaded = folder.load(args.images)["train"].images if args.images else sample_photographs(args.limit)

@@ -168,7 +168,7 @@ def row_numbers(rows: Any, beton: Beton) -> np.ndarray:
 
 def _again(path: Path) -> str:
     return (
-        f"Convert it again with write_datasets.py (a conversion that was interrupted leaves {path.name}.tmp, "
+        f"Convert it again with idmm-fast convert (a conversion that was interrupted leaves {path.name}.tmp, "
         f"never {path.name})."
     )
 
@@ -268,9 +268,7 @@ def open_beton(path: str | Path) -> Beton:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist. Make it with: idmm-fast convert --ds NAME (write_datasets.py; see --help)."
-        )
+        raise FileNotFoundError(f"{path} does not exist. Make it with: idmm-fast convert --ds NAME (see --help).")
     size = path.stat().st_size
     header = _read_header(path, size)
     kinds, metadata, allocations, end = _read_tables(path, header, size)

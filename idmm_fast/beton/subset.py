@@ -60,7 +60,7 @@ def write_subset(path: str | Path, rows: Any, out: str | Path) -> ConversionResu
         data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
         if beton.sums.size and checksum(data) != beton.sums[row]:
             raise BetonError(
-                f"row {row} of {path} was altered after it was written; see write_datasets.py --verify. "
+                f"row {row} of {path} was altered after it was written; see idmm-fast convert --verify. "
                 f"Convert it again."
             )
         if beton.mode[row] != RAW:

@@ -151,7 +151,7 @@ def _add_end_to_end(command: Command) -> None:
         "--views-on",
         choices=("cpu", "device"),
         default="cpu",
-        help="GPU augmentation or the loader's, see data.augment_on in train_idmm.py --help (default: cpu)",
+        help="GPU augmentation or the loader's, see data.augment_on in idmm-fast pretrain --help (default: cpu)",
     )
     end.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
     end.add_argument("--workers", type=int, default=0, metavar="N", help="loader threads (default: one a core)")

@@ -158,7 +158,7 @@ def check_files(args: argparse.Namespace) -> None:
         wanted += [(name, split) for name in names for split in ("train", "test")]
     for path in (beton_path(args.data, name, split) for name, split in wanted):
         if not path.exists():
-            raise ConfigError(f"{path} does not exist; make it with: idmm-fast convert (write_datasets.py), see --help")
+            raise ConfigError(f"{path} does not exist; make it with: idmm-fast convert (see --help)")
 
 
 def compare(argv: Sequence[str], prog: str = SCRIPT) -> int | None:

@@ -5,7 +5,7 @@ python write_datasets.py --ds folder --root my_images --name mine --test-share 0
 python write_datasets.py --ds folder --root my_images --labels my_images/labels.csv --name mine
 python write_datasets.py --ds sin10k --root imagenet --per-class 10 --seed 0
 python write_datasets.py --ds webdataset --shards 'shards/{000..011}.tar' --name mine
-python write_datasets.py --ds flowers --split-list results/splits/flowers90.txt --name flowers90
+python write_datasets.py --ds flowers --split-list flowers90.txt --name flowers90
 python write_datasets.py --ds list                       # every dataset, with its size, licence and address
 python write_datasets.py --verify data/flowers_train.beton
 python write_datasets.py --show data/flowers_train.beton

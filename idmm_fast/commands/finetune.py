@@ -37,7 +37,7 @@ def tune(argv: Sequence[str], prog: str = SCRIPT) -> None:
         [arg for arg in rest if arg != "--stages"],
         help_head(__doc__, SCRIPT, prog),
         aliases={"data": "data.train", "out": "logging.run_dir", "init": "model.init"},
-        others={"train_idmm.py": keys(pretrain.SCHEMA)},
+        others={"idmm-fast pretrain": keys(pretrain.SCHEMA)},
         configs="finetune",
         prepare=lambda values, typed: _prepared(values, typed, folds),
     )

@@ -27,7 +27,7 @@ def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
         argv,
         help_head(__doc__, SCRIPT, prog),
         aliases={"data": "data.train", "out": "logging.run_dir", "init": "model.init"},
-        others={"finetune.py": keys(finetune.SCHEMA)},
+        others={"idmm-fast finetune": keys(finetune.SCHEMA)},
         prepare=betons_of_folder,
     )
     check_files(cfg)

@@ -62,7 +62,7 @@ def write_page(out: Path | str, path: Path | str | None = None) -> Path:
     out = Path(out)
     records = newest(ResultStore(out).records)
     if not records:
-        raise ConfigError(f"{out}/results.jsonl holds no finished run; run compare.py with --out {out} first")
+        raise ConfigError(f"{out}/results.jsonl holds no finished run; run idmm-fast compare with --out {out} first")
     page = Page(path or out / "report.md")
     page.add("# Results", _introduction(records), _recipes(records))
     add_equal_time(page, records)

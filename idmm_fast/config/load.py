@@ -143,7 +143,7 @@ def load_config(schema: Schema, path: str | Path, values: Mapping[str, Any], ign
 
 def check_files(cfg: SimpleNamespace) -> None:
     """Raise ConfigError if a file that the configuration names is not there, before anything slow is imported."""
-    makes = "make it with: idmm-fast convert --ds NAME (write_datasets.py; see --help)."
+    makes = "make it with: idmm-fast convert --ds NAME (see --help)."
     names = "name a run folder, a checkpoint in it, a .safetensors file, or timm's own weights: timm:NAME."
     needs_test = not hasattr(cfg, "online_eval") or cfg.online_eval.every  # pretraining may do without
     for section, key, advice in (
@@ -202,7 +202,7 @@ def load_values(
         if strange := [key for key in flat if key in theirs and key not in known and key not in ignored]:
             raise ConfigError(
                 f"{[*included_by, path][0]} is a configuration of {script}, "
-                f"which has the key {strange[0]}; this script has not"
+                f"which has the key {strange[0]}; this command has not"
             )
     below: Values = {}
     for name in included if isinstance(included, list) else [included]:

@@ -57,7 +57,7 @@ def data(test: str) -> Section:
     return (
         "what is read",
         {
-            "train": Param(Str(), "FFCV dataset (.beton) to train on, made by write_datasets.py", required=True),
+            "train": Param(Str(), "FFCV dataset (.beton) to train on, made by idmm-fast convert", required=True),
             "test": Param(Str(), f"FFCV dataset (.beton) to test on{test}", default=None),
             "num_workers": Param(Int(0, 1024), "loader threads of each process; 0: share the cores", default=0),
             "on_error": Param(

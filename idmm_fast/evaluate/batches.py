@@ -69,7 +69,7 @@ def report_skipped(path: str | Path, skipped: int, count: int) -> None:
     """
     if skipped == count:
         raise LoaderError(
-            f"none of the {count} images of {path} can be decoded. Convert it again with write_datasets.py."
+            f"none of the {count} images of {path} can be decoded. Convert it again with idmm-fast convert."
         )
     if skipped:
         tqdm.write(f"{path}: {skipped} of {count} images can't be decoded and are left out of the evaluation")

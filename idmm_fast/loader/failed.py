@@ -49,7 +49,7 @@ class FailedImages:
         row = int(rows[place])
         if self.on_error == "raise":
             raise LoaderError(
-                f"{self._reason(row, MESSAGES[code])}. Convert the dataset again with write_datasets.py, or use "
+                f"{self._reason(row, MESSAGES[code])}. Convert the dataset again with idmm-fast convert, or use "
                 f"on_error='replace', in evaluation 'skip'."
             )
         if self.on_error == "skip":
@@ -60,7 +60,7 @@ class FailedImages:
         found[row] = other, MESSAGES[code]
         if len(found) == self._distinct:
             raise LoaderError(
-                f"no row of {self._path} can be decoded; convert the dataset again with write_datasets.py"
+                f"no row of {self._path} can be decoded; convert the dataset again with idmm-fast convert"
             )
         return place
 

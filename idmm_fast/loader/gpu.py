@@ -105,7 +105,7 @@ class DeviceLoader(MultiCropLoader):
             raise MemoryError(
                 f"{len(self.beton)} images of up to {width} x {height} pixels take {needed / 2**30:.1f} GB on "
                 f"{self.device}, more than half of what is free; use data.augment_on=cpu, or smaller images "
-                f"(write_datasets.py --max-resolution)"
+                f"(idmm-fast convert --max-resolution)"
             )
 
     def _iterate(self, order: np.ndarray, first_step: int) -> "_DeviceIterator":

@@ -113,12 +113,12 @@ def loader_hints(loader: MultiCropLoader) -> str:
     if torch.cuda.is_available() and bilinear and not hasattr(loader, "device"):
         hints.append("augment on the GPU (--data.augment_on=device)")
     if (loader.beton.mode != RAW).any() and not loader.cache.store.size:
-        hints.append("store pixels instead of JPEGs (write_datasets.py --mode raw)")
+        hints.append("store pixels instead of JPEGs (idmm-fast convert --mode raw)")
     longer = int(np.median(np.maximum(loader.beton.width, loader.beton.height)))
     largest = loader.largest
     if longer > 4 * largest:
         hints.append(
-            f"store smaller images (write_datasets.py --max-resolution {4 * largest}; now half of them have more than "
+            f"store smaller images (idmm-fast convert --max-resolution {4 * largest}; now half of them have more than "
             f"{longer} pixels a side)"
         )
     return "To make it faster: " + "; or ".join(hints or ["use a machine with more cores for each GPU"]) + "."

@@ -1,5 +1,6 @@
 """The console command: its verbs, configurations by name, and the wheel that brings them."""
 
+import ast
 import os
 import re
 import subprocess
@@ -55,6 +56,21 @@ def test_help_shows_examples_as_they_are_typed(verb, capsys):
     shown = run_script(script.name, "--help").stdout
     assert re.search(rf"^ *python {script.name} .*-", shown, re.M)
     assert f"idmm-fast {verb} " not in shown.partition("\n\n  --")[0]
+
+
+def test_messages_name_verbs_and_no_scripts():
+    """What pip installs has no scripts. Docstrings, which heads of helps are made of, and SCRIPT are left out."""
+    scripts = "|".join(path.stem for path in ROOT.glob("*.py"))
+    assert "write_datasets" in scripts
+    named = []
+    for path in sorted((ROOT / "idmm_fast").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        left_out = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+        left_out += [node.value for node in tree.body if ast.unparse(node).startswith("SCRIPT = ")]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in left_out:
+                named += [f"{path}:{node.lineno}" for _ in re.findall(rf"\b(?:{scripts})\.py\b", node.value)]
+    assert named == []
 
 
 RECIPES = sorted((ROOT / "rn_configs").rglob("*.yaml"))

@@ -72,7 +72,12 @@ MISTAKES = [
         1,
         "data.train: nowhere.beton does not",
     ),
-    ("train_idmm.py", "--config rn_configs/finetune/pets.yaml", 1, "pets.yaml is a configuration of finetune.py"),
+    (
+        "train_idmm.py",
+        "--config rn_configs/finetune/pets.yaml",
+        1,
+        "is a configuration of idmm-fast finetune",
+    ),
     ("finetune.py", "--help", 0, "--progressive.stages="),
     ("finetune.py", "--config rn_configs/finetune/pets.yaml --training.lr=fast", 1, "'fast' is not a number"),
     ("finetune.py", "--config rn_configs/finetune/pets.yaml --init runs/nowhere", 1, "runs/nowhere does not exist"),

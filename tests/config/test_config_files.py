@@ -53,7 +53,8 @@ def test_a_configuration_of_the_other_script_is_called_that(combination):
     (other,) = set(SCRIPTS) - {script}
     refused = run_script(other, "--config", files[-1])
     assert refused.returncode == 1
-    assert f"error: {files[-1]} is a configuration of {script}" in refused.stderr
+    verb = {"train_idmm.py": "pretrain"}.get(script, "finetune")
+    assert f"error: {files[-1]} is a configuration of idmm-fast {verb}, " in refused.stderr
 
 
 @pytest.mark.usefixtures("without_pictures")
