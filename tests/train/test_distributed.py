@@ -217,7 +217,8 @@ try:
 except OSError as error:
     sys.exit(f"error: {{error}}")
 """)
-    both = start_ranks(2, tmp_path / "meet.py", lambda rank: {"TORCHELASTIC_RESTART_COUNT": str(rank)})
+    machines = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # of their own: only so do the counts differ
+    both = start_ranks(2, tmp_path / "meet.py", lambda rank: machines | {"TORCHELASTIC_RESTART_COUNT": str(rank)})
     began, ended = time.monotonic(), {}
     try:
         while len(ended) < 2 and time.monotonic() - began < min([60, *(end + 10 for end in ended.values())]):
