@@ -3,8 +3,8 @@
 import idmm_fast
 run = idmm_fast.pretrain("my_images/", out="runs/mine", config="own")
 features, files = idmm_fast.embed("my_images/", checkpoint=run, out="features.npz")
-result = idmm_fast.finetune("my_images/", out="runs/mine_tuned", init=run, config="own")
-rows = idmm_fast.predict("new_images/", checkpoint="runs/mine_tuned", out="predictions.csv")
+result = idmm_fast.finetune("my_images/", out="runs/mine_finetune", init=run, config="own")
+rows = idmm_fast.predict("new_images/", checkpoint="runs/mine_finetune", out="predictions.csv")
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Predict the classes of new images with a fine-tuned network; no conversion is needed.
 
-python predict.py --checkpoint runs/mine_tuned --images new_images --out predictions.csv
-python predict.py --checkpoint runs/mine_tuned --images a.jpg b.png --topk 3 --out predictions.json
+python predict.py --checkpoint runs/mine_finetune --images new_images --out predictions.csv
+python predict.py --checkpoint runs/mine_finetune --images a.jpg b.png --topk 3 --out predictions.json
 
 Images are seen as in evaluation: the same pixels, the same precision. An image that can't be read is listed with the
 reason, and the others are predicted.

@@ -13,7 +13,9 @@ from matplotlib.patches import Rectangle
 from ..loader import MultiCropLoader
 from .figure import new_figure
 
-_TITLE = "One batch: a row an image, a column a crop. Red: the CutMix box. Below: rows outside | inside the box"
+_TITLE = "One batch: a row an image, a column a crop. "
+_MIXED = "Red: the CutMix box. Below: rows outside | inside the box"
+_PLAIN = "Below: the image's row"
 _LETTERS_PER_INCH = 13  # of the title's font
 
 
@@ -38,16 +40,20 @@ def plot_batch(loader: MultiCropLoader, path: str | Path, epoch: int = 0, images
     loader.set_epoch(epoch)
     rows, columns = min(images, size), sum(spec.count for spec in loader.views)
     width = max(1.5 * columns, 4.0)  # for the title
-    title = textwrap.wrap(_TITLE, int(width * _LETTERS_PER_INCH))
+    mixes = loader.decoder.sample_cutmix(epoch, step, size)
+    is_mixed = any((mix.lam < 1).any() for mix in mixes)
+    title = textwrap.wrap(_TITLE + (_MIXED if is_mixed else _PLAIN), int(width * _LETTERS_PER_INCH))
     figure = new_figure(width, 1.5 * rows + 0.35 + 0.15 * len(title))
     axes = iter(figure.subplots(rows, columns, squeeze=False).T)
-    for g, (spec, group, mix) in enumerate(zip(loader.views, batch, loader.decoder.sample_cutmix(epoch, step, size))):
+    for g, (spec, group, mix) in enumerate(zip(loader.views, batch, mixes)):
         for crop in range(spec.count):
             column, first = next(axes), crop * size
             for row, axis in enumerate(column, first):
                 _plot_crop(axis, group.images[row], mix.box[row])
-                axis.set_xlabel(f"{group.idx_a[row]} | {group.idx_b[row]}", fontsize=7, labelpad=1)
-            column[0].set_title(f"{'ABCDEFGH'[g % 8]}{crop + 1}  λ={mix.lam[first]:.2f}", fontsize=9)
+                inside = f" | {group.idx_b[row]}" if is_mixed else ""
+                axis.set_xlabel(f"{group.idx_a[row]}{inside}", fontsize=7, labelpad=1)
+            share = f"  λ={mix.lam[first]:.2f}" if is_mixed else ""
+            column[0].set_title(f"{'ABCDEFGH'[g % 8]}{crop + 1}{share}", fontsize=9)
     figure.suptitle("\n".join(title), fontsize=9)
     figure.savefig(path, dpi=110)
 
