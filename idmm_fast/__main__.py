@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from . import __version__
+from .errors import Stopped
 
 # verb: what it does, as this help says it; its module is commands/VERB.py
 VERBS = {
@@ -39,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1, 0.5)
         sys.exit(f"error: there is no '{verb}'.{f' Did you mean {near[0]}?' if near else ''}\n\n{_help()}")
-    import_module(f"{__package__}.commands.{verb}").main(arguments[1:], prog=f"idmm-fast {verb}")
+    try:
+        command = import_module(f"{__package__}.commands.{verb}")
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(Stopped.exit_code)
+    command.main(arguments[1:], prog=f"idmm-fast {verb}")
 
 
 def _help() -> str:

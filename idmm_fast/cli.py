@@ -26,6 +26,9 @@ def run(script: Callable[[list[str]], int | None], argv: Sequence[str] | None = 
     except Stopped as stopped:
         print(f"{stopped}{if_stopped}", file=sys.stderr)
         sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(Stopped.exit_code)
     except _EXPECTED as error:
         sys.exit(f"error: {error}")
     if code:

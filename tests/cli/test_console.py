@@ -39,6 +39,16 @@ def test_verbs_have_help_and_others_are_refused(capsys):
     assert "--checkpoint: nowhere does not exist" in code_of(main, "export", "--checkpoint=nowhere")
 
 
+@pytest.mark.parametrize("place", ["idmm_fast.__main__.import_module", "idmm_fast.inspect.inspect"])
+def test_an_interrupt_leaves_a_word_and_no_traceback(place, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupted)
+    assert code_of(main, "inspect", "nowhere") == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 SCRIPTS = {"convert": "write_datasets.py", "inspect": "inspect_data.py", "pretrain": "train_idmm.py"}
 
 
