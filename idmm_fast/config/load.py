@@ -154,6 +154,8 @@ def check_files(cfg: SimpleNamespace) -> None:
     ):
         path = getattr(getattr(cfg, section), key, None) if needs_test or key != "test" else None
         if path is not None and not is_there(path):
+            if key == "train" and Path(path).suffix != ".beton":
+                raise ConfigError(f"data.train (--data): there is no folder or .beton file {path}")
             raise ConfigError(f"{section}.{key}: {path} does not exist; {advice}")
 
 

@@ -43,8 +43,8 @@ def load(
     """
     if not root.is_dir():
         raise DatasetError(
-            f"{root} is not a folder. "
-            f"Name your tree of images with --root DIR: DIR/CLASS/*.jpg or DIR/train/CLASS/*.jpg."
+            f"{root} is not a folder. Name your tree of images, DIR/CLASS/*.jpg or DIR/train/CLASS/*.jpg "
+            f"(convert takes it as --root DIR)."
         )
     if labels:
         return _with_test(load_by_table(root, labels, file_column, label_column, split_column))

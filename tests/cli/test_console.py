@@ -114,6 +114,8 @@ def test_configurations_are_found_by_name(tmp_path, monkeypatch, capsys):
     for verb in ("pretrain", "finetune"):
         says = code_of(main, verb, "--config", "flowers", "--data.train=nowhere.beton")
         assert "data.train: nowhere.beton does not exist" in says
+        says = code_of(main, verb, "--config", "flowers", "--data", "my fotos", "--data.test=nowhere.beton")
+        assert says == "error: data.train (--data): there is no folder or .beton file my fotos"
     says = code_of(main, "pretrain", "--config", "fish")
     assert f"fish does not exist; the configurations that come along are in {ROOT}" in says
     assert re.search(r": aircraft, backbones/pvt_v2_b0, .*, methods/dino, .*, own, pets, ", says)
