@@ -158,13 +158,13 @@ class RunDir:
                 )
             if checkpoint.listing(self.checkpoints) and path.resolve().parent not in self._own_folders():
                 raise ConfigError(
-                    f"{self.folder} holds a run already, and {resume} is of another one. Use another --logging.run_dir."
+                    f"{self.folder} holds a run already, and {resume} is of another one. Use another --out."
                 )
             return path, checkpoint.load(path)
         if checkpoint.listing(self.checkpoints):
             raise ConfigError(
                 f"{self.folder} holds a run already. Resume it: --training.resume=auto. "
-                f"Or start another: --logging.run_dir=DIR."
+                f"Or start another: --out DIR (logging.run_dir)."
             )
         return None, None
 
@@ -191,7 +191,7 @@ class RunDir:
                     raise ConfigError(
                         f"{self.folder} was started with {section}.{key}={was.get(key, _ABSENT)}, "
                         f"not {now.get(key, _ABSENT)}; a run resumes as it started. "
-                        f"Use another --logging.run_dir for another run."
+                        f"Use another --out for another run."
                     )
 
     def _check_same_images(self, betons: dict[str, Beton]) -> None:
@@ -199,13 +199,13 @@ class RunDir:
         if known and ("val" in known) != ("val" in betons):
             raise ConfigError(
                 f"{self.folder} was started {'with' if 'val' in known else 'without'} data.val; a run resumes as it "
-                f"started. Use another --logging.run_dir for another run."
+                f"started. Use another --out for another run."
             )
         for split, was in known.items():
             if self._fingerprints.get(split, was) != was:
                 raise OtherImages(
                     f"{self.folder} was started with other images or labels than those of {betons[split].path} "
-                    f"(data.{split}); a run resumes as it started. Use another --logging.run_dir for another run."
+                    f"(data.{split}); a run resumes as it started. Use another --out for another run."
                 )
 
     def announce(self, text: str) -> None:
