@@ -36,7 +36,7 @@ def match_labels(train: Beton, test: Beton) -> np.ndarray:
     if (train.label == train.label[0]).all():
         raise BetonError(
             f"{train.path} has one class only, {train.classes[train.label[0]]!r}; evaluation and fine-tuning need two "
-            f"classes. Are the folders of the classes one level deeper?"
+            f"classes. Put the images of each class into a folder of its own: FOLDER/CLASS/"
         )
     labels, strange = _matched(train, test)
     if unknown := int((labels >= len(train.classes)).sum()) if strange else 0:

@@ -203,7 +203,7 @@ def test_one_class_is_refused(tmp_path):
         lambda: evaluate_frozen(make_config(SCHEMA, values)),
         lambda: finetune.finetune(make_config(finetune.SCHEMA, values)),
     ):
-        with pytest.raises(BetonError, match=r"one class only, 'a'; .* need two"):
+        with pytest.raises(BetonError, match=r"one class only, 'a'; .* need two .* own: FOLDER/CLASS/$"):
             call()
     assert not (tmp_path / "run").exists()
 
