@@ -126,11 +126,14 @@ def _some(source: Split | Beton, rows: Sequence[int], count: int, path: Path, mo
 
 
 def measure(task: Task, seconds: float) -> tuple[float, float, int]:
-    """Take a first step, and time more of them for about so many seconds.
+    """Take a first step, which may compile the loader's kernels, and time two or more for about so many seconds.
 
     Returns:
         Images/s of loading, forward and backward; seconds of an update, which takes the same time (Muon's a long one)
         whatever the number of images is; how many steps were timed.
+
+    Raises:
+        ValueError: A step takes more than four times as long.
     """
     choose_attention(task.model, task.runtime)
     choose_layers(task.model, task.runtime)
@@ -152,8 +155,10 @@ def measure(task: Task, seconds: float) -> tuple[float, float, int]:
                 marks.append(time.perf_counter())
                 updates.append(marks[-1] - before)
                 images.append(task.loader.global_batch_len(step))
-                first = 1 if len(marks) > 2 else 0  # a first step that takes longer than all is the only one
-                if marks[-1] - marks[first] >= (seconds if first else 2 * seconds):
-                    steps, updating = len(marks) - 1 - first, sum(updates[first + 1 :])
-                    return sum(images[first + 1 :]) / (marks[-1] - marks[first] - updating), updating / steps, steps
+                steps, passed = len(marks) - 2, marks[-1] - marks[1]
+                if steps == 1 and passed > 4 * seconds:
+                    raise ValueError(f"a step takes {passed:.0f} s, too long to measure a few")
+                if steps >= 2 and passed >= seconds:
+                    updating = sum(updates[2:])
+                    return sum(images[2:]) / (passed - updating), updating / steps, steps
     raise AssertionError("epochs have no end")

@@ -67,6 +67,40 @@ def test_the_rate_is_that_of_the_steps_after_the_first(tiny_beton, tmp_path, mon
     assert rate > 16 / 0.2
 
 
+def measured(monkeypatch, step_seconds, seconds):
+    """`measure` by a clock that only steps move: so many seconds each, the last of them again and again."""
+    clock, left = [0.0], list(step_seconds)
+    monkeypatch.setattr(minutes, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(minutes, "make_optimizers", lambda model, _: [])
+    monkeypatch.setattr(minutes, "prefetch_to_device", lambda loader, device: [0] * 2)
+    for name in ("choose_attention", "choose_layers"):
+        monkeypatch.setattr(minutes, name, lambda model, runtime: None)
+
+    def loss(groups, epoch, step):
+        clock[0] += left.pop(0) if len(left) > 1 else left[0]
+        return torch.ones(1, requires_grad=True).sum()
+
+    task = SimpleNamespace(
+        model=None,
+        runtime=SimpleNamespace(device="cpu", autocast=contextlib.nullcontext),
+        cfg=SimpleNamespace(training=None),
+        loader=SimpleNamespace(close=lambda: None, global_batch_len=lambda step: 8),
+        loss=loss,
+    )
+    return minutes.measure(task, seconds)
+
+
+def test_a_first_step_of_any_length_is_not_counted(monkeypatch):
+    """One that compiles kernels takes longer than all that are timed; of slow steps two are timed."""
+    assert measured(monkeypatch, [60, 1], 6) == (pytest.approx(8), 0, 6)
+    assert measured(monkeypatch, [60, 20], 6) == (pytest.approx(8 / 20), 0, 2)
+
+
+def test_one_step_is_no_measurement(monkeypatch):
+    with pytest.raises(ValueError, match="a step takes 25 s, too long to measure"):
+        measured(monkeypatch, [25], 6)
+
+
 class SlowOptimizer(torch.optim.SGD):
     """Takes 50 ms for an update."""
 
