@@ -47,7 +47,7 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
     )
     classifier = evaluate_classifier(cfg)
     if classifier:
-        keys_shown = ("top1", "top5", "balanced_accuracy", "ece")
+        keys_shown = [key for key in ("top1", "top5", "balanced_accuracy", "ece") if key in classifier]
         print("classifier: " + "  ".join(f"{key} {classifier[key]:.2f} %" for key in keys_shown))
         if classifier["trained_on"]:
             seen = f"{classifier['trained_on']} of {classifier['images']} test images are in data.train of"

@@ -73,8 +73,10 @@ def measure(found: Classified) -> dict[str, Any]:
     """The numbers of a report.
 
     Returns:
-        {"images", "top1", "top5", "balanced_accuracy", "ece"} and "classes": for each class of which there are images
-        {"name", "images", "precision", "recall", "f1", "taken_for"}; the last is the class that it is most often
+        {"images", "top1", "top1_error", "most_frequent", "top5", "balanced_accuracy", "ece"}: "top1_error" is the
+        standard error of "top1", "most_frequent" the share of that class; no "top5" of five classes or fewer. And
+        "classes": for each class of which there are images {"name", "images", "predicted", "precision", "recall", "f1",
+        "taken_for"}: "predicted" is how many images are taken for it, "taken_for" the class that it is most often
         mistaken for, or None. All but counts are percent.
     """
     labels, names, classes = found.labels, list(found.names), np.arange(len(found.names))
@@ -89,6 +91,7 @@ def measure(found: Classified) -> dict[str, Any]:
         {
             "name": names[k],
             "images": int(support[k]),
+            "predicted": int(confusion[:, k].sum()),
             "precision": 100 * float(precision[k]),
             "recall": 100 * float(recall[k]),
             "f1": 100 * float(f1[k]),
@@ -96,10 +99,14 @@ def measure(found: Classified) -> dict[str, Any]:
         }
         for k in np.flatnonzero(support)
     ]
+    right = float((predicted == labels).mean())
+    top5 = {"top5": 100 * float((order[:, :5] == labels[:, None]).any(1).mean())} if len(names) > 5 else {}
     return {
         "images": int(labels.size),
-        "top1": 100 * float((predicted == labels).mean()),
-        "top5": 100 * float((order[:, :5] == labels[:, None]).any(1).mean()),
+        "top1": 100 * right,
+        "top1_error": 100 * float(np.sqrt(right * (1 - right) / labels.size)),
+        "most_frequent": 100 * float(support.max() / labels.size),
+        **top5,
         "balanced_accuracy": 100 * float(recall[support > 0].mean()),
         "ece": 100 * expected_calibration_error(found.probabilities, labels),
         "classes": by_class,
@@ -123,7 +130,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) ->
 
 
 def write_report(
-    found: Classified, images: EvaluationImages, folder: str | Path, title: str, with_curves: bool = False
+    found: Classified, images: EvaluationImages, folder: str | Path, title: str, train_images: int | None = None
 ) -> dict[str, Any]:
     """Write report.md, report.json, confusion.png and mistakes.png, and return the numbers.
 
@@ -132,7 +139,7 @@ def write_report(
         images: of what.
         folder: where the files go; it is made.
         title: the head of the page.
-        with_curves: whether the folder has a curves.png to show.
+        train_images: of the training whose curves.png is in the folder, how many images it had; None: of no training.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,23 +160,27 @@ def write_report(
         ]
         plot_mistakes(images.path, found.rows[mistakes], titles, folder / "mistakes.png", max(images.size, 64))
         pictures["mistakes.png"] = "The most confident mistakes: what the network says, and what the image is"
-    if with_curves:
+    if train_images is not None:
         pictures["curves.png"] = "The training"
     write_json(folder / "report.json", numbers)
-    write_text(folder / "report.md", _page(numbers, title, pictures))
+    write_text(folder / "report.md", _page(numbers, title, pictures, train_images))
     return numbers
 
 
-def _page(numbers: dict[str, Any], title: str, pictures: dict[str, str]) -> str:
+def _page(numbers: dict[str, Any], title: str, pictures: dict[str, str], train_images: int | None) -> str:
     """The page, in Markdown."""
     summary = {
-        "top-1": numbers["top1"],
-        "top-5": numbers["top5"],
-        "balanced accuracy (mean recall of the classes)": numbers["balanced_accuracy"],
-        "calibration error (ECE, 15 bins)": numbers["ece"],
+        "top-1": "top1",
+        "top-5": "top5",
+        "share of the most frequent class": "most_frequent",
+        "balanced accuracy (mean recall of the classes)": "balanced_accuracy",
+        "calibration error (ECE, 15 bins)": "ece",
     }
-    lines = [f"# {title}", "", f"{numbers['images']:,} images.", "", "| | % |", "|---|---|"]
-    lines += [f"| {name} | {value:.2f} |" for name, value in summary.items()]
+    errors = {"top1": f"± {numbers['top1_error']:.2f}"}
+    images = "1 test image" if numbers["images"] == 1 else f"{numbers['images']:,} test images"
+    trained = "" if train_images is None else f", {train_images:,} training images"
+    lines = [f"# {title}", "", f"{images}{trained}.", "", "| | % | standard error |", "|---|---|---|"]
+    lines += [f"| {name} | {numbers[k]:.2f} | {errors.get(k, '')} |" for name, k in summary.items() if k in numbers]
     lines += ["", "The classes, those found worst first:", ""]
     lines += [
         "| class | images | recall, % | precision, % | F1, % | most often taken for |",
@@ -177,7 +188,8 @@ def _page(numbers: dict[str, Any], title: str, pictures: dict[str, str]) -> str:
     ]
     for row in sorted(numbers["classes"], key=lambda row: row["recall"]):
         cells = [_cell(row["name"]), f"{row['images']:,}"]
-        cells += [f"{row[key]:.1f}" for key in ("recall", "precision", "f1")]
+        precision = f"{row['precision']:.1f}" if row["predicted"] else "-"
+        cells += [f"{row['recall']:.1f}", precision, f"{row['f1']:.1f}"]
         lines.append("| " + " | ".join([*cells, _cell(row["taken_for"] or "")]) + " |")
     for file, what in pictures.items():
         lines += ["", f"{what}:", "", f"![{what}]({file})"]

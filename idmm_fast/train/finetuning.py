@@ -203,7 +203,7 @@ class Finetuning(Task):
             if self.cfg.logging.report:
                 images, title = self._images("test"), f"{run.folder.name}: {model.name} from {init_of(model)}"
                 found = classify(kept, images, self.eval_labels["test"].numpy(), self.label_names, self.runtime)
-                write_report(found, images, run.folder, title, with_curves=True)
+                write_report(found, images, run.folder, title, int(self.rows.size))
         return result
 
 

@@ -12,7 +12,8 @@ from idmm_fast.beton.decode import decode_rows
 from idmm_fast.beton.subset import write_subset
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import Split
-from idmm_fast.evaluate.classification import Classified, expected_calibration_error, measure
+from idmm_fast.evaluate import EvaluationImages, classification
+from idmm_fast.evaluate.classification import Classified, expected_calibration_error, measure, write_report
 from idmm_fast.evaluate.tuned import labels_by_name
 from idmm_fast.models import load_trained
 from idmm_fast.train import checkpoint
@@ -59,6 +60,21 @@ def test_confused_classes_are_named():
     found = Classified(np.arange(6), labels, np.eye(3, dtype=np.float32)[predicted], ["a", "b", "c"])
     assert [row["taken_for"] for row in measure(found)["classes"]] == ["c", None, None]
     assert [round(row["recall"]) for row in measure(found)["classes"]] == [0, 100, 100]
+
+
+def test_a_report_says_how_far_its_numbers_go(tmp_path, monkeypatch):
+    """25 images, 16 right: ± 100 sqrt(0.64 x 0.36 / 25) %; no top-5 of three classes, no precision without images."""
+    monkeypatch.setattr(classification, "plot_confusion", lambda *args: None)
+    monkeypatch.setattr(classification, "plot_mistakes", lambda *args: None)
+    labels, predicted = np.array([0] * 15 + [1] * 8 + [2] * 2), np.array([0] * 15 + [1] + [0] * 7 + [1] * 2)
+    found = Classified(np.arange(25), labels, np.eye(3, dtype=np.float32)[predicted], ["a", "b", "c"])
+    write_report(found, EvaluationImages("x.beton", 32), tmp_path, "x", 100)
+    page = (tmp_path / "report.md").read_text()
+    assert "25 test images, 100 training images." in page
+    assert "| top-1 | 64.00 | ± 9.60 |" in page
+    assert "| share of the most frequent class | 60.00 |" in page
+    assert "top-5" not in page
+    assert "| c | 2 | 0.0 | - | 0.0 | b |" in page
 
 
 @pytest.mark.parametrize(("right", "wanted"), [(8, 0.0), (10, 0.2), (4, 0.4), (0, 0.8)])
