@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +134,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) ->
 def write_report(
     found: Classified, images: EvaluationImages, folder: str | Path, title: str, train_images: int | None = None
 ) -> dict[str, Any]:
-    """Write report.md, report.json, confusion.png and mistakes.png, and return the numbers.
+    """Write report.md, report.json, test_predictions.csv and the pictures, and return the numbers.
 
     Args:
         found: what the classifier said.
@@ -154,17 +156,30 @@ def write_report(
     mistakes = mistakes[np.argsort(-found.probabilities[mistakes, predicted[mistakes]], kind="stable")][:24]
     if mistakes.size:
         titles = [
-            f"{found.names[predicted[k]]} {100 * found.probabilities[k, predicted[k]]:.0f} %\n"
-            f"is {found.names[found.labels[k]]}"
+            f"predicted ({100 * found.probabilities[k, predicted[k]]:.0f} %):\n{found.names[predicted[k]]}\n"
+            f"true: {found.names[found.labels[k]]}"
             for k in mistakes
         ]
         plot_mistakes(images.path, found.rows[mistakes], titles, folder / "mistakes.png", max(images.size, 64))
-        pictures["mistakes.png"] = "The most confident mistakes: what the network says, and what the image is"
+        pictures["mistakes.png"] = "The most confident mistakes: the predicted class, and the true one"
     if train_images is not None:
         pictures["curves.png"] = "The training"
     write_json(folder / "report.json", numbers)
+    write_text(folder / "test_predictions.csv", _table(found))
     write_text(folder / "report.md", _page(numbers, title, pictures, train_images))
     return numbers
+
+
+def _table(found: Classified) -> str:
+    """The prediction of each image as CSV, by its row in the beton."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "true", "predicted", "probability"])
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in found.names]
+    for k in np.argsort(found.rows, kind="stable"):
+        best = int(found.probabilities[k].argmax())
+        writer.writerow([found.rows[k], names[found.labels[k]], names[best], f"{found.probabilities[k, best]:.6g}"])
+    return text.getvalue()
 
 
 def _page(numbers: dict[str, Any], title: str, pictures: dict[str, str], train_images: int | None) -> str:
@@ -191,6 +206,7 @@ def _page(numbers: dict[str, Any], title: str, pictures: dict[str, str], train_i
         precision = f"{row['precision']:.1f}" if row["predicted"] else "-"
         cells += [f"{row['recall']:.1f}", precision, f"{row['f1']:.1f}"]
         lines.append("| " + " | ".join([*cells, _cell(row["taken_for"] or "")]) + " |")
+    lines += ["", "Each image: [test_predictions.csv](test_predictions.csv)."]
     for file, what in pictures.items():
         lines += ["", f"{what}:", "", f"![{what}]({file})"]
     return "\n".join(lines) + "\n"

@@ -1,5 +1,6 @@
 """The report of a classifier: its numbers against closed forms and scikit-learn, its files."""
 
+import csv
 import json
 
 import numpy as np
@@ -75,6 +76,23 @@ def test_a_report_says_how_far_its_numbers_go(tmp_path, monkeypatch):
     assert "| share of the most frequent class | 60.00 |" in page
     assert "top-5" not in page
     assert "| c | 2 | 0.0 | - | 0.0 | b |" in page
+
+
+def test_each_image_has_a_line_with_its_prediction(tmp_path, monkeypatch):
+    """In the order of the rows; a name with a comma is quoted."""
+    monkeypatch.setattr(classification, "plot_confusion", lambda *args: None)
+    titles = []
+    monkeypatch.setattr(classification, "plot_mistakes", lambda path, rows, texts, *_: titles.extend(texts))
+    probabilities = np.array([[0.75, 0.25], [0.125, 0.875]], np.float32)
+    found = Classified(np.array([7, 3]), np.array([1, 1]), probabilities, ["cat", "dog, big"])
+    write_report(found, EvaluationImages("x.beton", 32), tmp_path, "x")
+    with open(tmp_path / "test_predictions.csv", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["row", "true", "predicted", "probability"],
+            ["3", "dog, big", "dog, big", "0.875"],
+            ["7", "dog, big", "cat", "0.75"],
+        ]
+    assert titles == ["predicted (75 %):\ncat\ntrue: dog, big"]
 
 
 @pytest.mark.parametrize(("right", "wanted"), [(8, 0.0), (10, 0.2), (4, 0.4), (0, 0.8)])
