@@ -1,5 +1,6 @@
 """The command line: --config FILE and --section.key=value, and the help that lists every key."""
 
+import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -47,11 +48,20 @@ def parse(
         if name in ("config", "config-file", "C"):
             files = laid_over(files, load_values(packaged_config(value, configs), known, ignored, others))
         else:
+            _refuse_misspelt(name, ("config", *aliases), known)
             given.append(f"--{aliases.get(name, name)}={value}")
     params = {f"{section}.{key}": param for section, (_, group) in schema.items() for key, param in group.items()}
     readers = {key: param.checker.typed for key, param in params.items() if hasattr(param.checker, "typed")}
     typed = overrides(known, given, readers)
     return make_config(schema, prepare(laid_over(files, typed), typed))
+
+
+def _refuse_misspelt(name: str, short: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ConfigError for an option that is almost one of the `short` ones, which are no keys."""
+    if name in short or any(key == name or key.startswith(f"{name}.") for key in known):
+        return
+    if near := difflib.get_close_matches(name, short, 1, 0.75):
+        raise ConfigError(f"command line: there is no key '{name}'. Did you mean --{near[0]}? (--help lists all keys)")
 
 
 def overrides(

@@ -229,9 +229,12 @@ def _read_tree(path: str | Path, included_by: tuple[str, ...]) -> dict[str, Any]
     """The content of a YAML file."""
     if not Path(path).exists():
         by = f" (included by {included_by[-1]})" if included_by else ""
+        names = _packaged_names()
+        near = difflib.get_close_matches(str(path).removesuffix(".yaml"), names, 1, 0.7)
+        meant = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
             f"{path} does not exist{by}; the configurations that come along are in {_shown(PACKAGED)}: "
-            f"{', '.join(_packaged_names())}"
+            f"{', '.join(names)}.{meant}"
         )
     if str(path) in included_by:
         raise ConfigError(f"{path} includes itself, by way of {included_by[-1]}")

@@ -119,6 +119,15 @@ def test_configurations_are_found_by_name(tmp_path, monkeypatch, capsys):
     says = code_of(main, "pretrain", "--config", "fish")
     assert f"fish does not exist; the configurations that come along are in {ROOT}" in says
     assert re.search(r": aircraft, backbones/pvt_v2_b0, .*, methods/dino, .*, own, pets, ", says)
+    assert "Did you mean" not in says
+    assert code_of(main, "pretrain", "--config", "owns").endswith(". Did you mean own?")
+    for verb, typed, meant in (
+        ("pretrain", "conf", "config"),
+        ("finetune", "ini", "init"),
+        ("evaluate", "dat", "data"),
+    ):
+        says = code_of(main, verb, f"--{typed}=x")
+        assert says.startswith(f"error: command line: there is no key '{typed}'. Did you mean --{meant}?"), says
     assert packaged_config("rn_configs/methods/dino.yaml") == str(PACKAGED / "methods" / "dino.yaml")
     says = code_of(main, "compare", "--config", "fish", "--datasets", "x", "--methods", "idmm")
     assert "fish does not exist; small and paper come along" in says
