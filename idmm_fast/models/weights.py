@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
 
+from ..config import find_run_config
 from ..files import replacing
 from .backbone import size_options
 from .normalize import MEAN, STD
@@ -120,13 +124,23 @@ def load_backbone(backbone: nn.Module, path: str | Path, head: nn.Linear | None 
         found = f"of shape {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here" if key in weights else ""
         raise ValueError(
             f"{path} does not fit this model: {len(wrong)} of {len(own)} tensors are missing or of another shape, "
-            f"first '{key}', {found or 'not there'}. Use the model.name and model.options that it was trained with, "
-            f"and its model.image_size too where a model can't change that."
+            f"first '{key}', {found or 'not there'}. Use the model.name and model.options that it was trained with"
+            f"{_as_trained(path)}, and its model.image_size too where a model can't change that."
         )
     backbone.load_state_dict({k: weights[k] for k in own})
     if head is not None:
         _load_head(head, weights, classifier_names(backbone)[0], path)
     return len(own)
+
+
+def _as_trained(path: str | Path) -> str:
+    """The keys of the run's own model as they are typed, for a message; "" where `path` is in no run folder."""
+    run = find_run_config(path)
+    model = (yaml.safe_load(run.read_text(encoding="utf-8")) or {}).get("model") if run else None
+    if not model:
+        return ""
+    options = shlex.quote(f"--model.options={json.dumps(model.get('options') or {})}")
+    return f" (--model.name={model['name']} {options})"
 
 
 def _resampled(backbone: nn.Module, key: str, value: torch.Tensor, shape: torch.Size) -> torch.Tensor:

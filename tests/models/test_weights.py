@@ -3,9 +3,12 @@
 import argparse
 import json
 import pickle
+import re
+import shlex
 
 import pytest
 import torch
+import yaml
 from helpers import FINETUNE, TINY_VIT, tiny_config
 
 from idmm_fast.models import (
@@ -16,6 +19,7 @@ from idmm_fast.models import (
     load_backbone,
     load_trained,
     normalization_of,
+    save_backbone,
 )
 from idmm_fast.train import checkpoint
 from idmm_fast.train.finetuning import finetune
@@ -91,8 +95,6 @@ def test_finetuned_model_loads_in_timm(name, options, size, tiny_beton, tmp_path
 
 def test_position_embedding_is_resampled_for_another_resolution(tmp_path):
     """The class token's place is kept, the grid resampled (a constant one stays constant), all else taken as it is."""
-    from idmm_fast.models import save_backbone
-
     small, large = (create_backbone("deit_tiny_patch16_224", s) for s in (112, 224))
     with torch.no_grad():
         small.pos_embed[:, 1:] = torch.linspace(-1, 1, 192)
@@ -104,6 +106,20 @@ def test_position_embedding_is_resampled_for_another_resolution(tmp_path):
     assert torch.equal(large.blocks[3].attn.qkv.weight, small.blocks[3].attn.qkv.weight)
     with pytest.raises(ValueError, match="does not fit"):
         load_backbone(create_backbone("pvt_v2_b0", 112), tmp_path / "b.safetensors")
+
+
+def test_weights_of_another_model_are_told_with_the_keys_that_fit(tmp_path):
+    """As they are typed: read by a shell, and as YAML, they are the model of the run."""
+    options = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    model = {"name": "vit_tiny_patch16_224", "options": options, "image_size": 16}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    save_backbone(create_backbone(model["name"], 16, 0.0, options), tmp_path / "backbone.safetensors")
+    other = create_backbone(model["name"], 16, 0.0, options | {"embed_dim": 16})
+    with pytest.raises(ValueError, match="does not fit this model") as told:
+        load_backbone(other, tmp_path)
+    name, typed = shlex.split(re.search(r"\((--model\.name=.*)\), and", str(told.value))[1])
+    assert name == f"--model.name={model['name']}"
+    assert yaml.safe_load(typed.removeprefix("--model.options=")) == options
 
 
 def test_unknown_model_name_lists_similar_ones():
