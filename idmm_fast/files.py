@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+PREDICTION_ENDINGS = (".csv", ".json", ".parquet")
+
 
 def sha256(path: str | Path, progress: Callable[[int], object] | None = None) -> str:
     """The SHA-256 of a file.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..cli import help_head, run
 from ..config import ConfigError, is_there
+from ..files import PREDICTION_ENDINGS
 
 SCRIPT = "python predict.py"
 
@@ -51,6 +52,13 @@ def predict(argv: Sequence[str], prog: str = SCRIPT) -> None:
     args = parse(argv, prog)
     if not is_there(args.checkpoint):
         raise ConfigError(f"{args.checkpoint} does not exist; --checkpoint is the run folder of a fine-tuning")
+    for path in args.images:
+        if not path.exists():
+            raise ConfigError(f"--images: {path} does not exist; name images, or folders of them")
+    if Path(args.out).suffix.lower() not in PREDICTION_ENDINGS:
+        raise ConfigError(
+            f"--out: {args.out} ends neither in {', nor in '.join(PREDICTION_ENDINGS)}, as predictions are written"
+        )
 
     # torch, which takes seconds, only for what is to be run
     from ..evaluate.predict import PredictOptions, predict_files, printable

@@ -79,8 +79,8 @@ def predict_files(checkpoint: str | Path, paths: Iterable[str | Path], options: 
     trained = load_trained(checkpoint)
     if not trained.label_names:
         raise ConfigError(
-            f"{checkpoint} has no classifier: it is a pretraining, or a fine-tuning that has not ended. Fine-tune it, "
-            f"or name one of its checkpoints"
+            f"{checkpoint} has no classifier: it is a pretraining, or a fine-tuning that has not ended. Fine-tune it "
+            f"(idmm-fast finetune --init), or name a checkpoint of the fine-tuning"
         )
     runtime = _runtime(trained.training, options.device)
     network = runtime.to_device(trained.network)

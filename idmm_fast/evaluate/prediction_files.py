@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..files import replacing
+from ..files import PREDICTION_ENDINGS, replacing
 from .predict import Predictions
-
-ENDINGS = (".csv", ".json", ".parquet")
 
 
 def check_target(out: str | Path) -> None:
     """Raise ConfigError for a file that can't be written, before the work for it is done."""
-    if Path(out).suffix.lower() not in ENDINGS:
-        raise ConfigError(f"{out}: predictions are written as {', '.join(ENDINGS)}; the ending of the name decides")
+    if Path(out).suffix.lower() not in PREDICTION_ENDINGS:
+        raise ConfigError(
+            f"{out}: predictions are written as {', '.join(PREDICTION_ENDINGS)}; the ending of the name decides"
+        )
     if Path(out).suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
         raise ConfigError(f"{out}: Parquet needs one more package: pip install pyarrow. Or write .csv or .json.")
     try:

@@ -35,6 +35,9 @@ def test_verbs_have_help_and_others_are_refused(capsys):
     main(["--version"])
     assert capsys.readouterr().out.startswith("idmm-fast ")
     assert "nowhere does not exist" in code_of(main, "predict", "--checkpoint=nowhere", "--images=x")
+    assert "--images: nowhere does not exist" in code_of(main, "predict", f"--checkpoint={ROOT}", "--images=nowhere")
+    says = code_of(main, "predict", f"--checkpoint={ROOT}", f"--images={ROOT}", "--out=x.txt")
+    assert "--out: x.txt ends neither in .csv, nor in .json" in says
     assert "--images: nowhere does not exist" in code_of(main, "embed", f"--checkpoint={ROOT}", "--images=nowhere")
     assert "--checkpoint: nowhere does not exist" in code_of(main, "export", "--checkpoint=nowhere")
 
