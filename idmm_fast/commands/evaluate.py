@@ -11,6 +11,7 @@ of images, its own test split is evaluated, or a fifth of each class, which is h
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
     )
     check_files(cfg)
 
+    from ..beton import open_beton
     from ..evaluate.frozen import evaluate_frozen  # torch, which takes seconds, only for what is to be run
     from ..evaluate.tuned import evaluate_classifier
 
@@ -45,6 +47,10 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
         "  ".join(f"{name} {value:.2f} %" for name, value in result.items())
         + (f"  ({skipped} images skipped)" if skipped else "")
     )
+    labels = open_beton(cfg.data.test).label
+    most = max(Counter(labels.tolist()).values())
+    images = "1 test image" if len(labels) == 1 else f"{len(labels):,} test images"
+    print(f"{images}, of which the most frequent class has {most:,} ({100 * most / len(labels):.2f} %)")
     classifier = evaluate_classifier(cfg)
     if classifier:
         keys_shown = [key for key in ("top1", "top5", "balanced_accuracy", "ece") if key in classifier]

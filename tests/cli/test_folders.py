@@ -53,6 +53,7 @@ def test_evaluation_of_a_run_reads_the_folder_that_is_named(folder, asked, tiny_
     shown = run_script("evaluate.py", "--checkpoint", run, "--data", folder, "--test", tiny_beton)
     assert shown.returncode == 0, shown.stderr
     assert images_of(asked[-1]) == {"train": 8, "test": 64}
+    assert "64 test images, of which the most frequent class has 16 (25.00 %)" in shown.stdout
     run_script("evaluate.py", "--checkpoint", run)
     assert images_of(asked[-1]) == {"train": 64, "test": 64}
 

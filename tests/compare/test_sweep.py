@@ -114,7 +114,9 @@ def test_a_killed_sweep_resumes_and_reports(sweep_dir, methods, args):
         f"--model.options={yaml.safe_dump(TINY_VIT, default_flow_style=True)}",
     )
     random = next(line for line in lines if line["method"] == "random" and line["seed"] == 0)
-    assert alone.stdout.split() == [t for k in ("knn10", "knn20", "linear") for t in (k, f"{random[k]:.2f}", "%")]
+    assert alone.stdout.splitlines()[0].split() == [
+        t for k in ("knn10", "knn20", "linear") for t in (k, f"{random[k]:.2f}", "%")
+    ]
     assert not list((sweep_dir / "out").rglob("checkpoints"))  # tidied up
     assert len(list((sweep_dir / "out").rglob("backbone.safetensors"))) == 2 * (len(methods) - 1)
     text = (sweep_dir / "out" / "results.jsonl").read_text()
