@@ -42,10 +42,10 @@ def test_everything_that_is_wrong_with_a_folder_is_said(root, tmp_path):
         "shorter side 80 to 93 pixels",
         "  1 gray, 15 in colour\n",
         f"1 damaged: first {root}/train/b/cut.png: ",
-        f"1 images twice or more within a split; first {root}/train/a/5.png and {root}/train/a/again.png",
-        f"1 images twice or more ACROSS SPLITS: accuracy on them is not to be trusted; first {root}/train/a/3.png and "
+        f"1 image twice or more within a split; first {root}/train/a/5.png and {root}/train/a/again.png",
+        f"1 image twice or more ACROSS SPLITS: accuracy on them is not to be trusted; first {root}/train/a/3.png and "
         f"{root}/test/b/other.bmp",
-        f"1 images twice or more with different labels; first {root}/train/a/3.png",
+        f"1 image twice or more with different labels; first {root}/train/a/3.png",
         "2 classes in train, of 2 (b) to 13 (a) images",
         "1 with fewer than 10 images: b (2)",
         f"  {tmp_path}/sheets: 3 pictures\n",
@@ -66,7 +66,7 @@ def test_betons_are_looked_at_as_their_folder_is(root, tmp_path):
         for s, split in folder.load(root).items()
     )
     said = look(train, test, "--out", tmp_path / "sheets")
-    assert "1 images twice or more ACROSS SPLITS" in said
+    assert "1 image twice or more ACROSS SPLITS" in said
     assert "2 classes in train, of 2 (b) to 13 (a) images" in said
     assert "0 damaged" in said
     assert f"idmm-fast pretrain --config own --data {train} --model.image_size=64" in said

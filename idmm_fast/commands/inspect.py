@@ -63,7 +63,8 @@ def inspect_data(argv: Sequence[str], prog: str = SCRIPT) -> None:
     print("\n".join(inspect.report_lines(found)), flush=True)
     sheets = inspect.write_sheets(found, args.out or Path("runs") / f"{name}_inspected")
     if sheets:
-        print(f"contact sheets\n  {printable(f'{sheets[0].parent}: {len(sheets)} pictures')}")
+        pictures = f"{len(sheets)} picture" + "s" * (len(sheets) != 1)
+        print(f"contact sheets\n  {printable(f'{sheets[0].parent}: {pictures}')}")
     print_suggestion(found, inspect.suggest(found, args.data, name, labels), not args.no_measure)
 
 

@@ -131,7 +131,7 @@ def _inspect_betons(paths: Sequence[Path], quiet: bool) -> Inspection:
         betons[path.stem if name in betons else name] = beton
     result = Inspection(betons)
     for name, beton in betons.items():
-        result.lines.append(f"  {name}: {beton.path}, {len(beton):,} images")
+        result.lines.append(f"  {name}: {beton.path}, {len(beton):,} image{'s' * (len(beton) != 1)}")
         rows = [(int(label), f"row {row} of {beton.path}", row) for row, label in enumerate(beton.label)]
         _look(result, name, rows, _row_reader(beton), quiet)
     return result

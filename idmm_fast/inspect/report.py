@@ -47,7 +47,8 @@ def _duplicate_lines(groups: list[list[Seen]]) -> list[str]:
     for kind, those in kinds.items():
         if those:
             first = sorted(those[0], key=lambda i: i.split != "train")
-            lines.append(f"  {len(those):,} images twice or more {kind}; first {first[0].name} and {first[1].name}")
+            images = f"{len(those):,} image{'s' * (len(those) != 1)}"
+            lines.append(f"  {images} twice or more {kind}; first {first[0].name} and {first[1].name}")
     return lines or ["  none"]
 
 
@@ -60,7 +61,7 @@ def _class_lines(found: Inspection) -> list[str]:
     ordered = sorted(range(len(names)), key=lambda label: counts[label])
     fewest, most = ordered[0], max(range(len(names)), key=lambda label: counts[label])
     sizes = f"{counts[fewest]:,} ({names[fewest]}) to {counts[most]:,} ({names[most]}) images"
-    sizes = f"{counts[most]:,} images each" if counts[fewest] == counts[most] else sizes
+    sizes = f"{counts[most]:,} image{'s' * (counts[most] != 1)} each" if counts[fewest] == counts[most] else sizes
     lines = [f"  {len(names):,} classes in {split}, of {sizes}"]
     tiny = [f"{names[label]} ({counts[label]})" for label in ordered if counts[label] < TINY_CLASS]
     if tiny:

@@ -76,10 +76,11 @@ class Pretraining(Task):
             distributed.broadcast_from_main(online_evaluation.check)  # the only process that will evaluate
             if cfg.data.test is not None:
                 self.evaluated_images = len(beton) + len(open_beton(cfg.data.test))
+        crops = sum(v.count for v in self.loader.views)
         sizes, cache, decoder = describe_sizes(cfg), self.loader.cache, self.loader.decoder
         self.description = (
             f"{cfg.model.name} at {cfg.model.image_size}{_origin(cfg)}, {len(self.loader.indices)} images, "
-            f"{sum(v.count for v in self.loader.views)} crops each; {_describe(cfg, self.model, len(beton))}"
+            f"{crops} crop{'s' * (crops != 1)} each; {_describe(cfg, self.model, len(beton))}"
             + "".join(f"; {part}" for part in (sizes, cache.description, decoder.description) if part)
         )
 

@@ -159,7 +159,8 @@ def _steps(batches: int, cfg: SimpleNamespace) -> str:
     each = cfg.training.accumulate
     if each > batches and distributed.rank() == 0:
         print(f"training.accumulate {each} is more than the {batches} batches of an epoch", file=sys.stderr)
-    return f"{-(-batches // each)} steps" + f" of {each} batches" * (each > 1)
+    steps = -(-batches // each)
+    return f"{steps} step" + "s" * (steps != 1) + f" of {each} batches" * (each > 1)
 
 
 def _can_accumulate(cfg: SimpleNamespace) -> bool:

@@ -166,7 +166,7 @@ def test_the_first_line_counts_steps_of_several_batches(tiny_beton, tmp_path, ca
     pretrain(tiny_config(tiny_beton, tmp_path / "all", training__accumulate=9, training__epochs=1))
     said = "".join(capfd.readouterr())
     assert "training.accumulate 9 is more than the 4 batches of an epoch" in said
-    assert "1 epochs of 1 steps of 9 batches;" in said
+    assert "1 epochs of 1 step of 9 batches;" in said
 
 
 @pytest.mark.parametrize(("allowed", "says"), [(True, "--training.accumulate=6 a step has its images"), (False, "")])
