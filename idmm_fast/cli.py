@@ -1,8 +1,10 @@
 """What the commands share: errors become a message and an exit code, here and nowhere else; the head of their help."""
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .errors import IdmmError, Stopped
 
@@ -49,3 +51,17 @@ def help_head(doc: str | None, script: str, prog: str) -> str:
     verb, file = prog.partition(" ")[2], script.partition(" ")[2]
     doc = doc.replace(script, prog).replace(f" {file} ", f" -m idmm_fast {verb} ")  # the latter: torchrun's
     return re.sub(r"rn_configs/(?:finetune/)?([\w/]+)\.yaml", r"\1", doc)
+
+
+def command_parser(doc: str | None, script: str, prog: str, **options: Any) -> argparse.ArgumentParser:
+    """The parser of a command whose help begins as `help_head` says, for the same arguments.
+
+    Args:
+        options: further arguments of argparse.ArgumentParser.
+    """
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=help_head(doc, script, prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )

@@ -134,9 +134,7 @@ def test_everything_asks_for_these_limits():
         if str(path.relative_to(ROOT / "idmm_fast")) not in (
             "limits.py",
             "bench/loader.py",
-            "bench/epochs.py",
             "bench/machine.py",
-            "bench/spread.py",
             "compare/pool.py",
         ):
             assert not any(

@@ -10,7 +10,6 @@ nothing reads them, where loading sets the pace, and one that sleeps a quarter l
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from ..beton.read import Beton
 from ..files import write_json
 from ..loader import MultiCropLoader
-from .machine import describe_machine
+from .machine import describe_machine, on_cores
 from .photographs import open_betons
 from .rounds import median_min_max, print_systems
 
@@ -44,14 +43,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.limit < _BATCHES:
         raise ValueError(f"--limit {args.limit} is less than the {_BATCHES} batches of an epoch")
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(sorted(cores)[: args.workers]))
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            few = argparse.Namespace(**{**vars(args), "limit": min(args.limit, _DIFFERENT)})
-            result = _measure(open_betons(few, scratch)[1], args)
-    finally:
-        os.sched_setaffinity(0, cores)
+    with on_cores(args.workers), tempfile.TemporaryDirectory() as scratch:
+        few = argparse.Namespace(**{**vars(args), "limit": min(args.limit, _DIFFERENT)})
+        result = _measure(open_betons(few, scratch)[1], args)
     print(
         f"{result['epochs']} epochs of {result['images']} images in batches of {result['batch']}, "
         f"{args.workers} worker(s), steps of {result['step_ms']:.0f} ms, medians of {args.repeats}"

@@ -1,7 +1,9 @@
 """What a benchmark ran on: processor, cores, GPU, versions."""
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -10,6 +12,17 @@ import torch
 from ..limits import processor
 
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "numba", "ffcv", "albumentations", "nvidia-dali-cuda120")
+
+
+@contextlib.contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Run a block on the first `count` cores that the process may use, and give back all of them."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(cores)[:count]))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def describe_machine() -> dict[str, Any]:

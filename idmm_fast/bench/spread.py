@@ -9,7 +9,6 @@ median of the rounds' ratios.
 
 import argparse
 import functools
-import os
 import statistics
 import tempfile
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from ..files import write_json
 from ..loader import MultiCropLoader, Views, open_cache
-from .machine import describe_machine
+from .machine import describe_machine, on_cores
 from .photographs import open_betons
 from .rounds import median_min_max, print_systems, time_rounds
 
@@ -35,13 +34,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.limit < _BATCHES:
         raise ValueError(f"--limit {args.limit} is less than the {_BATCHES} batches of an epoch")
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, set(sorted(cores)[: args.workers]))
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            result = _measure(args, scratch)
-    finally:
-        os.sched_setaffinity(0, cores)
+    with on_cores(args.workers), tempfile.TemporaryDirectory() as scratch:
+        result = _measure(args, scratch)
     print(
         f"{result['images']} images in batches of {result['batch']}, one crop each, decoded once in "
         f"{args.spread} epochs, "

@@ -24,7 +24,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from ..cli import help_head, run
+from ..cli import command_parser, run
 
 SCRIPT = "python benchmark.py"
 
@@ -33,11 +33,7 @@ Command = Callable[[str, str], argparse.ArgumentParser]  # adds a benchmark by i
 
 def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
     """The arguments of one benchmark."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=help_head(__doc__, SCRIPT, prog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, SCRIPT, prog)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..cli import help_head, run
+from ..cli import command_parser, run
 from ..config import ConfigError
 from ..config.load import packaged_config
 
@@ -28,11 +28,7 @@ CONFIG = "rn_configs/compare/small.yaml"
 
 def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
     """The arguments, of a sweep or of its report."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=help_head(__doc__, SCRIPT, prog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, SCRIPT, prog)
     parser.add_argument(
         "--out",
         default="runs/compare",

@@ -45,12 +45,7 @@ def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
         SystemExit: An option is wrong, or --help.
     """
     listing = "\n".join(f"  {name:<12} {datasets.describe(name)}" for name in datasets.names())
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=cli.help_head(__doc__, SCRIPT, prog),
-        epilog=f"datasets:\n{listing}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.command_parser(__doc__, SCRIPT, prog, epilog=f"datasets:\n{listing}")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ds", metavar="NAME", help="which dataset (below), or `list` for a table of them")
     what.add_argument("--verify", type=Path, metavar="FILE", help="check every byte of a beton and count its classes")

@@ -9,14 +9,13 @@ estimate from a few steps of each, which takes seconds (--no-measure leaves it o
 each class, go to runs/NAME_inspected.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cli import help_head, run
+from ..cli import command_parser, run
 from ..errors import IdmmError
 
 if TYPE_CHECKING:
@@ -36,11 +35,7 @@ OPTIONS = {
 
 def inspect_data(argv: Sequence[str], prog: str = SCRIPT) -> None:
     """Look at what the arguments name, and print what was found."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=help_head(__doc__, SCRIPT, prog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, SCRIPT, prog)
     parser.add_argument(
         "data", nargs="+", type=Path, metavar="FOLDER|BETON", help="one folder, or a beton of each split"
     )

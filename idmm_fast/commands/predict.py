@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..cli import help_head, run
+from ..cli import command_parser, run
 from ..config import ConfigError, is_there
 from ..files import PREDICTION_ENDINGS
 
@@ -21,12 +21,7 @@ SCRIPT = "python predict.py"
 
 def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=help_head(__doc__, SCRIPT, prog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__, SCRIPT, prog, allow_abbrev=False)
     parser.add_argument(
         "--checkpoint", required=True, metavar="RUN", help="run folder of a fine-tuning, or a checkpoint in it"
     )

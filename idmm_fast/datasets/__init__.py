@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .raw_files import locate, writable_root
-from .split import DatasetError, FileSlice, ImageSource, Source, Split, name_tests, with_test_split
+from .split import DatasetError, FileSlice, ImageSource, Source, Split, held_out_of, name_tests, with_test_split
 from .split_list import SplitList, choose_listed, read_split_list
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "SplitList",
     "choose_listed",
     "describe",
+    "held_out_of",
     "load",
     "name_tests",
     "names",

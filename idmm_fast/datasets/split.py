@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the project."""
+"""What a dataset is to the rest of the project: one vocabulary, so it is kept in one file, longer than most."""
 
 import hashlib
 import re
@@ -121,7 +121,7 @@ class Split:
             DatasetError: No class has two images.
         """
         counts = self.images_per_class()
-        left = [min(max(1, round(fraction * count)), count - 1) for count in counts]
+        left = [held_out_of(count, fraction) for count in counts]
         test = set()
         for i in self._shuffled(seed):
             if self.labels[i] >= 0 and left[self.labels[i]] > 0:
@@ -171,6 +171,11 @@ class Split:
                 raise DatasetError(f"{total} images were asked for, and there are {len(self)}; ask for fewer.")
             chosen = order[:total]
         return self.choose(sorted(chosen))
+
+
+def held_out_of(count: int, fraction: float) -> int:
+    """How many of a class of `count` images are held out: at least one, and never all; see `Split.hold_out`."""
+    return min(max(1, round(fraction * count)), count - 1)
 
 
 def split_of(name: str) -> str | None:

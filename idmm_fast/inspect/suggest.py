@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..beton import Beton
-from ..datasets import name_tests
+from ..datasets import held_out_of, name_tests
 from .look import Inspection
 
 SMALL_TEST = 200  # test images; of fewer, an accuracy of 50 % is known to 3.5 points or worse (its standard error)
@@ -78,7 +78,7 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
         missing = _missing(counts, tests, test)
         held_out: Counter[int] = Counter()
         if not (missing or tests or test is None):
-            held_out.update({label: min(max(1, round(HELD_OUT * n)), n - 1) for label, n in counts.items()})
+            held_out.update({label: held_out_of(n, HELD_OUT) for label, n in counts.items()})
         if labels:
             commands.append(_convert(paths[0], name, labels, bool(held_out)))
         size = next((s for s in (112, 64) if side >= s), 32)
