@@ -25,12 +25,14 @@ class LogLines:
     def __init__(self, title: str, epoch_images: int, epochs: float | None, done: int, in_epoch: int = 0) -> None:
         self.title, self.epoch_images, self.epochs = title, epoch_images, epochs
         self._began = self._said = self._epoch_said = self._stepped = time.perf_counter()
-        self._done = self._first = self._done_then = done
+        self._done = self._first = done
+        self._since = done, self._began  # images and time from which the next line counts its speed
         self._in_epoch = in_epoch
         self._losses: list[float] = []
         self._lr = 0.0
         self._is_first = True
-        self._waiting: tuple[str, str] | None = None  # of an epoch whose last loss is not here: what frames its line
+        # Of an epoch whose last loss is not here: what frames its line, with the speed up to its end, not to that loss.
+        self._waiting: tuple[str, str, float] | None = None
 
     def step(self, images: int) -> None:
         """Count a batch of `images` images."""
@@ -45,7 +47,7 @@ class LogLines:
         if self._waiting is not None:
             self._say(*self._waiting)
         elif self._in_epoch < self.epoch_images and time.perf_counter() - self._said > MOST_SECONDS:
-            self._say(self._place(epoch), "")
+            self._say(self._place(epoch), "", self._speed())
 
     def end_epoch(self, epoch: int, last: bool, is_complete: bool, results: dict[str, float]) -> None:
         """Say a line on an epoch, if one is due.
@@ -58,7 +60,7 @@ class LogLines:
         """
         if last or self._is_first or time.perf_counter() - self._epoch_said >= LEAST_SECONDS:
             top1 = f", top-1 {results['top1']:.2f} %" if "top1" in results else ""
-            self._waiting = self._place(epoch), top1
+            self._waiting = self._place(epoch), top1, self._speed()
             if is_complete:
                 self._say(*self._waiting)
         self._in_epoch = 0
@@ -69,11 +71,15 @@ class LogLines:
         part = self._in_epoch / self.epoch_images
         return f"epoch {epoch + 1}{of}" + (f" ({part:.0%})" if part < 1 else "")
 
-    def _say(self, place: str, results: str) -> None:
+    def _speed(self) -> float:
+        """Images/s since this was asked the last time; an evaluation after the last step is no training."""
+        (done, since), self._since = self._since, (self._done, time.perf_counter())
+        return (self._done - done) / max(self._stepped - since, 1e-9)
+
+    def _say(self, place: str, results: str, speed: float) -> None:
         now = time.perf_counter()
         losses = [loss for loss in self._losses if math.isfinite(loss)]
         loss = sum(losses) / len(losses) if losses else math.nan
-        speed = (self._done - self._done_then) / max(self._stepped - self._said, 1e-9)  # an evaluation is no training
         left = ""
         if self.epochs is not None:
             share = (self.epochs * self.epoch_images - self._done) / max(1, self._done - self._first)
@@ -82,7 +88,7 @@ class LogLines:
         line = f"{self.title}: {place}, loss {loss:.4g}, lr {self._lr:.1e}, {pace}{left}{results}"
         sys.stdout.flush()  # what was said there comes before this
         print(line, file=sys.stderr, flush=True)
-        self._said, self._done_then = now, self._done
+        self._said = now
         if self._waiting is not None:
             self._epoch_said, self._waiting, self._is_first = now, None, False
         self._losses = []

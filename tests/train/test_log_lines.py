@@ -55,6 +55,12 @@ def test_a_line_tells_epoch_loss_rate_speed_time_left_and_accuracy(clock, capsys
     assert said[3] == "fine-tune: epoch 4 of 4, loss 3, lr 1.0e-03, 20.0 images/s, 0:00:00 left, top-1 30.00 %"
 
 
+def test_the_speed_of_an_epoch_of_one_step_is_its_own(clock, capsys):
+    """The loss comes with the step of the next epoch, whose images belong to that one's line."""
+    run(LogLines("fine-tune", 100, 2, 0), clock, 2, 20.0, steps=1)
+    assert re.findall(r"([\d.]+) images/s", capsys.readouterr().err) == ["5.0", "5.0"]
+
+
 def test_short_epochs_share_a_line_and_the_first_and_last_have_one(clock, capsys):
     """800 epochs of 2 s: a line each 10 s, with the mean loss of the epochs since the line before."""
     run(LogLines("pretrain", 400, 800, 0), clock, 800, 2.0)
