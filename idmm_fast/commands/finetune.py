@@ -63,6 +63,8 @@ def tune(argv: Sequence[str], prog: str = SCRIPT) -> None:
         if result:
             accuracy = f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %"
             print(f"{folder}: {accuracy} on {result['test_images']} test images")
+            if k == len(results):
+                print(f"next: idmm-fast predict --checkpoint {folder} --images FOLDER --out predictions.csv")
         else:
             steps = cfg.training.max_steps
             print(f"{folder}: dry run of at most {steps} steps (training.max_steps); no weights were written")

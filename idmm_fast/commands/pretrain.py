@@ -45,6 +45,7 @@ def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
         )
     else:
         print(f"done: {folder} ({', '.join(name for name in FILES if (folder / name).exists())})")
+        print(f"next: idmm-fast finetune --init {folder}, or without training idmm-fast evaluate --checkpoint {folder}")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .figures import plot_bars
 from .spec import RANDOM, SAME
-from .stats import MEASURES, Numbers, display_name, mean_std, sort_methods, unique, values
+from .stats import MEASURES, Numbers, differences, display_name, mean_std, sort_methods, unique, values
 from .store import Record
-from .tables import TOP1, markdown_table
+from .tables import TOP1, format_mean_std, markdown_table
 
 if TYPE_CHECKING:
     from .page import Page
@@ -41,12 +42,13 @@ def add_equal_time(page: Page, records: list[Record]) -> None:
 
 def _add_minutes(page: Page, records: list[Record], columns: dict[Column, str], length: str) -> None:
     """The tables and the chart of one length of both trainings."""
-    rows = sort_methods(record["method"] for record in records)
 
     def get(measure: str, method: str, column: Column) -> Numbers:
         dataset, images, sampling = column
         return values(records, measure, dataset=dataset, images=images, sampling=sampling, method=method)
 
+    parts = _parts(records)
+    rows = sort_methods({record["method"] for record in records}.difference(*parts.values()))
     machines = unique((record for record in records if is_timed(record)), "machine")
     page.add(
         f"## Equal time: {length}",
@@ -56,10 +58,44 @@ def _add_minutes(page: Page, records: list[Record], columns: dict[Column, str], 
     for measure, title in MEASURES.items():
         titles = {method: display_name(method, measure) for method in rows}
         page.add(markdown_table(titles, columns, partial(get, measure), f"{title}, %"))
+    page.add("### The best of each column", _lead_table(rows, columns, get))
     series = {method: display_name(method) for method in rows}
     name = f"equal_time_{length.replace(' ', '_').replace(',', '')}"
     page.add_figure(name, lambda axis: plot_bars(axis, columns, series, lambda c, m: get("top1", m, c), TOP1))
-    page.add("### What was seen", _seen_table(records, columns, rows))
+    for base, variants in parts.items():
+        titles = {method: display_name(method) for method in [base, *sort_methods(variants)]}
+        own = {c: title for c, title in columns.items() if any(get("top1", v, c) for v in variants)}
+        page.add(f"### Variants of {display_name(base)}", markdown_table(titles, own, partial(get, "top1"), TOP1))
+    page.add("### What was seen", _seen_table(records, columns, sort_methods(record["method"] for record in records)))
+
+
+def _parts(records: list[Record]) -> dict[str, set[str]]:
+    """{method: its variants} of those that have several, which get a table of their own."""
+    variants: dict[str, set[str]] = {}
+    for record in records:
+        if record["base"] != record["method"]:
+            variants.setdefault(record["base"], set()).add(record["method"])
+    return {base: found for base, found in variants.items() if len(found) > 1}
+
+
+def _lead_table(rows: list[str], columns: dict[Column, str], get: Callable[[str, str, Column], Numbers]) -> str:
+    """For each measure the best method of a column and its lead over the second, seed by seed."""
+    lines = [
+        "| lead over the second, points | " + " | ".join(columns.values()) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for measure, title in MEASURES.items():
+        cells = []
+        for column in columns:
+            found = {method: numbers for method in rows if (numbers := get(measure, method, column))}
+            ranked = sorted(found, key=lambda method: -mean_std(found[method].values())[0])
+            if len(ranked) < 2:
+                cells.append("-")
+                continue
+            lead = format_mean_std(differences(found[ranked[0]], found[ranked[1]]))
+            cells.append(f"{display_name(ranked[0], measure)}: {lead} ({display_name(ranked[1], measure)})")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _seen_table(records: list[Record], columns: dict[Column, str], rows: list[str]) -> str:

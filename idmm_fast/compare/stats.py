@@ -21,6 +21,7 @@ DISPLAY_NAMES = {
     "moco_v3": "MoCo v3",
     "dino": "DINO",
 }
+WITH_MUON = "_muon"  # what ends the name of a method with the settings that help the recipe, see equal_time.yaml
 MEASURES = {"top1": "fine-tuned, top-1", "knn20": "kNN, k = 20", "linear": "linear probe"}
 ROW = ("dataset", "images", "sampling", "method", "budget", "target", "finetune_budget")  # a run without its seed
 
@@ -29,12 +30,15 @@ def display_name(method: str, measure: str = "top1") -> str:
     """The method as a table names it; a variant by its own name."""
     if method == RANDOM and measure != "top1":
         return "random weights"
+    base = method.removesuffix(WITH_MUON)
+    if method not in DISPLAY_NAMES and method != base in DISPLAY_NAMES:
+        return f"{DISPLAY_NAMES[base]}, Muon and half the jitter"
     return DISPLAY_NAMES.get(method, method.replace("_", " "))
 
 
 def sort_methods(methods: Iterable[str]) -> list[str]:
-    """The known ones in the order of DISPLAY_NAMES, then the others by name."""
-    known = list(DISPLAY_NAMES)
+    """The known ones in the order of DISPLAY_NAMES, each with Muon after itself, then the others by name."""
+    known = [name for method in DISPLAY_NAMES for name in (method, method + WITH_MUON)]
     return sorted(set(methods), key=lambda m: (known.index(m) if m in known else len(known), m))
 
 

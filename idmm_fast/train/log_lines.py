@@ -20,7 +20,12 @@ class LogLines:
         epochs: epochs of the whole training; None: not known yet.
         done: images that are done at the start.
         in_epoch: those of them that are of the epoch in which it starts.
+
+    Attributes:
+        ends: time.perf_counter() at which training ends, where that is given; None: with its epochs.
     """
+
+    ends: float | None = None
 
     def __init__(self, title: str, epoch_images: int, epochs: float | None, done: int, in_epoch: int = 0) -> None:
         self.title, self.epoch_images, self.epochs = title, epoch_images, epochs
@@ -81,7 +86,9 @@ class LogLines:
         losses = [loss for loss in self._losses if math.isfinite(loss)]
         loss = sum(losses) / len(losses) if losses else math.nan
         left = ""
-        if self.epochs is not None:
+        if self.ends is not None:
+            left = f", {timedelta(seconds=round(max(0.0, self.ends - now)))} left"
+        elif self.epochs is not None:
             share = (self.epochs * self.epoch_images - self._done) / max(1, self._done - self._first)
             left = f", {timedelta(seconds=round(max(0.0, share * (now - self._began))))} left"
         pace = f"{speed:,.{0 if speed >= 100 else 1}f} images/s"

@@ -88,11 +88,12 @@ class Throughput:
         self._hinted = True
         tqdm.write(f"{waiting / elapsed:.0%} of this epoch was spent waiting for data. {loader_hints(self._loader)}")
 
-    def set_total(self, images: int | None) -> None:
-        """Let the progress bar end at so many images; None: nobody knows yet."""
+    def set_total(self, images: int | None, seconds: float) -> None:
+        """Let training end at so many images (None: nobody knows yet), in so many seconds from now."""
         self.bar.total = images
         if self._lines is not None:
             self._lines.epochs = self._epochs(images)
+            self._lines.ends = time.perf_counter() + seconds
 
     def _epochs(self, images: int | None) -> float | None:
         """How many epochs so many images are."""

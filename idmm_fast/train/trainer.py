@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .task import Groups, Task
 
 
+FEW_EPOCHS = 10  # of training.minutes; fewer are told as a mistake
+
+
 class Trainer:
     """Trains the model of a task to its last epoch, from the checkpoint of the run if there is one.
 
@@ -168,7 +171,8 @@ class Trainer:
         if not self._is_said and distributed.rank() == 0 and self.step >= min(16, steps // 50):
             self._is_said = True
             epochs = steps / self.steps_per_epoch
-            tqdm.write(f"minutes={minutes:g}: about {epochs:.3g} epochs fit ({steps:,} steps of {seconds:.3g} s)")
+            few = "; so few teach little: raise training.minutes" if epochs < FEW_EPOCHS else ""
+            tqdm.write(f"minutes={minutes:g}: about {epochs:.3g} epochs fit ({steps:,} steps of {seconds:.3g} s){few}")
 
     def _set_steps(self, steps: int) -> None:
         """Let the training, and its schedule, have so many steps."""
@@ -177,7 +181,7 @@ class Trainer:
             self.warmup = min(self.training.warmup_epochs * self.steps_per_epoch, WARMUP * steps)
             epochs, rest = divmod(steps, self.steps_per_epoch)
             images = epochs * self.loader.indices.size + rest * self.step_images
-            self.throughput.set_total(None if steps == UNKNOWN else images)
+            self.throughput.set_total(None if steps == UNKNOWN else images, self.budget.seconds - self.budget.used())
 
     def _train_step(self, groups: Groups, epoch: int) -> bool:
         """Forward and backward pass of a batch and, after the last batch of a step, the update.

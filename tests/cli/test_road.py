@@ -71,6 +71,8 @@ def test_from_a_folder_to_predictions(folder, capsys):
     assert len(list(Path("runs/my_images_inspected").iterdir())) == 3
     assert Path("runs/mine/backbone.safetensors").is_file()
     assert "knn20" in said["evaluate"]
+    assert "next: idmm-fast finetune --init runs/mine" in said["pretrain"]  # each verb names the one after it
+    assert "next: idmm-fast predict --checkpoint runs/mine_finetune --images" in said["finetune"]
     assert "9 of the 46 training images, 20 % of each class" in said["evaluate"]  # with the damaged one
     assert "predictions.csv: 1 images predicted" in said["predict"]
     result = json.loads(Path("runs/mine_finetune/result.json").read_text())

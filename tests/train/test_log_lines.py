@@ -9,7 +9,7 @@ from helpers import FINETUNE, tiny_config
 
 from idmm_fast.loader import MultiCropLoader, Views
 from idmm_fast.runtime import distributed
-from idmm_fast.train import log_lines
+from idmm_fast.train import log_lines, throughput
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.log_lines import LogLines
 from idmm_fast.train.pretraining import pretrain
@@ -95,6 +95,26 @@ def test_a_resumed_run_counts_time_from_its_start_and_an_unknown_length_has_none
     assert capsys.readouterr().err.splitlines() == [
         "pretrain: epoch 10 of 10 (50%), loss 1, lr 1.0e-03, 20.0 images/s, 0:00:10 left",
         "pretrain: epoch 1, loss nan, lr 1.0e-03, 40.0 images/s",
+    ]
+
+
+def test_with_minutes_the_time_left_is_that_until_their_end(tiny_beton, tmp_path, monkeypatch, capsys):
+    """Not what the mean speed says, which has the compiling of the first step in it."""
+    monkeypatch.setattr(log_lines, "LEAST_SECONDS", 0.0)
+    loader = MultiCropLoader(tiny_beton, 8, num_workers=1, views=[Views(2, 16)])
+    now = 50.0
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
+    meter = Throughput(loader, loader.indices.size, 0, "pretrain")
+    meter.set_total(None, 60.0)
+    for epoch, now in enumerate((90.0, 100.0)):
+        meter.step(loader.indices.size)
+        meter.show(epoch, 1.0, 1e-3, 0)
+        meter.show_epoch(epoch, False, True, {})
+        meter.set_total(3 * loader.indices.size, 110.0 - now)
+    meter.close()
+    assert re.findall(r"epoch [^,]+|\d:\d\d:\d\d left", capsys.readouterr().err) == [
+        *("epoch 1", "0:00:20 left"),
+        *("epoch 2 of 3", "0:00:10 left"),
     ]
 
 

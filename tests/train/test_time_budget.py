@@ -103,12 +103,18 @@ def test_a_run_ends_in_mid_epoch_at_a_learning_rate_near_0_and_says_so(tiny_beto
     folder = pretrain(tiny_config(tiny_beton, tmp_path / "run", training__minutes=0.9, training__epochs=2))
     shown = capsys.readouterr()
     assert "0.9 minutes (whatever training.epochs says), epochs of 4 steps" in shown.out + shown.err
-    assert "minutes=0.9: about 13.5 epochs fit (54 steps of 1 s)" in shown.out + shown.err
+    assert "minutes=0.9: about 13.5 epochs fit (54 steps of 1 s)\n" in shown.out + shown.err
     rates = [line["lr"] for line in lines_of(folder)]
     assert len(rates) == 54
     assert rates[-1] < 0.01 * max(rates) < max(rates) == pytest.approx(2e-3, rel=0.1)
     assert np.isfinite(read_losses(folder)).all()
     assert (folder / "backbone.safetensors").exists()
+
+
+def test_minutes_in_which_little_fits_are_told(tiny_beton, tmp_path, seconds, capsys):
+    pretrain(tiny_config(tiny_beton, tmp_path / "run", training__minutes=0.5))
+    shown = capsys.readouterr()
+    assert "about 7.5 epochs fit (30 steps of 1 s); so few teach little" in shown.out + shown.err
 
 
 def test_fine_tuning_ends_with_an_evaluation_and_resumes_within_its_minutes(tiny_beton, tmp_path, seconds):
