@@ -121,16 +121,16 @@ def _evaluated_at(records: list[Record]) -> str:
 
 
 def _recipes(records: list[Record]) -> str:
-    """Which recipes the runs are of."""
+    """Which versions of the training code the runs are of, see RECIPES."""
     used = sorted({recipe_of(record) for record in records})
-    named = "; ".join(f"{r}, {RECIPES.get(r, 'one that this version does not know')}" for r in used)
+    named = "; ".join(f"{r} ({RECIPES.get(r, 'not known here')})" for r in used)
     if len(used) == 1:
-        now = f" The recipe now is {RECIPE}, {RECIPES[RECIPE]}." if used[0] < RECIPE else ""
-        return f"All runs are of one recipe: {named}.{now}"
+        now = f" It is {RECIPE} now ({RECIPES[RECIPE]})." if used[0] < RECIPE else ""
+        return f"All runs are of one version of the training code: {named}.{now}"
     return (
-        f"The runs are of several recipes: {named}. Where a row has runs of several, only the newest are shown. A mean "
-        "or a difference is of one recipe. In a table the number of an older recipe stands in brackets behind its "
-        "figures, which do not compare with the others."
+        f"The runs are of several versions of the training code: {named}. Where a row has runs of several, only the "
+        "newest are shown. A mean or a difference is of one version. In a table the number of an older version stands "
+        "in brackets behind its figures, which do not compare with the others."
     )
 
 

@@ -12,7 +12,7 @@ Numbers = dict[tuple[int, int], float]  # {(recipe, seed): number}
 
 DISPLAY_NAMES = {
     RANDOM: "trained from scratch",
-    "instance_muon": "recipe: instance discrimination, one crop, Muon",
+    "instance_muon": "recommended recipe",
     "instance": "instance discrimination",
     "idmm": "IDMM",
     "simclr": "SimCLR",
@@ -21,7 +21,7 @@ DISPLAY_NAMES = {
     "moco_v3": "MoCo v3",
     "dino": "DINO",
 }
-WITH_MUON = "_muon"  # what ends the name of a method with the settings that help the recipe, see equal_time.yaml
+WITH_MUON = "_muon"  # what ends the name of a method with what helps the recipe, see compare/equal_time.yaml
 MEASURES = {"top1": "fine-tuned, top-1", "knn20": "kNN, k = 20", "linear": "linear probe"}
 ROW = ("dataset", "images", "sampling", "method", "budget", "target", "finetune_budget")  # a run without its seed
 
@@ -32,7 +32,7 @@ def display_name(method: str, measure: str = "top1") -> str:
         return "random weights"
     base = method.removesuffix(WITH_MUON)
     if method not in DISPLAY_NAMES and method != base in DISPLAY_NAMES:
-        return f"{DISPLAY_NAMES[base]}, Muon and half the jitter"
+        return f"{DISPLAY_NAMES[base]}, improved"
     return DISPLAY_NAMES.get(method, method.replace("_", " "))
 
 

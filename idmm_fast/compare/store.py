@@ -19,9 +19,9 @@ Schema = dict[str, tuple[str, dict[str, Any]]]  # {section: (description, {key: 
 # What runs are trained with besides their configuration; a record without `recipe` has 1. A change of code by which the
 # same configuration trains differently gets a new number: a run of an older recipe does not count as done.
 RECIPES = {
-    1: "fine-tuned with timm's first set of RandAugment operations, whose strengths do not grow with the level and "
-    "which made one image of 87 black",
-    2: "fine-tuned with RandAugment as the authors' released code has it",
+    1: "RandAugment, where it is on, has timm's first set of operations, whose strengths do not grow with the level "
+    "and of which one made an image of 87 black",
+    2: "RandAugment, where it is on, is that of the authors' released code",
 }
 RECIPE = max(RECIPES)
 

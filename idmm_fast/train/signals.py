@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
 
 from ..errors import Stopped
+from ..runtime import distributed
+
+STOPPING = "\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
 
 
 class SignalFlag:
@@ -27,6 +31,8 @@ class SignalFlag:
     def _set(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.signal and distributed.rank() == 0:
+            os.write(2, STOPPING.encode())  # what is buffered may be half written just now
         self.signal = number
 
     def __exit__(self, *exc: object) -> None:

@@ -140,6 +140,8 @@ def test_runs_of_equal_time_are_not_mixed_with_those_of_equal_crops(tmp_path):
     assert "| trained from scratch | 20.5 ± 0.7 | - |" in ten
     assert "| idmm plain | **50.5 ± 0.7** | **50.5 ± 0.7** |" in ten
     assert "| fine-tuned, top-1, % | a | a, 250 images |" in ten
+    lead = "idmm plain: 10.0 ± 0.0 (IDMM)"
+    assert f"| fine-tuned, top-1 | {lead} | {lead} |" in ten
     assert "| IDMM | 3.0; 790; 1.3 | 3.0; 790; 1.3 |" in ten
     assert "(a processor, 1 core a pretraining)" in ten
     assert "## Equal time: 60 minutes, then 100 crops\n" in page
@@ -147,20 +149,54 @@ def test_runs_of_equal_time_are_not_mixed_with_those_of_equal_crops(tmp_path):
     assert main_table(counted + timed) == main_table(counted)
 
 
+def test_at_equal_time_several_variants_of_a_method_have_a_table_and_one_is_a_method(tmp_path):
+    """The two arms of a method stand in the main table, in the order of the methods; parts of one in their own."""
+    rows = {
+        "random": ("random", 20.0),
+        "moco_v3": ("moco_v3", 25.0),
+        "simclr": ("simclr", 30.0),
+        "simclr_muon": ("simclr", 34.0),
+        "instance_muon": ("instance_muon", 40.0),
+        "recipe_b": ("instance_muon", 41.0),
+        "recipe_a": ("instance_muon", 38.0),
+    }
+    lines = [
+        record(m, s, v + s * (m != "simclr_muon"), budget=0, base=base, minutes=3.0, machine="a processor")
+        for m, (base, v) in rows.items()
+        for s in range(3)
+    ]
+    lines[:3] = [record("random", s, 20.0 + s) for s in range(3)]
+    page = section(page_of(lines, tmp_path), "Equal time: 3 minutes, then 100 crops")
+    main = page[: page.index("### The best of each column")].splitlines()
+    assert [line for line in main if line.startswith("| ")][:6] == [
+        "| fine-tuned, top-1, % | a |",
+        "| trained from scratch | 21.0 ± 1.0 |",
+        "| recommended recipe | **41.0 ± 1.0** |",
+        "| SimCLR | 31.0 ± 1.0 |",
+        "| SimCLR, improved | 34.0 ± 0.0 |",
+        "| MoCo v3 | 26.0 ± 1.0 |",
+    ]
+    assert "Improved: with what helps the recipe" in page
+    assert "recommended recipe: 7.0 ± 1.0 (SimCLR, improved)" in page
+    variants = page[page.index("### Variants of recommended recipe") : page.index("### What was seen")]
+    assert "| recipe a | 39.0 ± 1.0 |\n| recipe b | **42.0 ± 1.0** |" in variants
+    assert "| recipe a | " in page[page.index("### What was seen") :]
+
+
 def test_recipes_are_not_mixed(tmp_path):
     """Of a row the newest; no mean and no difference of two."""
     lines = [record(m, s, v + s) for m, v in (("random", 20.0), ("idmm", 30.0), ("simclr", 90.0)) for s in range(3)]
     page = page_of(lines, tmp_path)
-    assert "All runs are of one recipe: 1, " in page
-    assert "The recipe now is 2, " in page
+    assert "All runs are of one version of the training code: 1 (" in page
+    assert "It is 2 now (" in page
     lines += [record(m, s, v + s, recipe=2) for m, v in (("random", 40.0), ("idmm", 60.0)) for s in range(2)]
     page = page_of(lines, tmp_path)
-    assert "The runs are of several recipes: 1, " in page
+    assert "The runs are of several versions of the training code: 1 (" in page
     assert "| IDMM | 60.5 ± 0.7 |" in page  # not in bold beside what it can not be compared with
     assert "| SimCLR | 91.0 ± 1.0 (1) |" in page
     assert "| IDMM | **20.0 ± 0.0** |" in page
     assert "| SimCLR | - |" in page  # its gain would be over another fine-tuning
-    assert "All runs are of one recipe: 2, " in page_of(lines[9:], tmp_path)
+    assert "All runs are of one version of the training code: 2 (" in page_of(lines[9:], tmp_path)
 
 
 def test_the_page_says_what_the_numbers_are(tmp_path):
@@ -251,6 +287,8 @@ def test_the_documents_are_made_of_the_results(tmp_path):
     made = write_page(ROOT / "results", tmp_path / "results.md").read_text()
     assert made == (ROOT / "docs" / "results.md").read_text()
     assert main_table(ResultStore(ROOT / "results").records) in (ROOT / "README.md").read_text()
+    made = write_page(ROOT / "results" / "equal_time", tmp_path / "results-equal-time.md").read_text()
+    assert made == (ROOT / "docs" / "results-equal-time.md").read_text()
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
