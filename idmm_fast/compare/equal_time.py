@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from .figures import plot_bars
 from .spec import RANDOM, SAME
-from .stats import MEASURES, WITH_MUON, Numbers, differences, display_name, mean_std, sort_methods, unique, values
+from .stats import MEASURES, Numbers, differences, display_name, is_improved, mean_std, sort_methods, unique, values
 from .store import Record
-from .tables import TOP1, format_mean_std, markdown_table
+from .tables import TOP1, format_mean_std, markdown_table, text_table
 
 if TYPE_CHECKING:
     from .page import Page
@@ -49,7 +49,7 @@ def _add_minutes(page: Page, records: list[Record], columns: dict[Column, str], 
 
     parts = _parts(records)
     rows = sort_methods({record["method"] for record in records}.difference(*parts.values()))
-    has_improved = any(method.endswith(WITH_MUON) and method != "instance_muon" for method in rows)
+    has_improved = any(map(is_improved, rows))
     machines = unique((record for record in records if is_timed(record)), "machine")
     page.add(
         f"## Equal time: {length}",
@@ -82,10 +82,7 @@ def _parts(records: list[Record]) -> dict[str, set[str]]:
 
 def _lead_table(rows: list[str], columns: dict[Column, str], get: Callable[[str, str, Column], Numbers]) -> str:
     """For each measure the best method of a column and its lead over the second, seed by seed."""
-    lines = [
-        "| lead over the second, points | " + " | ".join(columns.values()) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    lines = []
     for measure, title in MEASURES.items():
         cells = []
         for column in columns:
@@ -96,16 +93,13 @@ def _lead_table(rows: list[str], columns: dict[Column, str], get: Callable[[str,
                 continue
             lead = format_mean_std(differences(found[ranked[0]], found[ranked[1]]))
             cells.append(f"{display_name(ranked[0], measure)}: {lead} ({display_name(ranked[1], measure)})")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([title, *cells])
+    return text_table(["lead over the second, points", *columns.values()], lines)
 
 
 def _seen_table(records: list[Record], columns: dict[Column, str], rows: list[str]) -> str:
     """Mean number of epochs and of crops, and the minutes that passed, start to end."""
-    lines = [
-        "| epochs; crops; minutes, mean over the seeds | " + " | ".join(columns.values()) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    lines = []
     for method in rows:
         cells = []
         for column in columns:
@@ -115,8 +109,8 @@ def _seen_table(records: list[Record], columns: dict[Column, str], rows: list[st
             )
             cells.append(f"{epochs:,.1f}; {crops:,.0f}; {seconds / 60:.1f}" if mine else "-")
         if set(cells) != {"-"}:
-            lines.append(f"| {display_name(method)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append([display_name(method), *cells])
+    return text_table(["epochs; crops; minutes, mean over the seeds", *columns.values()], lines)
 
 
 def column_of(record: Record) -> Column:

@@ -26,13 +26,19 @@ MEASURES = {"top1": "fine-tuned, top-1", "knn20": "kNN, k = 20", "linear": "line
 ROW = ("dataset", "images", "sampling", "method", "budget", "target", "finetune_budget")  # a run without its seed
 
 
+def is_improved(method: str) -> bool:
+    """Whether it is a method that has what helps the recipe, and not the recipe itself."""
+    return (
+        method not in DISPLAY_NAMES and method.endswith(WITH_MUON) and method.removesuffix(WITH_MUON) in DISPLAY_NAMES
+    )
+
+
 def display_name(method: str, measure: str = "top1") -> str:
     """The method as a table names it; a variant by its own name."""
     if method == RANDOM and measure != "top1":
         return "random weights"
-    base = method.removesuffix(WITH_MUON)
-    if method not in DISPLAY_NAMES and method != base in DISPLAY_NAMES:
-        return f"{DISPLAY_NAMES[base]}, improved"
+    if is_improved(method):
+        return f"{DISPLAY_NAMES[method.removesuffix(WITH_MUON)]}, improved"
     return DISPLAY_NAMES.get(method, method.replace("_", " "))
 
 

@@ -1,6 +1,6 @@
 """Markdown tables of a sweep's results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,12 @@ def format_mean_std(numbers: Numbers) -> str:
     return f"{mean:.1f}" + (f" ± {deviation:.1f}" if np.isfinite(deviation) else "")
 
 
+def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of these cells."""
+    first, *others = (f"| {' | '.join(cells)} |\n" for cells in [head, *rows])
+    return "".join([first, "|---" * len(head) + "|\n", *others])
+
+
 def markdown_table(
     rows: Mapping[Any, str],
     columns: Mapping[Any, str],
@@ -60,15 +66,15 @@ def markdown_table(
         places = [(r, c) for r in rows if (r, c) in means]
         if mark_best and len(rows) > 1 and len({recipes[place] for place in places}) == 1:
             best[c] = max(means[place] for place in places)
-    lines = [f"| {corner} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = []
     for r, title in rows.items():
         cells = []
         for c in columns:
             recipe = recipes.get((r, c), newest)
             text = format_mean_std(found[r, c]) + (f" ({recipe})" if recipe != newest else "")
             cells.append(f"**{text}**" if (r, c) in means and means[r, c] == best.get(c) else text)
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([title, *cells])
+    return text_table([corner, *columns.values()], lines)
 
 
 def main_table(records: list[Record], measure: str = "top1") -> str:
