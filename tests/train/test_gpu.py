@@ -66,14 +66,15 @@ def test_compiled_training_and_resume(tiny_beton, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "idmm"])
 def test_the_other_methods_follow_the_cpu(tiny_beton, tmp_path, name):
-    """The first steps; later on rounding grows."""
+    """The first steps; later on TF32's rounding grows: on an H200 MoCo v3 was 0.03 % off in the second, 1.5 in the fourth."""
     curves = [
         read_losses(
             pretrain(tiny_config(tiny_beton, tmp_path / device, **method_values(name), training__device=device))
         )
         for device in ("cpu", "cuda")
     ]
-    assert np.abs(curves[1] / curves[0] - 1)[:4].max() < 0.01
+    apart = np.abs(curves[1] / curves[0] - 1)[:4]
+    assert apart[:2].max() < 0.002 and apart.max() < 0.03
     low = read_losses(
         pretrain(
             tiny_config(
