@@ -65,17 +65,18 @@ def test_compiled_training_and_resume(tiny_beton, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "idmm"])
-def test_the_other_methods_follow_the_cpu(tiny_beton, tmp_path, name):
-    """The first steps. TF32's rounding grows: MoCo v3 on an H200 was 0.03 % off in the second, 1.5 % in the fourth."""
+def test_the_other_methods_follow_the_cpu(tiny_beton, tmp_path, name, monkeypatch):
+    """The first steps, without TF32, whose rounding alone moves MoCo v3's fourth loss by 1.4 %; later on it grows."""
+    torch.set_float32_matmul_precision("highest")
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)  # which training calls
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     curves = [
         read_losses(
             pretrain(tiny_config(tiny_beton, tmp_path / device, **method_values(name), training__device=device))
         )
         for device in ("cpu", "cuda")
     ]
-    apart = np.abs(curves[1] / curves[0] - 1)[:4]
-    assert apart[:2].max() < 0.002
-    assert apart.max() < 0.03
+    assert np.abs(curves[1] / curves[0] - 1)[:4].max() < 0.01
     low = read_losses(
         pretrain(
             tiny_config(
