@@ -294,6 +294,10 @@ def test_the_documents_are_made_of_the_results(tmp_path):
     for name, cells in readme.items():
         arms = zip(*(page[arm] for arm in (name, f"{name}, improved") if arm in page))
         assert cells == [" → ".join(cell) for cell in arms]
+    recipe, scratch = (page[name][0].strip("*") for name in ("recommended recipe", "trained from scratch"))
+    said = README.read_text()
+    assert f"**Accuracy**: {recipe} % on flowers90" in said
+    assert f"{scratch} % from scratch" in said
     assert len(readme) == 1 + sum(not name.endswith(", improved") for name in list(page)[1:])
 
 
