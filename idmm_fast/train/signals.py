@@ -41,13 +41,16 @@ class SignalFlag:
 
 
 class Interrupted(Stopped):
-    """Training was stopped by a signal, after a checkpoint.
+    """Training was stopped by a signal, after a checkpoint if the step could be finished.
 
     Args:
         number: the signal.
-        folder: where the checkpoint is.
+        folder: where the checkpoints are.
+        is_written: whether there is one of the last step.
     """
 
-    def __init__(self, number: int, folder: Path) -> None:
-        super().__init__(f"stopped by a signal; checkpoint written to {folder}. Resume with --training.resume=auto.")
+    def __init__(self, number: int, folder: Path, is_written: bool = True) -> None:
+        written = f"; checkpoint written to {folder}. Resume with --training.resume=auto."
+        lost = f" in mid-step; --training.resume=auto goes on from the newest checkpoint in {folder}, if there is one."
+        super().__init__("stopped by a signal" + (written if is_written else lost))
         self.exit_code = 128 + number

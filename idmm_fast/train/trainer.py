@@ -94,7 +94,7 @@ class Trainer:
         """Train to the last epoch, or for training.max_steps steps.
 
         Raises:
-            Interrupted: after a signal; a checkpoint is written.
+            Interrupted: after a signal; a checkpoint is written, if the step could be finished.
             FloatingPointError: after too many steps in a row that are not finite.
             OSError: where a checkpoint can't be written.
         """
@@ -124,7 +124,14 @@ class Trainer:
     def _train_epoch(self, epoch: int, signals: SignalFlag, consensus: distributed.Consensus) -> bool:
         """Train the rest of an epoch; return False where a dry run (training.max_steps) ends in it."""
         for groups in prefetch_to_device(self.loader, self.runtime.device):
-            if not self._train_step(groups, epoch):
+            try:
+                is_done = self._train_step(groups, epoch)
+            except RuntimeError as error:
+                if not signals.signal:
+                    raise
+                # A terminal's Ctrl-C goes to all of its processes, torch's compilers too, which the step waits for.
+                raise Interrupted(int(signals.signal), self.run.checkpoints, is_written=False) from error
+            if not is_done:
                 continue
             # The clocks of other processes don't count: all must write the same checkpoint.
             due: float = self.clock.is_due() and distributed.rank() == 0

@@ -7,8 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from helpers import ForkedScript, read_losses, train_command
+from helpers import ForkedScript, read_losses, tiny_config, train_command
 
+from idmm_fast.methods import IDMM
+from idmm_fast.train.pretraining import pretrain
 from idmm_fast.train.signals import Interrupted, SignalFlag
 
 
@@ -36,6 +38,25 @@ def test_flag_takes_a_signal_once_says_so_and_hands_its_handler_back(number, cap
                 os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
     assert capfd.readouterr().err.count("stopping after this step") == 1  # which may compile, for a minute or two
+
+
+def test_error_of_a_step_that_a_signal_came_in_is_no_error_of_its_own(tiny_beton, tmp_path, monkeypatch):
+    """As torch's, when the signal has ended its compiler too. Without a signal it stays what it is."""
+    number = 0
+
+    def failing(self, *args):
+        if number:
+            os.kill(os.getpid(), number)
+        raise RuntimeError("the compiler died")
+
+    monkeypatch.setattr(IDMM, "forward", failing)
+    with pytest.raises(RuntimeError, match="the compiler died"):
+        pretrain(tiny_config(tiny_beton, tmp_path / "a"))
+    number = signal.SIGTERM
+    with pytest.raises(Interrupted, match=r"in mid-step.*newest checkpoint in") as stopped:
+        pretrain(tiny_config(tiny_beton, tmp_path / "b"))
+    assert stopped.value.exit_code == 128 + number
+    assert str(stopped.value.__cause__) == "the compiler died"
 
 
 @pytest.mark.integration
