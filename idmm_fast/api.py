@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .config import ConfigError, laid_over, load_yaml, make_config, packaged_config
 from .config import finetune as finetune_config
 from .config import pretrain as pretrain_config
-from .convert import convert
+from .convert import TEST_SHARE, convert
 from .files import first_free, replacing
 
 if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_MODEL = "deit_tiny_patch16_224"
-TEST_SHARE = 0.2  # of each class, held out by `finetune` where there is no test split
 
 Result = TypeVar("Result")
 

@@ -15,6 +15,8 @@ from .lock import Lock
 if TYPE_CHECKING:
     from .datasets import Split
 
+TEST_SHARE = 0.2  # of each class, held out by a fine-tuning where there is no test split
+
 
 def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
     """The FFCV datasets of `data`.

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ..api import TEST_SHARE
 from ..cli import help_head, run
 from ..config import check_files, finetune, keys, parse, pretrain
 from ..config.evaluate import SCHEMA, run_config
+from ..convert import TEST_SHARE
 from .folders import betons_of_folder
 
 SCRIPT = "python evaluate.py"

@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from ..api import TEST_SHARE
 from ..cli import help_head, run
 from ..config import ConfigError, check_files, find_run_config, keys, parse, pretrain
 from ..config import finetune as schema
+from ..convert import TEST_SHARE
 from .folders import betons_of_folder
 
 SCRIPT = "python finetune.py"

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..beton import Beton
+from ..convert import TEST_SHARE
 from ..datasets import held_out_of, name_tests
 from .look import Inspection
 
 SMALL_TEST = 200  # test images; of fewer, an accuracy of 50 % is known to 3.5 points or worse (its standard error)
-FOLDS, HELD_OUT = 5, 0.2  # that idmm-fast finetune holds out by itself
+FOLDS = 5  # of cross-validation, where classes have so many images
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
         missing = _missing(counts, tests, test)
         held_out: Counter[int] = Counter()
         if not (missing or tests or test is None):
-            held_out.update({label: held_out_of(n, HELD_OUT) for label, n in counts.items()})
+            held_out.update({label: held_out_of(n, TEST_SHARE) for label, n in counts.items()})
         if labels:
             commands.append(_convert(paths[0], name, labels, bool(held_out)))
         size = next((s for s in (112, 64) if side >= s), 32)
@@ -134,7 +135,7 @@ def _data(found: Inspection, paths: Sequence[Path], name: str, has_table: bool) 
 def _convert(folder: Path, name: str, labels: Mapping[str, str], hold_out: bool) -> Command:
     """The conversion of a folder with a table of labels."""
     given = [f"--{option.replace('_', '-')} {shlex.quote(value)}" for option, value in labels.items()]
-    share = [f"--test-share {HELD_OUT:g}"] if hold_out else []
+    share = [f"--test-share {TEST_SHARE:g}"] if hold_out else []
     words = ["idmm-fast convert --ds folder --root", shlex.quote(str(folder)), *given, *share, f"--name {name}"]
     return Command("convert", " ".join(words))
 
