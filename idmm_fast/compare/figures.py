@@ -44,7 +44,7 @@ def plot_bars(
         )
         for x, numbers in zip(at, found):
             axis.plot([x] * len(numbers), list(numbers.values()), "k.", markersize=3)
-    axis.set_xticks(np.arange(len(groups)), list(groups.values()))
+    axis.set_xticks(np.arange(len(groups)), [name.replace(", ", ",\n") for name in groups.values()])
     axis.set(ylabel=ylabel)
     axis.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 

@@ -289,15 +289,20 @@ def test_the_documents_are_made_of_the_results(tmp_path):
     assert made == (ROOT / "docs" / "results.md").read_text()
     made = write_page(ROOT / "results" / "equal_time", tmp_path / "results-equal-time.md").read_text()
     assert made == (ROOT / "docs" / "results-equal-time.md").read_text()
-    # The README has both arms of a method in one cell.
+    leads = table(made[made.index("| lead over the second") :])["fine-tuned, top-1"]
+    # The README has both arms of a method in one cell, and the columns of whole datasets.
     page, readme = (table(text[text.index("| fine-tuned, top-1, %") :]) for text in (made, README.read_text()))
     for name, cells in readme.items():
         arms = zip(*(page[arm] for arm in (name, f"{name}, improved") if arm in page))
-        assert cells == [" → ".join(cell) for cell in arms]
+        assert cells == [" → ".join(cell) for cell in arms][: len(cells)]
+    assert [len(cells) for cells in readme.values()] == [4, 0] + [4] * (len(readme) - 2)
     recipe, scratch = (page[name][0].strip("*") for name in ("recommended recipe", "trained from scratch"))
     said = README.read_text()
     assert f"**Accuracy**: {recipe} % on flowers90" in said
     assert f"{scratch} % from scratch" in said
+    dtd10, *fewer = (re.fullmatch(r"recommended recipe: (\S+ ± \S+) .*", leads[k])[1] for k in (2, 4, 5, 6))
+    assert f"dtd10 the lead, {dtd10}, is no more than the spread" in said
+    assert f"250, 500 and 1,000 images of flowers90 it is {', '.join(fewer)}" in " ".join(said.split())
     assert len(readme) == 1 + sum(not name.endswith(", improved") for name in list(page)[1:])
 
 
