@@ -56,7 +56,7 @@ def finetune(cfg: SimpleNamespace) -> dict[str, Any]:
 
     Raises:
         ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError: see their sentences.
-        Interrupted: after a signal; a checkpoint is written.
+        Interrupted: after a signal; a checkpoint is written, if the step could be finished.
         FloatingPointError: the loss or weights are not finite.
     """
     return train(Finetuning, cfg)

@@ -46,7 +46,7 @@ def pretrain(cfg: SimpleNamespace, online_evaluation: OnlineEvaluation | None = 
 
     Raises:
         ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError: see their sentences.
-        Interrupted: after a signal; a checkpoint is written.
+        Interrupted: after a signal; a checkpoint is written, if the step could be finished.
         FloatingPointError: the loss or weights are not finite.
     """
     return train(functools.partial(Pretraining, online_evaluation=online_evaluation), cfg)

@@ -123,7 +123,7 @@ def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) ->
 
     Raises:
         ConfigError, BetonError, LoaderError, ValueError, OSError, MemoryError: see their sentences.
-        Interrupted: after a signal; a checkpoint is written.
+        Interrupted: after a signal; a checkpoint is written, if the step could be finished.
         FloatingPointError: the loss or weights are not finite.
     """
     with distributed.process_group(cfg.training.device), contextlib.ExitStack() as stack:

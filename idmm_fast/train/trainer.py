@@ -130,7 +130,7 @@ class Trainer:
                 if not signals.signal:
                     raise
                 # A terminal's Ctrl-C goes to all of its processes, torch's compilers too, which the step waits for.
-                raise Interrupted(int(signals.signal), self.run.checkpoints, is_written=False) from error
+                raise Interrupted(signals.signal, self.run.checkpoints, is_written=False) from error
             if not is_done:
                 continue
             # The clocks of other processes don't count: all must write the same checkpoint.
