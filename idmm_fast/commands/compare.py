@@ -98,7 +98,7 @@ def _add_trainings(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--jobs",
-        type=int,
+        type=_jobs,
         default=1,
         metavar="N",
         help="pretrainings at a time, each with its part of the cores (default: 1)",
@@ -140,6 +140,13 @@ def _minutes(text: str) -> float:
     if not 0 < minutes < float("inf"):
         raise argparse.ArgumentTypeError(f"a pretraining takes a number of minutes above 0, not {text}")
     return minutes
+
+
+def _jobs(text: str) -> int:
+    """A number of processes, at least 1."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"at least 1 pretraining at a time, not {text}")
+    return int(text)
 
 
 def check_files(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
+from ..plots.figure import shown_name
 from .spec import RANDOM
 from .stats import Numbers, display_name, mean_std
 from .store import Record
@@ -44,7 +45,8 @@ def plot_bars(
         )
         for x, numbers in zip(at, found):
             axis.plot([x] * len(numbers), list(numbers.values()), "k.", markersize=3)
-    axis.set_xticks(np.arange(len(groups)), [name.replace(", ", ",\n") for name in groups.values()])
+    names = [shown_name(name, 0).replace(", ", ",\n") for name in groups.values()]
+    axis.set_xticks(np.arange(len(groups)), names)
     axis.set(ylabel=ylabel)
     axis.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
@@ -98,5 +100,5 @@ def plot_curves(axis: Axes, records: list[Record], methods: Mapping[str, str], t
         if curves:
             epochs, mean = curves[0][:, 0], np.mean([curve[:, 1] for curve in curves], 0)
             axis.plot(epochs, mean, marker=".", label=label, color=f"C{k % 10}")
-    axis.set(xlabel="epoch of fine-tuning", ylabel="top-1, %", title=title)
+    axis.set(xlabel="epoch of fine-tuning", ylabel="top-1, %", title=shown_name(title, 0))
     axis.legend(fontsize=8)

@@ -63,10 +63,9 @@ def write_page(out: Path | str, path: Path | str | None = None) -> Path:
     records = newest(ResultStore(out).records)
     if not records:
         raise ConfigError(f"{out}/results.jsonl holds no finished run; run idmm-fast compare with --out {out} first")
-    page = Page(path or out / "report.md")
-    page.add("# Results", _introduction(records), _recipes(records))
+    page, counted = Page(path or out / "report.md"), _counted(records)
+    page.add("# Results", _introduction(records, counted), _recipes(records))
     add_equal_time(page, records)
-    counted = _counted(records)
     sections.add_main(page, counted)
     sections.add_fewer_images(page, counted)
     sections.add_transfer(page, counted)
@@ -87,10 +86,9 @@ def _counted(records: list[Record]) -> list[Record]:
     return [] if len(found) < len(records) and all(r["method"] == RANDOM for r in found) else found
 
 
-def _introduction(records: list[Record]) -> str:
-    """How many runs, of what network, and what is compared."""
+def _introduction(records: list[Record], counted: list[Record]) -> str:
+    """How many runs, of what network, and what is compared; counted: see `_counted`."""
     seeds = ", ".join(map(str, sorted({record["seed"] for record in records})))
-    counted = _counted(records)
     budgets = "; ".join(f"{d}: {p:,} and {f:,}" for d, (p, f) in main_budgets(counted).items())
     equal = (
         "On one dataset every method sees the same number of crops in pretraining, and every network, pretrained or "

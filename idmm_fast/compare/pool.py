@@ -118,8 +118,12 @@ class _Worker:
     group: Group
     log: Path
     place: int  # which of the jobs' cores it has
-    done: set[RunSpec] = field(default_factory=set)
-    has_failed: bool = False
+    ended: set[RunSpec] = field(default_factory=set)  # done or failed
+
+    @property
+    def left(self) -> Group:
+        """The runs that have not ended."""
+        return [run for run in self.group if run not in self.ended]
 
 
 class _Pool:
@@ -182,26 +186,29 @@ class _Pool:
                 self._restart(worker)
             return None
         if error:
-            worker.has_failed = True
-            self.failed.append(f"{worker.group[0]}: {error}; see {worker.log}")
+            self._fail(worker, [run] if run else worker.left, error)
             return None
-        worker.done.add(run)
+        worker.ended.add(run)
         return run, result
+
+    def _fail(self, worker: _Worker, runs: Group, error: str) -> None:
+        """Note that these runs of a worker have failed."""
+        worker.ended.update(runs)
+        self.failed += [f"{run}: {error}; see {worker.log}" for run in runs]
 
     def _restart(self, worker: _Worker) -> None:
         """Once more what a process left undone that died, from its last checkpoint; the second time it has failed."""
-        left = [run for run in worker.group if run not in worker.done]
-        if not left or worker.has_failed:
+        left = worker.left
+        if not left:
             return
         code = worker.process.exitcode or 0
-        end = f"signal {-code}" if code < 0 else f"exit code {code}"
+        end = f"ended by {f'signal {-code}' if code < 0 else f'exit code {code}'}"
         if left[0] in self._restarted:
-            hint = "signal 9 usually means out of memory; --jobs 1 needs less"
-            self.failed.append(f"{left[0]} ended by {end} ({hint}); see {worker.log}")
+            self._fail(worker, left, f"{end} (signal 9 usually means out of memory; --jobs 1 needs less)")
             return
         self._restarted.add(left[0])
         self._waiting.append(left)
-        tqdm.write(f"{left[0]} ended by {end}; it is started once more")
+        tqdm.write(f"{left[0]} {end}; it is started once more")
 
 
 class _Progress:
@@ -254,13 +261,18 @@ def _worker_main(runner: Runner, group: Group, log: Path, pipe: Any, own_cores: 
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(run: RunSpec | None, error: Exception) -> None:
+        """Of a run that failed, or of all that are left."""
+        traceback.print_exception(error)
+        pipe.send((run, None, f"{type(error).__name__}: {error}"))
+
     try:
-        runner.run(group, lambda run, result: pipe.send((run, result, None)))
+        runner.run(group, lambda run, result: pipe.send((run, result, None)), tell)
     except Stopped:
         pass
     except Exception as error:
-        traceback.print_exc()
-        pipe.send((None, None, f"{type(error).__name__}: {error}"))
+        tell(None, error)
 
 
 def _end_with_parent() -> None:

@@ -5,13 +5,21 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+from ..config import load_config
+from ..config.pretrain import SCHEMA as PRETRAIN
+from ..errors import Stopped
+from ..files import load_or_compute, write_json
 from .spec import RANDOM, SAME, Config, RunSpec, SweepConfig
 from .store import Record, settings_digest
 from .subsets import DatasetFiles
 
 OnResult = Callable[[RunSpec, Record], None]
+OnFailure = Callable[[RunSpec, Exception], None]
+T = TypeVar("T")
 
 
 class Runner:
@@ -27,8 +35,11 @@ class Runner:
     def __init__(self, config: SweepConfig, files: DatasetFiles, folder: Path | str, threads: int) -> None:
         self.config, self.files, self.folder, self.threads = config, files, Path(folder), threads
 
-    def run(self, runs: list[RunSpec], on_result: OnResult) -> None:
-        """Pretrain once, then evaluate and fine-tune for each of `runs`, whose results are told one by one."""
+    def run(self, runs: list[RunSpec], on_result: OnResult, on_failure: OnFailure) -> None:
+        """Pretrain once, then evaluate and fine-tune for each of `runs`, whose results are told one by one.
+
+        What fails in one of `runs` is told too, and the others go on; what fails in the pretraining is raised.
+        """
         import torch
 
         from ..beton import open_beton
@@ -43,10 +54,16 @@ class Runner:
         for run in runs:
             _, target, test = self.files.of(run)
             betons = (train if run.target == SAME else target, test)
-            finetuned, cfg = self._finetune(run, betons, init, home)
-            if run.target not in frozen:
-                frozen[run.target] = self._evaluate(cfg, betons, init)
-            on_result(run, {**cost, **frozen[run.target], **finetuned})
+            try:
+                finetuned, cfg = self._finetune(run, betons, init, home)
+                if run.target not in frozen:
+                    frozen[run.target] = self._evaluate(cfg, betons, init)
+            except Stopped:
+                raise
+            except Exception as error:
+                on_failure(run, error)
+            else:
+                on_result(run, {**cost, **frozen[run.target], **finetuned})
 
     def _home(self, run: RunSpec) -> Path:
         """The folder of a pretraining and of all that starts from it."""
@@ -64,8 +81,6 @@ class Runner:
 
         Crops and epochs are those that were seen; the last epoch of a pretraining by the minute may be a part.
         """
-        from ..files import load_or_compute
-        from ..train import checkpoint
         from ..train.pretraining import pretrain
 
         cfg = self.config.pretrain_config(run, train, images, folder)
@@ -73,15 +88,12 @@ class Runner:
             return {"crops": 0, "epochs": 0, "pretrain_seconds": 0.0, "peak_mb": None}
 
         def measure() -> Record:
-            before = checkpoint.listing(folder / "checkpoints")
-            done = checkpoint.step_of(before[-1]) if before else 0
-            began = time.monotonic()
-            pretrain(self._threaded(cfg))
+            _, seconds = _timed(partial(pretrain, self._threaded(cfg)), folder)
+            used = load_config(PRETRAIN, folder / "config.yaml", {}, ()).training  # a number where cfg has auto
+            step_images = used.batch_size * used.accumulate
             steps = len((folder / "metrics.jsonl").read_text().splitlines())
-            # of a run that was stopped: the time that it had taken without the stop
-            seconds = (time.monotonic() - began) * steps / max(1, steps - done)
-            epochs, rest = divmod(steps, -(-images // cfg.training.batch_size))
-            seen = epochs * images + rest * cfg.training.batch_size
+            epochs, rest = divmod(steps, -(-images // step_images))
+            seen = epochs * images + rest * step_images
             return {
                 "crops": seen * sum(group["count"] for group in cfg.crops.groups),
                 "epochs": round(seen / images, 2) if rest else epochs,
@@ -103,9 +115,7 @@ class Runner:
         settings = settings_digest(run, self.config, self.files).split("-")[1]
         folder = home / f"finetune_{Path(run.target).name}_{run.finetune_budget}_{settings}"
         cfg = self._threaded(self.config.finetune_config(run, betons, len(open_beton(betons[0])), init, folder))
-        began = time.monotonic()
-        result = finetune(cfg)
-        seconds = time.monotonic() - began
+        result, seconds = _timed(partial(finetune, cfg), folder)
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         _tidy(folder, "model.safetensors")
         found = {
@@ -125,6 +135,31 @@ class Runner:
 
         cfg = self.config.evaluate_config(finetune, betons, init)
         return evaluate_frozen(cfg) | {"evaluated_at": cfg.model.image_size}
+
+
+def _timed(train: Callable[[], T], folder: Path) -> tuple[T, float]:
+    """What a training gives, and its seconds, with those of the earlier calls that it resumes.
+
+    They are kept in seconds.json of its run folder, however a call ends; one that was killed counts up to the last step
+    that it logged.
+    """
+    from ..train import checkpoint
+
+    path, metrics = folder / "seconds.json", folder / "metrics.jsonl"
+    before = 0.0
+    if path.exists() and checkpoint.listing(folder / "checkpoints"):
+        kept = json.loads(path.read_text())
+        before = kept["seconds"]
+        if kept["began"] is not None:
+            before += max(0.0, metrics.stat().st_mtime - kept["began"])
+    write_json(path, {"seconds": before, "began": time.time()})
+    began = time.monotonic()
+    try:
+        result = train()
+    finally:
+        seconds = before + time.monotonic() - began
+        write_json(path, {"seconds": seconds, "began": None})
+    return result, seconds
 
 
 def _count_parameters(cfg: Config) -> int:

@@ -43,9 +43,9 @@ def add_main(page: Page, records: list[Record]) -> None:
     def get(dataset: str, method: str) -> Numbers:
         return values(main, "top1", dataset=dataset, method=method)
 
-    page.add("## Methods", *(main_table(records, measure) for measure in MEASURES))
+    page.add("## Methods", *(main_table(main, measure) for measure in MEASURES))
     page.add_figure("methods", lambda axis: plot_bars(axis, datasets, methods, get, TOP1))
-    page.add(gain_table(records), "### Cost", cost_table(records))
+    page.add(gain_table(main), "### Cost", cost_table(main))
     jobs = sorted({record["jobs"] for record in main})
     together = f"{' or '.join(map(str, jobs))} pretraining{'s' if jobs != [1] else ''} at a time"
     shared = ", which share the machine's cores" if jobs != [1] else ""

@@ -78,11 +78,11 @@ def parse_budget(text: str, images: int) -> int:
         images: How many images the training has.
 
     Raises:
-        ConfigError: The text is no such number, or below 1.
+        ConfigError: The text is no such number, or below 1, or infinite.
     """
     try:
         number = float(text.removesuffix("x")) * (images if text.endswith("x") else 1)
-        if not number >= 1:
+        if not 1 <= number < float("inf"):
             raise ValueError
     except ValueError:
         raise ConfigError(

@@ -139,10 +139,13 @@ def main_records(records: list[Record]) -> list[Record]:
 
     Both trainings use all images, variants of a method and pretrainings by the minute are left out, and the budgets are
     those that most runs of the dataset have.
+
+    Args:
+        records: Those of `newest`.
     """
     own = [
         record
-        for record in newest(records)
+        for record in records
         if not record["images"]
         and record["target"] == SAME
         and record["method"] == record["base"]

@@ -11,7 +11,6 @@ from .stats import (
     Numbers,
     differences,
     display_name,
-    main_records,
     mean_std,
     methods_of,
     recipe_of,
@@ -77,14 +76,13 @@ def markdown_table(
     return text_table([corner, *columns.values()], lines)
 
 
-def main_table(records: list[Record], measure: str = "top1") -> str:
+def main_table(main: list[Record], measure: str = "top1") -> str:
     """Methods by datasets, mean ± standard deviation over the seeds, the best of a column in bold.
 
     Args:
-        records: The records of results.jsonl.
+        main: Those of `main_records`.
         measure: A key of MEASURES.
     """
-    main = main_records(records)
     datasets = {d: d for d in unique(main, "dataset")}
 
     def get(method: str, dataset: str) -> Numbers:
@@ -93,9 +91,8 @@ def main_table(records: list[Record], measure: str = "top1") -> str:
     return markdown_table(methods_of(main, measure), datasets, get, f"{MEASURES[measure]}, %")
 
 
-def gain_table(records: list[Record]) -> str:
-    """Methods by datasets: fine-tuned accuracy less that of training from scratch, seed by seed."""
-    main = main_records(records)
+def gain_table(main: list[Record]) -> str:
+    """Methods by datasets: fine-tuned accuracy less that of training from scratch, seed by seed; see `main_table`."""
     datasets = {d: d for d in unique(main, "dataset")}
     methods = {m: title for m, title in methods_of(main).items() if m != RANDOM}
 
@@ -106,25 +103,21 @@ def gain_table(records: list[Record]) -> str:
     return markdown_table(methods, datasets, get, GAIN)
 
 
-def cost_table(records: list[Record]) -> str:
-    """What a method costs: crops seen, minutes of pretraining and of fine-tuning, memory."""
-    main = main_records(records)
-    rows = [
-        "| mean over the runs | crops seen | pretraining, min | crops/s | fine-tuning, min | peak memory, MB |",
-        "|---|---|---|---|---|---|",
-    ]
+def cost_table(main: list[Record]) -> str:
+    """What a method costs: crops, minutes of pretraining and of fine-tuning, memory; see `main_table`."""
+    head = ["mean over the runs", "crops seen", "pretraining, min", "crops/s", "fine-tuning, min", "peak memory, MB"]
+    rows = []
     for method in sort_methods(record["method"] for record in main):
         mine = [record for record in main if record["method"] == method]
         mine = [record for record in mine if recipe_of(record) == max(map(recipe_of, mine))]
         finetuning = f"{np.mean([record['finetune_seconds'] for record in mine]) / 60:.1f}"
         if method == RANDOM:
-            rows.append(f"| {display_name(method)} | 0 | 0 | - | {finetuning} | - |")
+            rows.append([display_name(method), "0", "0", "-", finetuning, "-"])
             continue
         crops, seconds, peak = (
             np.array([record[key] for record in mine]) for key in ("crops", "pretrain_seconds", "peak_mb")
         )
-        rows.append(
-            f"| {display_name(method)} | {crops.mean():,.0f} | {seconds.mean() / 60:.1f} | "
-            f"{crops.sum() / seconds.sum():,.0f} | {finetuning} | {peak.mean():,.0f} |"
-        )
-    return "\n".join(rows) + "\n"
+        speed = f"{crops.sum() / seconds.sum():,.0f}"
+        cells = [f"{crops.mean():,.0f}", f"{seconds.mean() / 60:.1f}", speed, finetuning, f"{peak.mean():,.0f}"]
+        rows.append([display_name(method), *cells])
+    return text_table(head, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -115,8 +115,10 @@ def momentum_copy(networks: Sequence[nn.Module]) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def ema_update(averages: Iterable[nn.Module], networks: Sequence[nn.Module], momentum: float) -> None:
+def ema_update(averages: nn.ModuleList, networks: Sequence[nn.Module], momentum: float) -> None:
     """The moving average: average <- momentum * average + (1 - momentum) * network, for every weight.
+
+    Buffers, such as the running statistics of batch normalisation, are copied.
 
     Args:
         averages: made of `networks` by `momentum_copy`.
@@ -126,6 +128,13 @@ def ema_update(averages: Iterable[nn.Module], networks: Sequence[nn.Module], mom
     mine: list[torch.Tensor] = [p for average in averages for p in average.parameters()]
     theirs = [p.detach() for network in networks for p in network.parameters()]
     torch._foreach_lerp_(mine, theirs, 1 - momentum)
+    buffers = [b for average in averages for b in average.buffers()]
+    if buffers:
+        torch._foreach_copy_(buffers, [b for network in networks for b in network.buffers()])
+    for module in averages.modules():  # LeViT's attention keeps biases, which are of the weights before
+        cache = getattr(module, "attention_bias_cache", None)
+        if isinstance(cache, dict):
+            cache.clear()
 
 
 def cosine_momentum(momentum: float, progress: float) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .figure import new_figure
+from .figure import new_figure, shown_name
 from .neighbours import load_images
 
 
@@ -25,7 +25,7 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: str | Path) -
     figure = new_figure(side, side)
     axis = figure.subplots()
     axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    shown = [_short(name) for name in names]
+    shown = [shown_name(name) for name in names]
     axis.set_xticks(range(count), shown, rotation=90, fontsize=7)
     axis.set_yticks(range(count), shown, fontsize=7)
     axis.set_xlabel("predicted")
@@ -58,11 +58,5 @@ def plot_mistakes(
         axis.set_axis_off()
     for axis, image, title in zip(axes, load_images(beton, rows, size), titles):
         axis.imshow(image)
-        axis.set_title("\n".join(map(_short, title.split("\n"))), fontsize=6)
+        axis.set_title("\n".join(map(shown_name, title.split("\n"))), fontsize=6)
     figure.savefig(path, dpi=110)
-
-
-def _short(name: str) -> str:
-    """A name that a picture has room for; signs of formulas and broken bytes are taken as they are."""
-    text = name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
-    return text if len(text) <= 24 else f"{text[:23]}…"

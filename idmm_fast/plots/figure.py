@@ -17,3 +17,16 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def shown_name(name: str, letters: int = 24) -> str:
+    r"""The name of a class or a file, as the text of a figure: matplotlib shows it as it is, a formula or not.
+
+    Args:
+        name: whatever a folder may be called; bytes that are no UTF-8 are shown as \udce9.
+        letters: a longer name is cut to so many, the last one an ellipsis; 0: it is left whole.
+    """
+    text = name.encode("utf-8", "backslashreplace").decode()
+    if letters and len(text) > letters:
+        text = f"{text[: letters - 1]}…"
+    return text.replace("$", r"\$")

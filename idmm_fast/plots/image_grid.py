@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..beton import open_beton
 from ..beton.decode import decode_rows
-from .figure import new_figure
+from .figure import new_figure, shown_name
 
 
 def plot_image_grid(path: str | Path, out: str | Path | None = None, columns: int = 8, rows: int = 6) -> Path:
@@ -33,7 +33,9 @@ def plot_image_grid(path: str | Path, out: str | Path | None = None, columns: in
     for row, (axis, image) in enumerate(zip(axes, images)):
         axis.imshow(image)
         label = int(beton.label[row])
-        axis.set_title(f"{row}: {beton.classes[label]}" if 0 <= label < len(beton.classes) else str(row), fontsize=7)
-    figure.suptitle(f"{Path(path).name}: {len(beton)} images, {len(beton.classes)} classes", fontsize=9)
+        is_named = 0 <= label < len(beton.classes)
+        axis.set_title(f"{row}: {shown_name(beton.classes[label])}" if is_named else str(row), fontsize=7)
+    name = shown_name(Path(path).name, 0)
+    figure.suptitle(f"{name}: {len(beton)} images, {len(beton.classes)} classes", fontsize=9)
     figure.savefig(out, dpi=100)
     return out

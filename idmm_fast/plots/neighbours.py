@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ..loader import evaluation_loader
-from .figure import new_figure
+from .figure import new_figure, shown_name
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ def plot_neighbours(
     for r, line in enumerate(axes):
         own = int(test.labels[chosen[r]])
         line[0].imshow(query_images[r])
-        line[0].set_title(classes[own], fontsize=7)
+        line[0].set_title(shown_name(classes[own]), fontsize=7)
         for c, axis in enumerate(line[1:]):
             label = int(train.labels[nearest[r, c]])
             axis.imshow(key_images[r * k + c])
-            axis.set_title(classes[label], fontsize=7, color="tab:green" if label == own else "tab:red")
+            colour = "tab:green" if label == own else "tab:red"
+            axis.set_title(shown_name(classes[label]), fontsize=7, color=colour)
             axis.set_xlabel(f"{similarity[r, c]:.2f}", fontsize=6, labelpad=1)
     for axis in axes.flat:
         axis.set_xticks([])

@@ -2,9 +2,10 @@
 
 The images are converted once. Each seed pretrains a small ViT on 2,040 of them, by the paper's recipe and by the
 recommended one for the same time, and fine-tunes with 200 labels from both and from random weights; kNN evaluates the
-frozen features. report.md, report.png and report.json have the figures.
+frozen features. report.md, report.png and report.json have the figures, settings.json what they were made with.
 """
 
+import json
 import platform
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from matplotlib.image import imread
 
 from .. import datasets
 from ..beton import open_beton, write_beton
-from ..config import keys, laid_over, load_yaml, make_config, overrides
+from ..config import ConfigError, keys, laid_over, load_yaml, make_config, overrides
 from ..config.evaluate import SCHEMA as EVALUATE
 from ..config.finetune import SCHEMA as FINETUNE
 from ..config.pretrain import SCHEMA as PRETRAIN
@@ -37,6 +38,7 @@ MEASURES = {
     "top1": "fine-tuned on {labelled} labels, top-1",
 }
 Report = dict[str, Any]
+_FREE = ("data.num_workers", "data.cache", "training.device", "training.compile")  # these change no number
 
 
 def run_demo(
@@ -61,27 +63,49 @@ def run_demo(
         What report.json holds: {"results": {arm: {measure: [a number a seed]}}, ...}.
 
     Raises:
-        ConfigError: No part has a key, or a value is wrong.
+        ConfigError: No part has a key, a value is wrong, or the folder holds runs with other settings.
         BetonError, DatasetError, LoaderError, WriteError, OSError, FloatingPointError: As the parts raise.
     """
-    folder, began = Path(folder), time.time()
+    folder, began = Path(folder), time.monotonic()
     configs = _DemoConfigs((pretrain_config, recipe_config, finetune_config), arguments)
     shared = configs.make("finetune")
     _convert(shared)
+    described = _describe({arm: configs.make(arm) for arm in PRETRAINED}, shared)
+    settings, path = configs.arguments | described, folder / "settings.json"
+    before = _minutes_before(path, settings)
+    write_json(path, {"settings": settings, "minutes": before})
+
+    def minutes() -> float:
+        return before + (time.monotonic() - began) / 60
+
     results: dict[str, dict[str, list[float]]] = {arm: {measure: [] for measure in MEASURES} for arm in ARMS}
-    for seed in range(seeds):
-        for arm, found in _run_seed(configs, folder, seed).items():
-            for measure in MEASURES:
-                results[arm][measure].append(found[measure])
-    report = _describe({arm: configs.make(arm) for arm in PRETRAINED}, shared) | {
-        "results": results,
-        "seeds": seeds,
-        "minutes": round((time.time() - began) / 60, 1),
-    }
-    write_json(folder / "report.json", report)
-    (folder / "report.md").write_text(_page(report), encoding="utf-8")
-    _plot(report, folder)
+    try:
+        for seed in range(seeds):
+            for arm, found in _run_seed(configs, folder, seed).items():
+                for measure in MEASURES:
+                    results[arm][measure].append(found[measure])
+        report = described | {"machine": _machine(), "results": results, "seeds": seeds, "minutes": round(minutes(), 1)}
+        write_json(folder / "report.json", report)
+        (folder / "report.md").write_text(_page(report), encoding="utf-8")
+        _plot(report, folder)
+    finally:
+        write_json(path, {"settings": settings, "minutes": minutes()})
     return report
+
+
+def _minutes_before(path: Path, settings: dict[str, Any]) -> float:
+    """The minutes of earlier calls, by settings.json; ConfigError where the runs beside it have other settings."""
+    if not path.exists() or not any(path.parent.glob("*/config.yaml")):  # what failed before a run began binds nobody
+        return 0.0
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    for key in dict.fromkeys([*kept["settings"], *settings]):
+        was, now = (given.get(key, "left out") for given in (kept["settings"], settings))
+        if was != now:
+            raise ConfigError(
+                f"{path.parent} was begun with {key} {was}, not {now}, and what is done there is not done again. "
+                f"Give another --out, or delete that folder."
+            )
+    return float(kept["minutes"])
 
 
 class _DemoConfigs:
@@ -89,7 +113,7 @@ class _DemoConfigs:
 
     Args:
         files: YAML files: for pretraining, what the recipe lays over it, for fine-tuning and evaluation.
-        arguments: As of `run_demo`.
+        arguments: As of `run_demo`; the attribute has those that change a number, {"--section.key": value}.
     """
 
     def __init__(self, files: tuple[Path | str, Path | str, Path | str], arguments: Sequence[str]) -> None:
@@ -102,6 +126,7 @@ class _DemoConfigs:
         }
         self._known = [key for schema in (PRETRAIN, FINETUNE, EVALUATE) for key in keys(schema)]
         self._given = overrides(self._known, arguments)
+        self.arguments = {f"--{key}": value for key, value in self._given.items() if key not in _FREE}
 
     def make(self, part: str, changes: dict[str, Any] | None = None) -> SimpleNamespace:
         """The configuration of a part: its files, under the user's arguments, under `changes`, to keys that it has."""
@@ -151,9 +176,8 @@ def _pretrained_folder(folder: Path, arm: str, seed: int) -> Path:
 
 
 def _describe(pretrain: dict[str, SimpleNamespace], finetune: SimpleNamespace) -> Report:
-    """Data, model, trainings and machine, for the report. pretrain: the configuration of each pretraining."""
+    """Data, model and trainings, for the report. pretrain: the configuration of each pretraining."""
     train = open_beton(finetune.data.train)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "train": len(train),
         "test": len(open_beton(finetune.data.test)),
@@ -162,8 +186,13 @@ def _describe(pretrain: dict[str, SimpleNamespace], finetune: SimpleNamespace) -
         "pretrain": {arm: _training(cfg) for arm, cfg in pretrain.items()},
         "groups": {arm: len(cfg.crops.groups) for arm, cfg in pretrain.items()},
         "finetune": _training(finetune),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}",
     }
+
+
+def _machine() -> str:
+    """Processor, threads and GPU, for the report; a training may have set the threads."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads{gpu}"
 
 
 def _training(cfg: SimpleNamespace) -> str:

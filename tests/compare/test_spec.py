@@ -283,7 +283,7 @@ def test_a_budget_is_a_number_of_crops(text, wanted):
     assert parse_budget(text, 64) == wanted
 
 
-@pytest.mark.parametrize("text", ["many", "0", "x", "-3x"])
+@pytest.mark.parametrize("text", ["many", "0", "x", "-3x", "inf", "infx", "1e999", "nan"])
 def test_other_budgets_are_refused(text):
     with pytest.raises(ConfigError, match="a budget is a number of crops"):
         parse_budget(text, 64)

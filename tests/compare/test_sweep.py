@@ -15,8 +15,9 @@ import yaml
 from helpers import ROOT, TINY_VIT, run_script
 from PIL import Image
 
-from idmm_fast.beton import open_beton
+from idmm_fast.beton import open_beton, write_beton
 from idmm_fast.compare.store import RECIPE, ResultStore
+from idmm_fast.datasets import Split
 
 
 def sweep_args(sweep_dir, *args):
@@ -153,14 +154,29 @@ def test_a_signal_stops_a_sweep_with_checkpoints(sweep_dir):
     ],
     ids=["six epochs", "ten epochs"],
 )
-def test_fewer_images_other_targets_and_one_that_fails(sweep_dir, length):
-    """The failing one is named and harms no other; subsets are balanced; a transfer is evaluated on its target."""
-    args = ("--datasets", "tiny", "--methods", "wild", "idmm_plain", "--images", "24", "--targets", "same", "tiny")
+def test_fewer_images_other_targets_and_those_that_fail(sweep_dir, tiny_beton, length):
+    """Of a pretraining that fails all runs are named, of another the one that fails, and it harms none after it.
+
+    Subsets are balanced; a transfer is evaluated on its target.
+    """
+    for path in (tiny_beton, tiny_beton.with_suffix(".json")):
+        (sweep_dir / "data" / f"odd_train{path.suffix}").symlink_to(path)
+    others = Split(list(np.zeros((4, 16, 16, 3), np.uint8)), [0, 0, 1, 1], ["no", "such"])
+    write_beton(sweep_dir / "data" / "odd_test.beton", others, dataset="test", name="test", mode="raw", quiet=True)
+    args = ("--datasets", "tiny", "--methods", "wild", "idmm_plain", "--images", "24")
+    args += ("--targets", "same", "odd", "tiny")
     shown = run_script("compare.py", *sweep_args(sweep_dir, *args, *length))
     assert shown.returncode == 1
-    assert "tiny 24 balanced, wild, seed 0" in shown.stderr
-    assert "FloatingPointError" in shown.stderr
+    failed = [line for line in shown.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 4
+    for target in ("", " -> odd", " -> tiny"):
+        assert f"failed: tiny 24 balanced{target}, wild, seed 0, " in shown.stderr
+    assert sum("FloatingPointError" in line for line in failed) == 3
+    (odd,) = (line for line in failed if "idmm_plain" in line)
+    assert odd.startswith("failed: tiny 24 balanced -> odd, idmm_plain, seed 0, ")
+    assert "have other classes" in odd
     lines = {line["target"]: line for line in ResultStore(sweep_dir / "out").records}
+    assert set(lines) == {"same", "tiny"}
     assert lines["same"]["labels"] == 24
     assert lines["tiny"]["labels"] == 64
     assert lines["same"]["base"] == "idmm"
@@ -202,6 +218,13 @@ def test_a_sweep_has_a_time_or_a_budget(sweep_dir):
     assert "--minutes: not allowed with argument --budget" in shown.stderr
     shown = run_script("compare.py", *sweep_args(sweep_dir, *TWO_METHODS)[:6], *TWO_METHODS, "--minutes", "-1")
     assert "a number of minutes above 0, not -1" in shown.stderr
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_there_is_at_least_one_pretraining_at_a_time(sweep_dir, jobs):
+    shown = run_script("compare.py", *sweep_args(sweep_dir, *TWO_METHODS, "--jobs", jobs))
+    assert shown.returncode == 2
+    assert f"argument --jobs: at least 1 pretraining at a time, not {jobs}" in shown.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TINY_METHODS, TINY_VIT, method_values, read_losses, start_ranks, tiny_config, tiny_options
+from timm.models.levit import Attention
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
 from idmm_fast.config import ConfigError, flatten, load_yaml, make_config
@@ -134,6 +135,38 @@ def test_moving_average():
     assert torch.allclose(copies[0].weight, before + 0.25)
     assert not any(p.requires_grad for p in copies.parameters())
     assert [cosine_momentum(0.9, p) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.95, 1.0])
+
+
+def test_moving_average_of_a_network_with_batch_normalisation():
+    """The scale is averaged; running statistics and their counter are copied: by hand, means 2 and 4, variances 8."""
+    networks = [torch.nn.BatchNorm1d(2)]
+    copies = momentum_copy(networks)
+    networks[0](torch.tensor([[0.0, 2.0], [4.0, 6.0]]))
+    with torch.no_grad():
+        networks[0].weight.add_(1.0)
+    ema_update(copies, networks, 0.75)
+    (kept,) = copies
+    assert torch.allclose(kept.running_mean, torch.tensor([0.2, 0.4]))
+    assert torch.allclose(kept.running_var, torch.tensor([1.7, 1.7]))
+    assert (kept.num_batches_tracked.item(), kept.num_batches_tracked.dtype) == (1, torch.int64)
+    assert torch.allclose(kept(torch.ones(1, 2)), 1.25 * torch.tensor([[0.8, 0.6]]) / 1.7**0.5, atol=1e-5)
+    networks[0](torch.randn(4, 2))
+    assert torch.allclose(kept.running_mean, torch.tensor([0.2, 0.4]))  # it is no view of the network's
+
+
+def test_moving_average_of_a_network_that_keeps_attention_biases():
+    """LeViT's attention in evaluation mode looks them up once."""
+    network = Attention(8, 4, num_heads=2, resolution=2)
+    copies = momentum_copy([network])
+    (kept,) = copies
+    for _ in range(2):
+        kept.get_attention_biases(torch.device("cpu"))
+        with torch.no_grad():
+            network.attention_biases.add_(torch.randn_like(network.attention_biases))
+        ema_update(copies, [network], 0.0)
+        wanted = network.attention_biases[:, network.attention_bias_idxs]
+        assert torch.allclose(kept.get_attention_biases(torch.device("cpu")), wanted)
+        assert not kept.training
 
 
 def tiny(kind, *args, **options):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from helpers import PRETRAIN, ROOT
 from PIL import Image
 
 from idmm_fast.config import ConfigError, load_yaml
-from idmm_fast.studies.demo import _DemoConfigs, run_demo, table
+from idmm_fast.studies import demo
+from idmm_fast.studies.demo import ARMS, MEASURES, _DemoConfigs, run_demo, table
 from idmm_fast.train import finetuning, task
 
 CONFIGS = [ROOT / "rn_configs" / name for name in ("demo.yaml", "methods/instance_muon.yaml", "finetune/demo.yaml")]
@@ -71,6 +73,57 @@ def test_what_is_done_is_not_done_again(report):
     assert again()["results"] == content["results"]
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
     assert json.loads((folder / "report.json").read_text())["results"] == content["results"]
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, tiny_beton):
+    """Call the demo in tmp_path/demo with arguments and so many seeds; a seed takes a minute and trains nothing.
+
+    Its runs begin unless `fails`, and end unless it `stops`.
+    """
+    now = [0.0]
+
+    def call(*arguments, seeds=2, configs=CONFIGS, fails=False, stops=False):
+        def run_seed(_, folder, seed):
+            now[0] += 60
+            if fails:
+                raise ValueError
+            (folder / f"pretrain_idmm_{seed}").mkdir(exist_ok=True)
+            (folder / f"pretrain_idmm_{seed}" / "config.yaml").touch()
+            if stops:
+                raise KeyboardInterrupt
+            return {arm: dict.fromkeys(MEASURES, 50.0) for arm in ARMS}
+
+        monkeypatch.setattr(demo, "_run_seed", run_seed)
+        data = [f"--data.train={tiny_beton}", f"--data.test={tiny_beton}"]
+        return run_demo(*configs, tmp_path / "demo", seeds, [*data, *arguments])
+
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(demo, "_plot", lambda *_: None)
+    return call
+
+
+def test_the_minutes_are_those_of_all_calls(call):
+    """Of one that was stopped, of all others, and of more seeds."""
+    with pytest.raises(KeyboardInterrupt):
+        call(stops=True)
+    assert call()["minutes"] == 3
+    assert call("--data.num_workers=1", seeds=4)["minutes"] == 7  # threads change no number
+
+
+def test_other_settings_in_the_same_folder_are_refused(call, tmp_path):
+    """Arguments, and configurations that have changed; but what failed before a run began binds nobody."""
+    with pytest.raises(ValueError, match=r"^$"):
+        call("--training.lr=1", fails=True)
+    call("--training.minutes=1")
+    with pytest.raises(ConfigError, match=r"begun with --training\.minutes 1, not 2, .*another --out, or delete"):
+        call("--training.minutes=2")
+    with pytest.raises(ConfigError, match=r"begun with --training\.label_smoothing left out, not 0"):
+        call("--training.minutes=1", "--training.label_smoothing=0")
+    (tmp_path / "other.yaml").write_text(f"include: {CONFIGS[1]}\ntraining: {{batch_size: 32}}\n")
+    with pytest.raises(ConfigError, match=r"begun with pretrain .*batch 128.*, not .*batch 32"):
+        call("--training.minutes=1", configs=[CONFIGS[0], tmp_path / "other.yaml", CONFIGS[2]])
+    assert call("--training.minutes=1", seeds=3)["minutes"] == 5
 
 
 def test_table_has_a_column_and_a_gain_for_each_pretraining():
