@@ -9,6 +9,7 @@ rows = idmm_fast.predict("new_images/", checkpoint="runs/mine_finetune", out="pr
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ Result = TypeVar("Result")
 def pretrain(
     data: str | Path,
     out: str | Path,
-    model: str | Mapping[str, Any] = DEFAULT_MODEL,
+    model: str | Mapping[str, Any] | None = None,
     epochs: int | None = None,
     init: str | Path | None = None,
     config: str | Path | None = None,
@@ -48,7 +49,8 @@ def pretrain(
         data: a folder or a .beton file, see `convert`.
         out: the run folder.
         model: timm's name, or a T2T-ViT's; or all of the section `model`, {"name": ..., "image_size": 64, "options":
-            {"depth": 6}}.
+            {"depth": 6}}. What it leaves out is that of `config`. None: the model of `config`; deit_tiny_patch16_224
+            where that names none.
         epochs: passes over the data. None: what `config` says (epochs, or minutes), 800 without one.
         init: weights to start from, of the same model: a run folder, a checkpoint, a .safetensors file, or timm:NAME;
             None: random weights.
@@ -66,7 +68,7 @@ def pretrain(
     betons = convert(data)
     values = load_yaml(pretrain_config.SCHEMA, packaged_config(str(config))) if config else {}
     values = laid_over(values, _run_values(betons["train"], betons.get("test"), out, epochs))
-    values |= _values({"model": _section(model)})
+    values = {"model.name": DEFAULT_MODEL} | values | _values({"model": _section(model)})
     values |= {"model.init": str(init) if init else None}
     cfg = make_config(pretrain_config.SCHEMA, laid_over(values, _values(sections)))
 
@@ -97,7 +99,8 @@ def finetune(
         out: the run folder.
         init: the run folder of a pretraining, a checkpoint, a .safetensors file, or timm:NAME; None: random weights.
         test: the .beton file to test on, where `data` is one too.
-        model: as for `pretrain`; None: the model (name and options) of the run `init`.
+        model: as for `pretrain`. None: the model (name and options) of `init`, whatever `config` names, so that
+            config="own" fine-tunes a run of any model; that of `config` where `init` is None or does not say.
         epochs: passes over the data. None: what `config` says, 200 without one.
         config: a YAML file below all this, or the name of one in rn_configs/finetune/; None: the paper's recipe.
         sections: other keys of `finetune.py --help`, a dict a section.
@@ -109,11 +112,11 @@ def finetune(
         ConfigError, and whatever else `finetune.py` reports.
     """
     betons = convert(data, test_share=0.0 if test else TEST_SHARE)
-    known = _model_of(init) if init else {"name": DEFAULT_MODEL}
+    known = _model_of(init) if init else {}
     values = load_yaml(finetune_config.SCHEMA, packaged_config(str(config), "finetune")) if config else {}
     values = laid_over(values, _run_values(betons["train"], test or betons.get("test"), out, epochs))
     values |= {"model.init": str(init) if init else None, "data.val": str(betons["val"]) if "val" in betons else None}
-    values |= _values({"model": {**known, **_section(model or {})}})
+    values = {"model.name": DEFAULT_MODEL} | values | _values({"model": {**known, **_section(model)}})
     cfg = make_config(finetune_config.SCHEMA, laid_over(values, _values(sections)))
 
     def train() -> dict[str, Any]:
@@ -258,9 +261,9 @@ def _values(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
-def _section(model: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The section `model`, of itself or of the model's name alone."""
-    return {"name": model} if isinstance(model, str) else model
+def _section(model: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The section `model`, of itself or of the model's name alone; {} of None."""
+    return {"name": model} if isinstance(model, str) else model or {}
 
 
 def _run_values(train: Path, test: str | Path | None, out: str | Path, epochs: int | None) -> dict[str, Any]:
@@ -316,7 +319,9 @@ def _write_features(out: Path, features: np.ndarray, labels: np.ndarray, files: 
         with replacing(out) as draft, open(draft, "wb") as npz:
             np.savez(npz, features=features, labels=labels, files=np.array(files, str))
         return
-    with replacing(out) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
+    with replacing(out) as draft, open(draft, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        # All names are quoted, since before Python 3.13 the default does not quote one with a \r in it.
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         for row, vector in enumerate(features):
-            name = (files[row] if files else str(row)).replace('"', '""')
-            file.write(",".join([f'"{name}"', str(labels[row]), *(f"{x:.7g}" for x in vector)]) + "\n")
+            name = files[row] if files else str(row)
+            writer.writerow([name, int(labels[row]), *(float(f"{x:.7g}") for x in vector)])

@@ -1,5 +1,6 @@
 """The Python interface: docs/quickstart.md as it stands, only shorter; what is cached, what is written."""
 
+import csv
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from helpers import ROOT, photographs
 from PIL import Image
 
 import idmm_fast
-from idmm_fast.api import convert
+from idmm_fast.api import _write_features, convert
 from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import DatasetError
@@ -128,6 +129,57 @@ def test_names_with_line_breaks_end_in_zero_bytes(folder):
     assert str(odd) in listed.split("\0")
     assert len(listed.split("\0")) == 15 + 1
     assert "\0" not in convert("my_images")["test"].with_suffix(".txt").read_text()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configurations that pretraining and fine-tuning were called with; nothing is trained."""
+    seen = []
+    monkeypatch.setattr("idmm_fast.train.pretraining.pretrain", lambda cfg, evaluation: seen.append(cfg))
+    monkeypatch.setattr("idmm_fast.train.finetuning.finetune", seen.append)
+    return seen
+
+
+def test_a_pretraining_has_the_model_of_the_argument_then_of_the_configuration(folder, trained):
+    """The argument's default once went before the configuration."""
+
+    def model(**options):
+        idmm_fast.pretrain("my_images", "run", **options)
+        return trained[-1].model
+
+    assert model().name == model(config="own").name == "deit_tiny_patch16_224"
+    assert model(config="backbones/t2t_vit_7").name == "t2t_vit_7"
+    assert model(config="backbones/t2t_vit_7", model="pvt_v2_b0").name == "pvt_v2_b0"
+    smaller = model(config="backbones/t2t_vit_7", model={"image_size": 64})
+    assert (smaller.name, smaller.image_size) == ("t2t_vit_7", 64)
+
+
+def test_a_fine_tuning_has_the_model_of_the_argument_then_of_init_then_of_the_configuration(folder, trained):
+    Path("other").mkdir()
+    Path("other/config.yaml").write_text("model: {name: vit_tiny_patch16_224, image_size: 32, options: {depth: 2}}\n")
+
+    def model(**options):
+        idmm_fast.finetune("my_images", "run", **options)
+        return trained[-1].model
+
+    assert model().name == model(config="own").name == "deit_tiny_patch16_224"
+    assert model(config="backbones/t2t_vit_7").name == "t2t_vit_7"
+    assert model(config="backbones/t2t_vit_7", init="unknown.safetensors").name == "t2t_vit_7"
+    assert model(init="unknown.safetensors").name == "deit_tiny_patch16_224"
+    theirs = model(config="own", init="other")
+    assert (theirs.name, theirs.options, theirs.image_size) == ("vit_tiny_patch16_224", {"depth": 2}, 224)
+    assert model(config="own", init="timm:deit_small_patch16_224.fb_in1k").name == "deit_small_patch16_224"
+    assert model(config="own", init="other", model="pvt_v2_b0").name == "pvt_v2_b0"
+
+
+def test_a_table_of_features_is_read_back_whatever_the_files_are_called(tmp_path):
+    names = ['a,b "c".jpg', "new\nline.jpg", "re\rturn.jpg", os.fsdecode(b"caf\xe9.jpg"), "1"]
+    features = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    _write_features(tmp_path / "f.csv", features, np.arange(-1, 4), names)
+    with open(tmp_path / "f.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[:2] for row in rows] == [[name, str(label)] for label, name in enumerate(names, -1)]
+    assert np.allclose([[float(x) for x in row[2:]] for row in rows], features, rtol=1e-6)
 
 
 @pytest.mark.integration

@@ -227,7 +227,7 @@ def test_it_is_said_why_there_is_no_fine_tuning(tmp_path, photos, monkeypatch):
     alone = suggest(inspect([path], quiet=True), [path], "x")
     assert [c.verb for c in alone.commands] == ["pretrain"]
     assert alone.missing.endswith(
-        "there are no test images, and a class of one image allows no cross-validation (--folds)"
+        "there are no test images with labels, and a class of one image allows no cross-validation (--folds)"
     )
 
 
@@ -250,6 +250,33 @@ def test_betons_without_tests_can_be_cross_validated_alone(tmp_path, photos):
     assert texts[1].endswith("--out runs/x_folds --folds 3")
     assert texts[2] == "idmm-fast predict --checkpoint runs/x_folds/fold_1 --images NEW_IMAGES"
     assert len(texts) == 3
+
+
+def test_a_test_beton_without_labels_tests_nothing(tmp_path, photos):
+    """A command that names it would be refused."""
+    paths = []
+    for name, labels in (("train", [0, 0, 0, 1, 1, 1]), ("test", [-1, -1])):
+        split = Split([photo[:70, :70] for photo in photos[: len(labels)]], labels, ["a", "b"])
+        file = tmp_path / f"x_{name}.beton"
+        paths.append(write_beton(file, split, dataset="x", name=name, mode="raw", quiet=True).path)
+    found = suggest(inspect(paths, quiet=True), paths, "x").commands
+    assert [c.verb for c in found] == ["pretrain", "finetune", "predict"]
+    assert found[1].text.endswith("--out runs/x_folds --folds 3")
+    assert found[1].why == "there are no test images with labels; 3 folds test 6 images, each once"
+    assert not any("--data.test" in c.text for c in found)
+
+
+def test_betons_of_one_split_and_one_name_are_all_looked_at(tmp_path, photos):
+    paths = []
+    for k in range(4):
+        split = Split([photo[:70, :70] for photo in photos[10 * k : 10 * k + k + 2]], [0] * (k + 2), ["a"])
+        (tmp_path / f"{k}").mkdir()
+        file = tmp_path / f"{k}" / "x.beton"
+        paths.append(write_beton(file, split, dataset="x", name="train", mode="raw", quiet=True).path)
+    seen = inspect(paths, quiet=True)
+    assert list(seen.sources) == ["train", "x", str(paths[2]), str(paths[3])]
+    assert [len(seen.good(split)) for split in seen.sources] == [2, 3, 4, 5]
+    assert len(set(write_sheets(seen, tmp_path / "sheets"))) == 4
 
 
 def test_times_stand_below_their_commands(root, tmp_path, monkeypatch):

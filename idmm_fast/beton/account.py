@@ -1,7 +1,9 @@
 """The account of a conversion: splits, classes, images of each, what was left out and why."""
 
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,8 +73,19 @@ def _images(account: Mapping[str, Any], classes: Sequence[str]) -> str:
     return text
 
 
-def printable(text: str) -> str:
-    """Text with names of files in it, so that any terminal takes it."""
-    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def printable(text: str | Path) -> str:
+    """A line with names of files or classes in it, so that any terminal takes it and it stays one line.
+
+    Line ends and other control characters, what is no text, and letters that the terminal lacks are shown by their
+    numbers.
+    """
+    line = "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in str(text))
+    line = line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     encoding = sys.stdout.encoding or "utf-8"
-    return whole.encode(encoding, "replace").decode(encoding)
+    return line.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _is_control(character: str) -> bool:
+    """Whether it controls a terminal, ends a line, or is half a character: a surrogate that is no byte of a name."""
+    kind = unicodedata.category(character)
+    return kind in ("Cc", "Zl", "Zp") or (kind == "Cs" and not "\udc80" <= character <= "\udcff")

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from ..errors import BetonError
 from ..files import sha256
 from ..limits import cores
+from .account import printable
 from .decode import decode_row
 from .format import JPG, RAW
 from .jpeg import MESSAGES, OK, Decoder
@@ -79,7 +80,7 @@ def _check_sidecar(beton: Beton, path: str | Path) -> None:
 
 
 def _summary(beton: Beton, path: str | Path) -> str:
-    counts = np.bincount(np.maximum(beton.label, 0), minlength=len(beton.classes))
+    counts = np.bincount(beton.label[beton.label >= 0], minlength=len(beton.classes))
     modes = ", ".join(
         f"{int((beton.mode == mode).sum())} {name}"
         for mode, name in ((JPG, "JPEG"), (RAW, "raw"))
@@ -88,12 +89,15 @@ def _summary(beton: Beton, path: str | Path) -> str:
     smallest = f"{int(beton.width.min())} x {int(beton.height.min())}"
     largest = f"{int(beton.width.max())} x {int(beton.height.max())}"
     names = ", ".join(f"{name} {n}" for name, n in zip(beton.classes, counts))
+    classes = f"{counts.size} classes of {counts.min()} to {counts.max()} images" if counts.size else "no classes"
+    unlabelled = int((beton.label < 0).sum())
     lines = [
         f"{path} is intact: {len(beton)} images ({modes}), {beton.path.stat().st_size / 1e6:.1f} MB, "
         f"{smallest} to {largest} pixels",
         f"checksums: {'every row' if beton.sums.size else 'none (not written by this project)'}; "
         f"sidecar: {'agrees' if beton.sidecar else 'none'}",
-        f"{counts.size} classes of {counts.min()} to {counts.max()} images"
-        + (f": {names}" if counts.size <= 40 else ""),
+        classes
+        + (f", {unlabelled} images without a label" if unlabelled else "")
+        + (f": {names}" if 0 < counts.size <= 40 else ""),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -32,6 +32,15 @@ _RANGES = {
     "per_class": (0, 2**31),
     "total": (0, 2**31),
 }
+_SPLITS = ("train", "val", "test", "unlabelled")
+_ONLY_FOR = {
+    "labels": ("folder",),
+    "file_column": ("folder",),
+    "label_column": ("folder", "hf"),
+    "split_column": ("folder",),
+    "shards": ("webdataset",),
+    "no_labels": ("webdataset",),
+}
 
 
 def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
@@ -59,9 +68,11 @@ def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {value} is not in {low}..{high}")
     if not 0 <= args.test_share < 1:
         parser.error(f"--test-share {args.test_share:g} is not between 0 and 1")
-    for option, of in (("labels", ("folder",)), ("no_labels", ("webdataset",)), ("label_column", ("folder", "hf"))):
+    for option, of in _ONLY_FOR.items():
         if getattr(args, option) and args.ds not in of:
             parser.error(f"--{option.replace('_', '-')} is for --ds {' and --ds '.join(of)}")
+    if args.ds == "folder" and not args.labels and (args.file_column or args.label_column or args.split_column):
+        parser.error("--file-column, --label-column and --split-column are columns of the table --labels")
     if args.split_list and (args.subset or args.per_class or args.total or args.test_share):
         parser.error("--split-list names the images; leave out --subset, --per-class, --total and --test-share")
     return args
@@ -201,13 +212,14 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
         DatasetError, WriteError, Locked, OSError: The message says why and what to do.
     """
     splits = load(args)
-    from ..beton import account_lines, open_beton, write_beton
+    from ..beton import account_lines, open_beton, printable, write_beton
 
     stem = (args.name or args.ds).rstrip("/").rsplit("/", 1)[-1]
     skipped, accounts = 0, {}
     for split, content in splits.items():
+        path = args.out / f"{stem}_{split}.beton"
         written = write_beton(
-            args.out / f"{stem}_{split}.beton",
+            path,
             content,
             dataset=args.ds,
             name=split,
@@ -221,21 +233,31 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
             splits={name: len(each) for name, each in splits.items()},
         )
         accounts[split] = written.account
+        chosen = path.with_suffix(".txt")
         if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
-            chosen = written.path.with_suffix(".txt")
             names = "".join(f"{content.name(i)}\n" for i in range(len(content)))
             chosen.write_text(names, encoding="utf-8", errors="surrogateescape")
-            print(f"{chosen}: the {len(content)} images that were chosen")
-        size = written.path.stat().st_size / 1e6
-        print(f"{written.path}: {written.count} images, {len(content.classes)} classes, {written.mode}, {size:.1f} MB")
+            print(printable(f"{chosen}: the {len(content)} images that were chosen"))
+        elif chosen.exists() and not args.split_list:
+            print(printable(f"warning: {chosen} was there before: it does not list {path.name}"), file=sys.stderr)
+        kind = f"{len(content.classes)} classes, {written.mode}, {path.stat().st_size / 1e6:.1f} MB"
+        print(printable(f"{path}: {written.count} images, {kind}"))
         if args.split_list:
-            print(f"  fingerprint {open_beton(written.path).fingerprint}")
+            print(f"  fingerprint {open_beton(path).fingerprint}")
         for skip in written.skipped:
             print(f"  skipped {skip['file']}: {skip['reason']}", file=sys.stderr)
         skipped += len(written.skipped)
     print("\n".join(account_lines(accounts, {split: content.classes for split, content in splits.items()})))
     if skipped:
         print(f"{skipped} images were skipped; the .json beside each beton lists them.", file=sys.stderr)
+    new = [args.out / f"{stem}_{split}.beton" for split in splits]
+    for path in (args.out / f"{stem}_{split}.beton" for split in _SPLITS if split not in splits):
+        if path.exists():
+            told = f"{path} is of an earlier conversion, and its images may be in {' or '.join(map(str, new))}"
+            print(
+                printable(f"warning: {told} too: delete it, or convert again with the options that made it"),
+                file=sys.stderr,
+            )
 
 
 def run(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
@@ -247,9 +269,10 @@ def run(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
 
         print(verify(args.verify))
     else:
+        from ..beton import printable
         from ..plots.image_grid import plot_image_grid
 
-        print(plot_image_grid(args.show))
+        print(printable(plot_image_grid(args.show)))
 
 
 def write_datasets(argv: Sequence[str], prog: str = SCRIPT) -> None:

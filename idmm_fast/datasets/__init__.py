@@ -129,6 +129,11 @@ def load(
     else:
         splits = module.load(root, **{k: options.get(k) for k in getattr(module, "OPTIONS", ())})
     if per_class or total:
+        if "train" not in splits:
+            raise DatasetError(
+                f"there are no training images to choose from (--per-class, --total), only those of: "
+                f"{', '.join(splits)}. Add a training split, or take --subset, which chooses from every split."
+            )
         splits["train"] = splits["train"].sample(seed, total, per_class)
     if subset:
         splits = {split: content.sample(seed, min(subset, len(content))) for split, content in splits.items()}

@@ -1,11 +1,13 @@
 """Fetching raw files: downloads that resume and are checked, archives that are unpacked safely."""
 
 import hashlib
+import lzma
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -92,17 +94,19 @@ def unpack(archive: Path, target: Path) -> None:
 
     Raises:
         DatasetError: The archive is damaged, holds a device or a path or link out of the folder, or unpacks to more
-            than 20 times its size.
+            than 20 times its size, or than is free.
+        OSError: The folder can't be written.
     """
     limit = _GROWTH * archive.stat().st_size + (100 << 20)
     draft = target / f".{archive.name}.unpacking"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
+    free = shutil.disk_usage(target).free
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
                 members = file.infolist()
-                _check_size(sum(m.file_size for m in members), limit, target)
+                _check_size(sum(m.file_size for m in members), limit, free, target)
                 for member in tqdm(members, desc=f"unpacking {archive.name}", unit="file", disable=None):
                     _check(member.filename, target)
                     file.extract(member, draft)
@@ -112,12 +116,16 @@ def unpack(archive: Path, target: Path) -> None:
                 for member in tqdm(file, desc=f"unpacking {archive.name}", unit="file", disable=None):
                     _check(member.name, target)
                     total += member.size
-                    _check_size(total, limit, target)
+                    _check_size(total, limit, free, target)
                     _extract(file, member, draft)
+                while file.fileobj.read(_BLOCK):  # to the end of a compressed stream, where its checksum is compared
+                    pass
         _move(draft, target)
     except DatasetError as error:
         raise DatasetError(f"{archive} was not unpacked: {error}.") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk; gzip's and bz2's own, of damage, have no number
         raise DatasetError(
             f"{archive} was not unpacked: {error}. If it was downloaded, delete it and run the command again."
         ) from None
@@ -144,11 +152,10 @@ def _extract(file: tarfile.TarFile, member: tarfile.TarInfo, draft: Path) -> Non
         )
 
 
-def _check_size(total: int, limit: int, target: Path) -> None:
-    """Refuse an archive that unpacks to more than `limit` or than what is free, in bytes."""
+def _check_size(total: int, limit: int, free: int, target: Path) -> None:
+    """Refuse an archive that unpacks to more than `limit` or than what was `free` at `target`, in bytes."""
     if total > limit:
         raise DatasetError(f"it holds over {limit >> 20} MB, more than an archive of its size should")
-    free = shutil.disk_usage(target).free
     if total > free:
         raise DatasetError(f"it needs {total >> 20} MB and {free >> 20} MB are free at {target}")
 

@@ -7,10 +7,11 @@ Images right under ROOT/test have no labels (-1). A tree that can be read in two
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from .image_files import LeftOut, image_files, natural_order
 from .label_table import load_by_table
-from .split import SPLIT_NAMES, DatasetError, Split, split_of
+from .split import SPLIT_NAMES, DatasetError, Split, names_below, split_of
 
 OPTIONS = ("labels", "file_column", "label_column", "split_column")
 
@@ -53,12 +54,13 @@ def load(
     files = [path.parts[depth:] for path in image_files(root, left_out)]
     if not files:
         raise DatasetError(f"No image was found under {root}.{left_out.sentences()}")
-    root, files = _enter(root, files, remarks)
-    parts = _divide(root, files, left_out)
+    inner, files = _enter(root, files, remarks)
+    parts = _divide(inner, files, left_out)
     splits: dict[str, Split] = {}
     for split, (folder, inside) in parts.items():
         trained = list(splits["train"].classes) if "train" in splits else None
-        splits[split] = _split(root / folder, inside, trained, split, remarks)
+        found = _split(inner / folder, inside, trained, split, remarks)
+        splits[split] = replace(found, names=names_below(root, cast(Sequence[Path], found.images)))
     left = left_out.listing()
     return _with_test({n: replace(split, left_out=left, remarks=remarks) for n, split in splits.items()})
 

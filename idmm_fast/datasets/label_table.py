@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .image_files import LeftOut, image_files, natural_order
-from .split import DatasetError, Split, split_of
+from .split import DatasetError, Split, names_below, split_of
 
 # Names of columns, in lower case and with underscores for blanks and hyphens; the first that there is.
 FILES = (
@@ -242,5 +242,6 @@ def _splits(
     for split in ("train", "val", "test"):
         images = sorted(image for image, (of, _, _) in found.items() if of == split)
         if images:
-            splits[split] = Split(images, [number[found[image][1]] for image in images], classes)
+            labels = [number[found[image][1]] for image in images]
+            splits[split] = Split(images, labels, classes, names_below(root, images))
     return splits

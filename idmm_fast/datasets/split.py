@@ -173,6 +173,19 @@ class Split:
         return self.choose(sorted(chosen))
 
 
+def names_below(root: Path, images: Sequence[Path]) -> list[str]:
+    """What images are called in lists, and chosen by: the last two parts of their paths below `root`.
+
+    So the names do not depend on what the root is called, or how it is typed.
+
+    Args:
+        root: The folder.
+        images: Paths that begin with `root`.
+    """
+    depth = len(root.parts)
+    return ["/".join(image.parts[depth:][-2:]) for image in images]
+
+
 def held_out_of(count: int, fraction: float) -> int:
     """How many of a class of `count` images are held out: at least one, and never all; see `Split.hold_out`."""
     return min(max(1, round(fraction * count)), count - 1)
@@ -213,8 +226,13 @@ def with_test_split(splits: Mapping[str, Split], share: float, seed: int) -> dic
         The splits, "train" and "test" among them. Each has a remark that says so.
 
     Raises:
-        DatasetError: No class has two images.
+        DatasetError: There is no training split, or no class of it has two images.
     """
+    if "train" not in splits:
+        raise DatasetError(
+            f"there are no training images to hold out a test split of, only those of: {', '.join(splits)}. Add a "
+            f"training split."
+        )
     result = {("unlabelled" if name == "test" else name): split for name, split in splits.items()}
     whole = result["train"]
     result["train"], result["test"] = whole.hold_out(share, seed)

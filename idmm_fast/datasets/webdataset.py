@@ -109,15 +109,22 @@ def _read_shard(path: Path) -> tuple[list[FileSlice], dict[str, str]]:
                     continue
                 if f".{extension.lower()}" in image_endings():
                     images.append(FileSlice(path, member.offset_data, member.size, member.name))
-                elif extension == "cls":
-                    labels[stem] = _content(file, member).decode().strip()
-                elif extension == "json":
-                    content = json.loads(_content(file, member))
-                    if isinstance(content, dict) and "label" in content:
-                        labels[stem] = str(content["label"])
+                elif extension in ("cls", "json"):
+                    label = _label(_content(file, member), extension)
+                    if label:
+                        labels[stem] = label
     except (tarfile.TarError, ValueError) as error:
         raise DatasetError(f"{path} is not an uncompressed tar of a WebDataset: {error}") from None
     return images, labels
+
+
+def _label(content: bytes, extension: str) -> str:
+    """The label in a .cls or .json file; "" where there is none, or null. Raises ValueError."""
+    if extension == "cls":
+        return content.decode().strip()
+    tree = json.loads(content)
+    label = tree.get("label") if isinstance(tree, dict) else None
+    return "" if label is None else str(label)
 
 
 def _content(file: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..beton import printable
 from ..config import ConfigError
 from ..datasets.image_files import LeftOut, image_files
 from ..loader.image_files import ImageFiles
@@ -144,9 +145,3 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     if not found:
         raise ConfigError(f"there is no image in {', '.join(map(printable, named))}")
     return found
-
-
-def printable(name: str | Path) -> str:
-    """A name that any UTF-8 terminal takes: bytes that are no text, and line ends, are shown by their numbers."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

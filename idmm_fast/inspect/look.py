@@ -127,8 +127,8 @@ def _inspect_betons(paths: Sequence[Path], quiet: bool) -> Inspection:
     betons: dict[str, Beton] = {}
     for path in paths:
         beton = open_beton(path)
-        name = beton.sidecar.get("split") or path.stem
-        betons[path.stem if name in betons else name] = beton
+        names = (beton.sidecar.get("split") or path.stem, path.stem)
+        betons[next((name for name in names if name not in betons), str(path))] = beton
     result = Inspection(betons)
     for name, beton in betons.items():
         result.lines.append(f"  {name}: {beton.path}, {len(beton):,} image{'s' * (len(beton) != 1)}")

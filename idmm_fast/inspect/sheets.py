@@ -39,7 +39,7 @@ def _name(found: Inspection, split: str, label: int) -> str:
 
 def _file_name(text: str) -> str:
     """Text with nothing in it that a file's name can't have."""
-    return printable(re.sub(r"[^\w.-]+", "_", text)).replace("?", "_")
+    return re.sub(r"[^\w.-]+", "_", printable(text))
 
 
 def _write_class(found: Inspection, key: tuple[str, int], images: list[Image.Image], out: Path) -> Path:

@@ -75,7 +75,7 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
     if good:
         counts = Counter(image.label for image in good if image.label >= 0)
         tests = _test_images(found, bool(labels))
-        data, test = _data(found, paths, name, bool(labels))
+        data, test = _data(found, paths, name, bool(labels), tests)
         missing = _missing(counts, tests, test)
         held_out: Counter[int] = Counter()
         if not (missing or tests or test is None):
@@ -116,20 +116,26 @@ def _missing(counts: Mapping[int, int], tests: int, test: str | None) -> str:
     if len(counts) < 2:
         return "no fine-tuning: it takes images of two classes"
     if test is None and min(counts.values()) < 2:
-        return "no fine-tuning: there are no test images, and a class of one image allows no cross-validation (--folds)"
+        return (
+            "no fine-tuning: there are no test images with labels, and a class of one image allows no cross-validation "
+            "(--folds)"
+        )
     if not tests and max(counts.values()) < 2:
         return "no fine-tuning: each class has one image, so none can be held out for testing"
     return ""
 
 
-def _data(found: Inspection, paths: Sequence[Path], name: str, has_table: bool) -> tuple[str, str | None]:
-    """(what --data is given, what --data.test is given; "" where that is not needed, None where there is nothing)."""
+def _data(found: Inspection, paths: Sequence[Path], name: str, has_table: bool, tests: int) -> tuple[str, str | None]:
+    """(what --data is given, what --data.test is given; "" where that is not needed, None where there is nothing).
+
+    `tests` are the test images with labels, see `_test_images`.
+    """
     if has_table:
         return f"data/{name}_train.beton", f"data/{name}_test.beton"
     if found.stored:
         return shlex.quote(str(paths[0])), ""
     files = {split: shlex.quote(str(source.path)) for split, source in found.sources.items()}  # type: ignore[union-attr]
-    return files[found.training], files.get("test")
+    return files[found.training], files["test"] if tests else None
 
 
 def _convert(folder: Path, name: str, labels: Mapping[str, str], hold_out: bool) -> Command:
@@ -178,7 +184,8 @@ def _finetunings(
         commands.append(Command("finetune", text, keys, labelled - held, tested, "; ".join(whys)))
     if tested < SMALL_TEST and folds > 1:
         why = (
-            f"{few if commands else 'there are no test images'}; {folds} folds test {parts.total():,} images, each once"
+            f"{few if commands else 'there are no test images with labels'}; {folds} folds test {parts.total():,} "
+            f"images, each once"
         )
         text = f"{words[0]}{words[1]}_folds --folds {folds}"
         commands.append(Command("finetune", text, keys, (folds - 1) * parts.total(), parts.total(), why))

@@ -1,5 +1,6 @@
 """The datasets, read from small trees laid out as upstream lays them out, by the code and then by the script."""
 
+import errno
 import gzip
 import http.server
 import io
@@ -14,6 +15,7 @@ import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -470,6 +472,55 @@ def test_tar_zip_and_bombs(unpack, tmp_path):
         unpack(tmp_path / "cut.tar.gz", tmp_path / "good")
 
 
+def test_an_archive_may_fill_the_space_that_is_free_before(unpack, tmp_path, monkeypatch):
+    """What it has unpacked already is not counted twice."""
+    for n in range(8):
+        _made(tmp_path / "made" / f"{n}").write_bytes(bytes(100_000))
+    tar_of(tmp_path / "a.tar", tmp_path / "made", "w")
+
+    def usage(folder):
+        return SimpleNamespace(free=space - sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    space = 790_000
+    with pytest.raises(DatasetError, match="are free at"):
+        unpack(tmp_path / "a.tar", tmp_path / "less")
+    space = 800_000
+    unpack(tmp_path / "a.tar", tmp_path / "enough")
+    assert len(list((tmp_path / "enough").iterdir())) == 8
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_damage_late_in_a_compressed_archive_is_noticed(unpack, tmp_path, compression):
+    """Where tarfile itself reads no more, too: of two files the second is random, and zeros follow."""
+    made, archive, target = tmp_path / "made", tmp_path / "a.tgz", tmp_path / "target"
+    _made(made / "1.txt").write_text("text\n" * 10_000)
+    (made / "2.bin").write_bytes(np.random.default_rng(0).bytes(40_000))
+    tar_of(archive, made, f"w:{compression}")
+    whole = archive.read_bytes()
+    for place in (len(whole) // 2, len(whole) * 9 // 10, len(whole) - 12):
+        archive.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(DatasetError, match=r"(?s)a\.tgz was not unpacked: .*delete it and run the"):
+            unpack(archive, target)
+        assert list(target.iterdir()) == []
+    archive.write_bytes(whole[:-6])
+    with pytest.raises(DatasetError, match="was not unpacked"):
+        unpack(archive, target)
+    archive.write_bytes(whole)
+    unpack(archive, target)
+    assert [(target / f.name).read_bytes() == f.read_bytes() for f in made.iterdir()] == [True, True]
+
+
+def test_errors_of_the_disk_are_not_taken_for_damage(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tar_of(tmp_path / "a.tgz", make_two(tmp_path / "made"))
+    monkeypatch.setattr(fetch, "_extract", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch.unpack(tmp_path / "a.tgz", tmp_path / "target")
+
+
 # --- mirrors
 
 
@@ -791,6 +842,56 @@ def test_a_fraction_of_each_class_is_held_out_the_same_everywhere(tmp_path):
     assert script(*options[:-1], "1.5", "--root", tmp_path / "mine").returncode == 2
 
 
+def test_images_right_under_the_root_are_chosen_the_same_whatever_it_is_called(tmp_path, monkeypatch):
+    for n in range(12):
+        photo(tmp_path / "photos" / f"{n}.jpg", n)
+    write(tmp_path / "photos" / "labels.csv", ["file,label", *(f"{n}.jpg,{'ab'[n % 2]}" for n in range(12))])
+    shutil.copytree(tmp_path / "photos", tmp_path / "copy")
+
+    def chosen(root, **options):
+        splits = datasets.with_test_split(datasets.load("folder", Path(root), **options), 0.3, 0)
+        small = datasets.load("folder", Path(root), subset=4, **options)["train"]
+        return [[split.name(i) for i in range(len(split))] for split in (*splits.values(), small)]
+
+    for options in ({}, {"labels": "labels.csv"}):
+        monkeypatch.chdir(tmp_path)
+        wanted = chosen("photos", **options)
+        assert [len(names) for names in wanted] == [8, 4, 4]
+        assert set(wanted[0] + wanted[1]) == {f"{n}.jpg" for n in range(12)}
+        assert chosen("copy", **options) == chosen(tmp_path / "copy", **options) == wanted
+        monkeypatch.chdir(tmp_path / "photos")
+        assert chosen(".", **options) == chosen("../copy", **options) == wanted
+
+
+@pytest.mark.parametrize("option", ["--per-class=1", "--total=1", "--test-share=0.2"])
+def test_to_choose_training_images_there_must_be_some(tmp_path, option):
+    photo(tmp_path / "mine" / "test" / "1.jpg", 1)
+    refused = script("--ds", "folder", "--root", tmp_path / "mine", "--out", tmp_path / "out", option)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: there are no training images to ")
+    assert "only those of: test. Add a training split" in refused.stderr
+
+
+def test_betons_and_lists_of_an_earlier_conversion_are_warned_of(tmp_path):
+    for n in range(10):
+        photo(tmp_path / "mine" / "ab"[n % 2] / f"{n}.jpg", n)
+    out = tmp_path / "out"
+    options = ("--ds", "folder", "--root", tmp_path / "mine", "--out", out, "--name", "mine")
+    small = script(*options, "--test-share=0.2", "--subset=6")
+    assert "warning" not in small.stderr
+    assert sorted(path.name for path in out.glob("*.txt")) == ["mine_test.txt", "mine_train.txt"]
+    whole = script(*options)
+    assert (
+        f"warning: {out}/mine_test.beton is of an earlier conversion, and its images may be in {out}/mine_train.beton "
+        "too: delete it, or convert again with the options that made it\n"
+    ) in whole.stderr
+    lists = f"warning: {out}/mine_train.txt was there before: it does not list mine_train.beton\n"
+    assert lists in whole.stderr
+    for path in out.glob("*.txt"):
+        path.unlink()
+    assert "warning" not in script(*options, "--test-share=0.2").stderr
+
+
 def make_two(root):
     for split in ("train", "test"):
         photo(root / split / "a" / "1.jpg", 5)
@@ -828,6 +929,20 @@ def test_webdataset_is_read_where_it_lies(shards, photos, pattern):
         datasets.load("webdataset", None, shards=f"{shards}/{{000..002}}.tar")
     with pytest.raises(DatasetError, match="needs --shards"):
         datasets.load("webdataset", None)
+
+
+def test_a_label_that_is_null_is_none(tmp_path, photos):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for key, label in enumerate((None, 0, "")):
+            members = ((f"{key}.jpg", photo_bytes(photos[key])), (f"{key}.json", json.dumps({"label": label}).encode()))
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    shards = str(tmp_path / "a.tar")
+    with pytest.raises(DatasetError, match=r"2 of 3 images have no label .*first .*0\.jpg"):
+        datasets.load("webdataset", None, shards=shards)
+    assert datasets.load("webdataset", None, shards=shards, no_labels="yes")["train"].classes == ["all"]
 
 
 def test_hugging_faces_datasets_are_read_from_disk(tmp_path, photos):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from idmm_fast import datasets
 from idmm_fast.beton import open_beton
+from idmm_fast.commands import convert
 from idmm_fast.datasets import DatasetError
 
 
@@ -128,11 +129,22 @@ def test_what_a_table_leaves_out_is_in_the_account(tmp_path):
     assert (len(beton), beton.classes) == (2, ["x", "y"])
 
 
-@pytest.mark.parametrize("option", [("--labels", "a.csv"), ("--label-column", "a"), ("--no-labels",)])
+OF_OTHERS = ["--labels=a.csv", "--file-column=a", "--label-column=a", "--split-column=a", "--shards=a", "--no-labels"]
+
+
+@pytest.mark.parametrize("option", OF_OTHERS)
 def test_options_of_other_datasets_are_refused(option):
-    refused = run_script("write_datasets.py", "--ds", "pets", *option)
+    refused = run_script("write_datasets.py", "--ds", "pets", option)
     assert refused.returncode == 2
-    assert f"{option[0]} is for --ds" in refused.stderr
+    assert f"{option.partition('=')[0]} is for --ds" in refused.stderr
+
+
+@pytest.mark.parametrize("option", [option for option in OF_OTHERS if "column" in option])
+def test_columns_without_a_table_are_refused(option):
+    refused = run_script("write_datasets.py", "--ds", "folder", option)
+    assert refused.returncode == 2
+    assert "--file-column, --label-column and --split-column are columns of the table --labels" in refused.stderr
+    assert convert.parse(["--ds", "hf", "--name", "x", "--label-column", "a"]).label_column == "a"
 
 
 MISTAKES = {

@@ -1,6 +1,7 @@
 """Predictions on image files: the pixels of evaluation, names of every kind, damaged files, the three formats."""
 
 import csv
+import io
 import json
 import os
 import sys
@@ -13,10 +14,11 @@ from helpers import FINETUNE, photographs, run_script, tiny_config
 from PIL import Image
 
 import idmm_fast
-from idmm_fast.beton import open_beton, write_beton
+from idmm_fast.beton import open_beton, printable, write_beton
 from idmm_fast.beton.format import JPG
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import Split
+from idmm_fast.evaluate.predict import find_images
 from idmm_fast.loader import evaluation_loader
 from idmm_fast.loader.image_files import ImageFiles
 from idmm_fast.models import load_trained
@@ -199,6 +201,18 @@ def test_names_and_damage_of_every_kind_are_written(ending, tuned, odd_images, t
     assert set(good) == wanted
     assert set(good.values()) <= {"red", "green", "blue", "yellow"}
     assert [Path(name).name for name in bad] == ["broken.jpg"]
+
+
+ODD_BYTES = b"a\nb\xe9\x1b"
+
+
+def test_a_name_is_said_in_one_line_of_letters_that_the_terminal_has(monkeypatch):
+    for encoding, letter in (("utf-8", "\u3000"), ("latin-1", "\\u3000")):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert printable(f"{os.fsdecode(ODD_BYTES)} \ud83d ü\u3000") == rf"a\nb\xe9\x1b \ud83d ü{letter}"
+    assert printable(Path("x\ty")) == r"x\ty"
+    with pytest.raises(ConfigError, match=r"new\\nline does not exist"):
+        find_images(["new\nline"])
 
 
 def test_what_can_not_be_predicted_is_a_sentence(tuned, tmp_path, monkeypatch, odd_images):
