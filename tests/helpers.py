@@ -79,11 +79,12 @@ class Rows:
     def __len__(self):
         return len(self.images)
     def __getitem__(self, i):
-        return 0.5 * i, self.images[i], i
+        return 0.5 * i, self.images[i], 99 - i, i
 
 for path in sys.argv[1:]:
     rows = Rows(list(np.load(f"{path}.npz").values()))
-    fields = {"score": FloatField(), "image": RGBImageField(write_mode="raw"), "label": IntField()}
+    image = RGBImageField(write_mode="raw")
+    fields = {"score": FloatField(), "image": image, "number": IntField(), "label": IntField()}
     DatasetWriter(f"{path}.beton", fields, num_workers=1).from_indexed_dataset(rows)
 """
 

@@ -41,6 +41,7 @@ class Pages:
             self.position += self._left
             self._left = self.page_size
             if self._flushed.done():
+                self._flushed.result()  # a disk tells of an error once
                 self.file.flush()
                 self._flushed = self._helper.submit(os.fdatasync, self.file.fileno())
             self.file.seek(self.position)

@@ -185,14 +185,15 @@ def _read_header(path: Path, size: int) -> np.void:
     return header
 
 
-def _read_tables(path: Path, header: np.void, size: int) -> tuple[list[int], np.ndarray, np.ndarray, int]:
-    """(field types, samples' table, allocation table, where the samples' table ends in the file)."""
+def _read_tables(path: Path, header: np.void, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """(field descriptions, samples' table, allocation table, where the samples' table ends in the file)."""
     count, table, columns = int(header["num_samples"]), int(header["alloc_table_ptr"]), int(header["num_fields"])
     start = HEADER.itemsize + columns * FIELD.itemsize
     if not start <= table <= size or (size - table) % ALLOCATION.itemsize:
         raise BetonError(f"{path} is cut short or damaged: its tables do not fit its {size} bytes. {_again(path)}")
     described = np.fromfile(path, FIELD, count=columns, offset=HEADER.itemsize)
-    kinds = [IMAGE_FIELD if kind == _CUSTOM_FIELD else int(kind) for kind in described["type_id"]]
+    described["type_id"][described["type_id"] == _CUSTOM_FIELD] = IMAGE_FIELD
+    kinds = described["type_id"].tolist()
     if IMAGE_FIELD not in kinds or any(k not in _COLUMNS for k in kinds):
         raise BetonError(f"{path} has no image field that can be read (field types {kinds}).")
     sample = np.dtype([("", _COLUMNS[k]) for k in kinds], align=True)
@@ -202,7 +203,7 @@ def _read_tables(path: Path, header: np.void, size: int) -> tuple[list[int], np.
     if (size - table) // ALLOCATION.itemsize > count * columns:  # a field takes at most one piece of memory a row
         raise BetonError(f"{path} is damaged: its allocation table is too long for {count} rows. {_again(path)}")
     metadata = np.fromfile(path, sample, count=count, offset=start)
-    return kinds, metadata, np.fromfile(path, ALLOCATION, offset=table), end
+    return described, metadata, np.fromfile(path, ALLOCATION, offset=table), end
 
 
 def _read_sums(path: Path, end: int, count: int, limit: int, allocations: np.ndarray) -> tuple[np.ndarray, int]:
@@ -259,6 +260,20 @@ def _check_labels(beton: Beton) -> None:
         )
 
 
+def _label_column(path: Path, described: np.ndarray) -> str | None:
+    """The column of the labels: that of whole numbers, of several the one called label; None: there is none."""
+    integers = np.flatnonzero(described["type_id"] == INT_FIELD).tolist()
+    if len(integers) > 1:
+        named = [k for k in integers if bytes(described["name"][k]).rstrip(b"\0") == b"label"]
+        if not named:
+            raise BetonError(
+                f"{path} has {len(integers)} fields of whole numbers, and none of them is called label. Write it again "
+                f"with that name for the labels."
+            )
+        integers = named
+    return f"f{integers[0]}" if integers else None
+
+
 def open_beton(path: str | Path) -> Beton:
     """Open and check an FFCV file, of this project or of FFCV's own writer. No image is read.
 
@@ -271,11 +286,10 @@ def open_beton(path: str | Path) -> Beton:
         raise FileNotFoundError(f"{path} does not exist. Make it with: idmm-fast convert --ds NAME (see --help).")
     size = path.stat().st_size
     header = _read_header(path, size)
-    kinds, metadata, allocations, end = _read_tables(path, header, size)
+    described, metadata, allocations, end = _read_tables(path, header, size)
     sums, over_all = _read_sums(path, end, len(metadata), int(header["alloc_table_ptr"]), allocations)
-    column = f"f{kinds.index(IMAGE_FIELD)}"
-    image = metadata[column]
-    labelled = INT_FIELD in kinds
+    column = f"f{described['type_id'].tolist().index(IMAGE_FIELD)}"
+    image, label = metadata[column], _label_column(path, described)
     beton = Beton(
         path=path,
         metadata=metadata,
@@ -284,12 +298,12 @@ def open_beton(path: str | Path) -> Beton:
         width=image["width"].astype(np.int64),
         ptr=image["data_ptr"].astype(np.int64),
         length=_lengths(path, image["data_ptr"], allocations),
-        label=metadata[f"f{kinds.index(INT_FIELD)}"].astype(np.int64) if labelled else np.full(len(metadata), -1),
+        label=np.full(len(metadata), -1) if label is None else metadata[label].astype(np.int64),
         sums=sums,
         image_column=column,
         page_size=int(header["page_size"]),
         table_checksum=over_all,
     )
-    _check_images(beton, HEADER.itemsize + len(kinds) * FIELD.itemsize, size)
+    _check_images(beton, HEADER.itemsize + described.nbytes, size)
     _check_labels(beton)
     return beton

@@ -98,7 +98,7 @@ def sidecar_path(path: str | Path) -> Path:
 def _encoded(
     images: Sequence[Any], order: np.ndarray, workers: int, mode: str, options: WriteOptions
 ) -> Generator[tuple[int, Encoded | Exception], None, None]:
-    """(place, Encoded or the exception) in the order given, at most a few images a worker ahead of the consumer."""
+    """(place, Encoded or the exception) in the order given, some images a worker ahead of the consumer."""
 
     def convert(source: Any) -> Encoded | Exception:
         try:
@@ -111,12 +111,13 @@ def _encoded(
     def work(places: np.ndarray) -> list[tuple[int, Encoded | Exception]]:
         return [(place, convert(images[place])) for place in places]
 
+    most = workers if mode == "raw" else 4 * workers  # tasks; the pixels of a photograph may be 36 MB
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future] = deque()
         try:
             for first in range(0, len(order), IMAGES_PER_TASK):
                 ahead.append(pool.submit(work, order[first : first + IMAGES_PER_TASK]))
-                if len(ahead) > 4 * workers:
+                if len(ahead) > most:
                     yield from ahead.popleft().result()
             while ahead:
                 yield from ahead.popleft().result()

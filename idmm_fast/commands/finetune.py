@@ -18,10 +18,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import yaml
-
 from ..cli import help_head, run
-from ..config import ConfigError, check_files, find_run_config, keys, parse, pretrain
+from ..config import ConfigError, check_files, keys, parse, pretrain, read_run_config
 from ..config import finetune as schema
 from ..convert import TEST_SHARE
 from .folders import betons_of_folder
@@ -79,6 +77,8 @@ def _folds(argv: Sequence[str]) -> tuple[int, list[str]]:
             text = value if eq else "".join(argv[k + 1 : k + 2])
             if not text.isdecimal() or "--stages" in argv:
                 raise ConfigError("--folds is a number of folds, e.g. --folds 5, and does not go with --stages")
+            if int(text) < 2:
+                raise ConfigError(f"--folds {text}: it is at least 2")
             return int(text), [*argv[:k], *argv[k + used :]]
     return 0, list(argv)
 
@@ -86,10 +86,9 @@ def _folds(argv: Sequence[str]) -> tuple[int, list[str]]:
 def _prepared(values: dict[str, Any], typed: dict[str, Any], folds: int) -> dict[str, Any]:
     """Values with betons in place of a folder, and, where no model is named, that of the run model.init."""
     init = values.get("model.init")
-    run = find_run_config(init) if isinstance(init, str) and "model.name" not in values else None
-    if run is not None:
-        model = yaml.safe_load(run.read_text(encoding="utf-8"))["model"]
-        values = {"model.name": model["name"], "model.options": model["options"]} | values
+    model = read_run_config(init).get("model") if isinstance(init, str) and "model.name" not in values else None
+    if model:
+        values = {"model.name": model["name"], "model.options": model.get("options", {})} | values
     values = betons_of_folder(values, typed, 0.0 if folds else TEST_SHARE, ("train", "test", "val"))
     if folds and values.get("data.test") is None and "data.train" in values:
         values = values | {"data.test": values["data.train"]}  # each fold has its own

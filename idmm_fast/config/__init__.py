@@ -15,6 +15,7 @@ from .load import (
     load_yaml,
     make_config,
     packaged_config,
+    read_run_config,
     replace,
 )
 
@@ -34,5 +35,6 @@ __all__ = [
     "overrides",
     "packaged_config",
     "parse",
+    "read_run_config",
     "replace",
 ]

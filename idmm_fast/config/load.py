@@ -168,7 +168,23 @@ def find_run_config(path: str | Path) -> Path | None:
     """The config.yaml of the run that `path`, a run folder or a file in it, belongs to; None if there is none."""
     path = Path(path)
     folders = (path, *list(path.parents)[:3])  # the last for RUN/checkpoints/aside_1/*.pt
-    return next((f / "config.yaml" for f in folders if (f / "config.yaml").is_file()), None)
+    return next((f / "config.yaml" for f in folders if _is_run_config(f / "config.yaml")), None)
+
+
+def read_run_config(path: str | Path) -> dict[str, Any]:
+    """What the config.yaml that `find_run_config` finds says; {} if there is none."""
+    found = find_run_config(path)
+    return yaml.safe_load(found.read_text(encoding="utf-8")) if found else {}
+
+
+def _is_run_config(path: Path) -> bool:
+    """Whether a file is the configuration of a run: other programs have a config.yaml too."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    model = tree.get("model") if isinstance(tree, dict) else None
+    return isinstance(model, dict) and {"name", "image_size"} <= model.keys()
 
 
 def packaged_config(name: str, folder: str = "") -> str:

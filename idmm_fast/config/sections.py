@@ -135,7 +135,7 @@ def _run() -> dict[str, Param]:
             Resume(), "no, auto (resume if the run folder holds a checkpoint), or a checkpoint's path", default="no"
         ),
         "max_steps": Param(
-            Int(0), "dry run: stop after so many steps, without a checkpoint; 0: run to the end", default=0
+            Int(0), "dry run: stop after so many steps in all, without a checkpoint; 0: run to the end", default=0
         ),
         "checkpoint_every": Param(Int(1), "epochs between checkpoints", default=10),
         "checkpoint_minutes": Param(Float(0), "minutes between checkpoints, also within an epoch; 0: no", default=10.0),

@@ -10,6 +10,24 @@ from tqdm import tqdm
 from ..beton import Beton, BetonError
 
 
+def labelled_rows(train: Beton) -> np.ndarray:
+    """int64 (n,): the training images that have a label; the others are left out.
+
+    Raises:
+        BetonError: none has one, or all are of one class.
+    """
+    rows = np.flatnonzero(train.label >= 0)
+    if rows.size == 0:
+        raise BetonError(f"no image of {train.path} has a label; evaluation and fine-tuning need them")
+    first = train.label[rows[0]]
+    if (train.label[rows] == first).all():
+        raise BetonError(
+            f"{train.path} has one class only, {train.classes[first]!r}; evaluation and fine-tuning need two classes. "
+            f"Put the images of each class into a folder of its own: FOLDER/CLASS/"
+        )
+    return rows
+
+
 def match_labels(train: Beton, test: Beton) -> np.ndarray:
     """The labels of `test` in the class numbers of `train`.
 
@@ -24,20 +42,16 @@ def match_labels(train: Beton, test: Beton) -> np.ndarray:
         int64 (len(test),). Classes that `train` lacks are numbered after its own.
 
     Raises:
-        BetonError: images have no label, those of `train` are all of one class, or neither file's classes are among
-            those of the other; the message says which.
+        BetonError: test images have no label, those of `train` have none or are all of one class, or neither file's
+            classes are among those of the other; the message says which.
     """
-    for beton in (train, test):
-        missing = int((beton.label < 0).sum())
-        if missing:
-            raise BetonError(
-                f"{missing} of {len(beton)} images of {beton.path} have no label; evaluation and fine-tuning need them"
-            )
-    if (train.label == train.label[0]).all():
+    missing = int((test.label < 0).sum())
+    if missing:
         raise BetonError(
-            f"{train.path} has one class only, {train.classes[train.label[0]]!r}; evaluation and fine-tuning need two "
-            f"classes. Put the images of each class into a folder of its own: FOLDER/CLASS/"
+            f"{missing} of {len(test)} images of {test.path} have no label; evaluation and fine-tuning need those of "
+            f"test images"
         )
+    labelled_rows(train)
     labels, strange = _matched(train, test)
     if unknown := int((labels >= len(train.classes)).sum()) if strange else 0:
         tqdm.write(

@@ -18,7 +18,7 @@ from ..models import Normalize, create_backbone, load_backbone, resolve_normaliz
 from ..plots.neighbours import Side, plot_neighbours
 from ..runtime.device import Runtime, resolve_runtime
 from .batches import EvaluationImages
-from .classes import class_names, match_labels
+from .classes import class_names, labelled_rows, match_labels
 from .features import extract
 from .knn import knn_accuracy
 from .linear import linear_accuracy
@@ -45,14 +45,17 @@ def evaluate_frozen(cfg: Any) -> dict[str, float]:
     if cfg.model.init is not None:
         load_backbone(backbone, cfg.model.init)
     runtime = resolve_runtime(cfg.training, 0)
-    images = evaluation_images(cfg, betons, cfg.training.batch_size)
+    labelled = labelled_rows(train)
+    if len(labelled) < len(train):
+        tqdm.write(f"{len(train) - len(labelled)} of {len(train)} images of {train.path} have no label: left out")
+    images = evaluation_images(cfg, betons, cfg.training.batch_size, (labelled, None))
     normalize = Normalize(True, cfg.model.mean, cfg.model.std)
     features, rows = extract_both(runtime.to_device(backbone), images, runtime, normalize)
     labels = [torch.from_numpy(own)[found] for own, found in zip(known, rows)]
     results = knn_accuracy(features[0], labels[0], features[1], labels[1], temperature=cfg.knn.temperature)
     if cfg.linear.enabled:
         results |= linear_probe(features, labels, cfg.linear.C, cfg.linear.max_minutes)
-    skipped = len(train) + len(test) - sum(map(len, rows))
+    skipped = len(labelled) + len(test) - sum(map(len, rows))
     if skipped:
         results["images_skipped"] = skipped
     if cfg.logging.run_dir is not None:

@@ -15,7 +15,7 @@ from ..config import ConfigError
 from ..loader import ImageCache, open_cache
 from ..models import Normalize, create_backbone
 from ..runtime.device import Runtime, resolve_runtime
-from .classes import match_labels
+from .classes import labelled_rows, match_labels
 from .frozen import evaluation_images, extract_both, linear_probe
 from .knn import knn_accuracy
 
@@ -49,15 +49,12 @@ class OnlineEvaluation:
             return
         model, data = self.cfg.model, self.cfg.data
         betons = open_beton(data.train), open_beton(data.test)
-        labels = [beton.label for beton in betons]
-        if self.cfg.online_eval.linear and (labels[0] == labels[0][0]).all():
-            raise ConfigError(f"online_eval.linear needs images of two classes; those of {data.train} are all of one")
+        every = labelled_rows(betons[0]), np.arange(len(betons[1]))
         minutes, epochs = self.cfg.training.minutes, self.cfg.training.epochs
         evaluations = 2 if minutes else -(-epochs // self.cfg.online_eval.every)
         train = open_cache(betons[0], None, data.cache, evaluations)  # that of the training, where it has one
         self.caches = train, open_cache(betons[1], None, data.cache, evaluations, beside=train.size)
-        # The first 8, and the first image of another class.
-        few = [np.unique([*range(min(8, len(own))), (own != own[0]).argmax()]) for own in labels]
+        few = [_first(rows, beton.label[rows]) for rows, beton in zip(every, betons)]
         with torch.random.fork_rng(devices=[]):
             backbone = create_backbone(model.name, model.image_size, 0.0, model.options)
         runtime = resolve_runtime(self.cfg.training, 0)
@@ -68,14 +65,19 @@ class OnlineEvaluation:
         return self._evaluate(backbone, runtime)
 
     def _evaluate(
-        self, backbone: nn.Module, runtime: Runtime, rows: Sequence[np.ndarray | None] = (None, None)
+        self, backbone: nn.Module, runtime: Runtime, rows: Sequence[np.ndarray | None] | None = None
     ) -> dict[str, float]:
         betons = open_beton(self.cfg.data.train), open_beton(self.cfg.data.test)
         known, model = (betons[0].label, match_labels(*betons)), self.cfg.model
-        images = evaluation_images(self.cfg, betons, rows=rows)
+        images = evaluation_images(self.cfg, betons, rows=rows or (labelled_rows(betons[0]), None))
         images = [replace(own, cache=cache) for own, cache in zip(images, self.caches or (None, None))]
         normalize = Normalize(True, model.mean, model.std)
         features, found = extract_both(backbone, images, runtime, normalize)
         labels = [torch.from_numpy(all_labels)[own] for all_labels, own in zip(known, found)]
         results = knn_accuracy(features[0], labels[0], features[1], labels[1])
         return results | (linear_probe(features, labels) if self.cfg.online_eval.linear else {})
+
+
+def _first(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The first 8 of these rows, and the first one of another class; labels: of each."""
+    return rows[np.unique([*range(min(8, len(rows))), (labels != labels[0]).argmax()])]

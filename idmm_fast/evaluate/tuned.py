@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ..beton import Beton, BetonError, open_beton
-from ..config import find_run_config
+from ..config import find_run_config, read_run_config
 from ..models import load_trained
 from ..runtime.device import choose_attention, resolve_runtime
 from .batches import EvaluationImages
@@ -54,8 +53,7 @@ def evaluate_classifier(cfg: Any) -> dict[str, Any] | None:
 
 def count_trained_on(test: Beton, run: str | Path) -> int:
     """How many of these images are in the data.train of a run, byte for byte; 0 where that file is gone."""
-    config = find_run_config(run)
-    train = yaml.safe_load(config.read_text(encoding="utf-8")).get("data", {}).get("train") if config else None
+    train = read_run_config(run).get("data", {}).get("train")
     return int(np.isin(test.sums, open_beton(train).sums).sum()) if train and Path(train).is_file() else 0
 
 

@@ -24,12 +24,16 @@ if not (numba.config.CACHE_DIR or os.access(Path(__file__).parent, os.W_OK)):
 _FAST = {"contract", "nsz", "arcp"}
 
 
+_CONSTANTS = ("beton/format.py", "loader/cache.py")  # of these, some are compiled in
+
+
 def _stamp(package=Path(__file__).parent.parent):
-    """The digest of numba's version and of every file below `package` that defines a kernel."""
+    """The digest of numba's version and of every file below `package` that kernels are compiled from."""
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(package.rglob("*.py")):
         source = path.read_bytes()
-        if b"@kernel" in source or b"@intrinsic" in source:
+        named = path.relative_to(package).as_posix() in _CONSTANTS
+        if named or b"@kernel" in source or b"@intrinsic" in source:
             digest.update(source)
     return digest.hexdigest()
 

@@ -61,7 +61,8 @@ def sample_cutmix(
         batch: images of the batch.
         views: the group.
         spec: how crops are mixed.
-        first: place of the batch's first image in the global batch, a multiple of `spec.chunk`.
+        first: place of the batch's first image in the global batch, a multiple of `spec.chunk`. Without a chunk each
+            process has a box of its own, by this place.
     """
     seed, epoch, step, group = counter
     count, size, alpha, chunk = views.count, views.size, spec.alpha_of(epoch), spec.chunk
@@ -73,7 +74,7 @@ def sample_cutmix(
     length = chunk or batch
     for start in range(0, batch, length):
         mine = numbers[:, start : start + length].reshape(-1)
-        stream = CUTMIX_STREAM + 2 * group + (1 << 12) * ((first + start) // length if chunk else 0)
+        stream = CUTMIX_STREAM + 2 * group + (1 << 12) * ((first + start) // chunk if chunk else first)
         us = np.empty((mine.size if spec.per_row else 1, 4))
         _fill_uniforms(seed, step, epoch, stream, us)
         lams = betaincinv(alpha, alpha, us[:, 0])

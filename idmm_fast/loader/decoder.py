@@ -98,7 +98,9 @@ class PendingBatch:
 
     def _run(self) -> None:
         while True:
-            if getattr(concurrent.futures.thread, "_shutdown", False):  # the program ends, and waits for this thread
+            # The program ends, and waits for this thread.
+            if getattr(concurrent.futures.thread, "_shutdown", False) and self._slices:
+                self._errors[-1] = RuntimeError("the batch was not made: the program ends")
                 self.cancel()
             try:
                 first, last = self._slices.popleft()

@@ -88,7 +88,8 @@ class MultiCropLoader(Loader):
             `replaced`; or "skip" it, with a warning, counted in `skipped`: the batch is that much smaller, perhaps
             empty. "skip" goes with one crop an image and no mixing only.
         rank: of this process among those that share every global batch of world_size * batch_size images. If
-            cutmix_chunk divides batch_size, they see in parts what one process with that batch size sees.
+            cutmix_chunk divides batch_size, they see in parts what one process with that batch size sees, but
+            perhaps for the last batch, see `__len__`.
         world_size: number of these processes.
         cache: of `open_cache`: its JPEGs are decoded once. None: in every epoch.
         spread: an image is decoded once for so many epochs, see `spread.SpreadOrder`; 1: in every epoch.
@@ -223,7 +224,7 @@ class MultiCropLoader(Loader):
         return self.decoder.failed.skipped
 
     def __len__(self) -> int:
-        """Batches an epoch. With several processes the last one counts if each of them gets an image of it."""
+        """Batches an epoch. The last one counts if each process gets an image of it, or with cutmix_chunk a chunk."""
         return len(self.traversal_order)
 
     def local_rows(self, order: np.ndarray, step: int) -> tuple[np.ndarray, int]:
@@ -252,8 +253,8 @@ class MultiCropLoader(Loader):
             The number of this process's images over that of the average process.
         """
         images = self.global_batch_len(step)
-        length = self.traversal_order.local_len(images)
-        return max(0, min(length, images - self.rank * length)) * self.world_size / images
+        first, last = self.traversal_order.local_part(images)
+        return (last - first) * self.world_size / images
 
     def __iter__(self) -> EpochHandle:
         self.epoch, first_step, ahead = self.next_epoch, self._first_step, self._iterator

@@ -40,21 +40,26 @@ class Order(TraversalOrder):
         return self.indices[permutation(np.uint64(self.seed), 0, epoch, ORDER_STREAM, self.indices.size)]
 
     def __len__(self) -> int:
-        """Batches an epoch. With several processes the last one counts if each of them gets an image of it."""
+        """Batches an epoch. The last one counts if each process gets a unit of it."""
         full, left = divmod(self.indices.size, self.batch_size * self.world_size)
-        return full + (not self.drop_last and left > self.local_len(left) * (self.world_size - 1))
+        return full + (not self.drop_last and -(-left // self.unit) >= self.world_size)
 
-    def local_len(self, images: int) -> int:
-        """How many of a global batch of `images` a process gets, the last one perhaps fewer: units are not divided."""
-        return -(-images // (self.world_size * self.unit)) * self.unit
+    def local_part(self, images: int) -> tuple[int, int]:
+        """This process's part of a global batch of `images`, which divides its units as evenly as it can.
+
+        Returns:
+            (place of the first image, that after the last).
+        """
+        units = -(-images // self.unit)
+        first, last = (rank * units // self.world_size * self.unit for rank in (self.rank, self.rank + 1))
+        return first, min(last, images)
 
     def local_rows(self, order: np.ndarray, step: int) -> tuple[np.ndarray, int]:
         """See MultiCropLoader.local_rows."""
         size = self.batch_size * self.world_size
         batch = order[step * size : (step + 1) * size]
-        length = self.local_len(batch.size)
-        first = self.rank * length
-        return batch[first : first + length], first
+        first, last = self.local_part(batch.size)
+        return batch[first:last], first
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from ..config import find_run_config
+from ..config import read_run_config
 
 BY_NAME = "timm:"  # before the name of weights that timm's own loader gets
 
@@ -67,11 +67,8 @@ def normalization_of(source: str | Path | None) -> dict[str, list[float]]:
         return {}
     if str(source).startswith(BY_NAME):
         return _normalization(_timm_cfg(str(source).removeprefix(BY_NAME)).to_dict())
-    run = find_run_config(source)
-    if run is not None:
-        import yaml
-
-        return _normalization(yaml.safe_load(run.read_text(encoding="utf-8")).get("model") or {})
+    if run := read_run_config(source):
+        return _normalization(run["model"])
     path = Path(source)
     beside = (path if path.is_dir() else path.parent) / "config.json"
     if not beside.is_file():

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import yaml
 
-from ..config import ConfigError, find_run_config
+from ..config import ConfigError, find_run_config, read_run_config
 from .backbone import create_backbone, feature_dim
 from .head import Classifier, init_head
 from .normalize import Normalize
@@ -38,7 +37,7 @@ class TrainedNetwork:
 
 def model_section(run: str | Path) -> dict[str, Any]:
     """The section `model` of the run that `run`, a run folder or a file in it, belongs to; {} if there is none."""
-    return _config(run).get("model", {})
+    return read_run_config(run).get("model", {})
 
 
 _AUTO = {"device": "auto", "amp": "auto", "channels_last": "auto", "compile": "auto"}
@@ -56,7 +55,7 @@ def load_trained(checkpoint: str | Path, image_size: int | None = None, features
         ConfigError: the checkpoint is in no run folder.
         ValueError: its weights can't be read, or do not fit.
     """
-    config = _config(checkpoint)
+    config = read_run_config(checkpoint)
     if not config:
         raise ConfigError(
             f"{checkpoint} is no run folder, nor a file in one: there is no config.yaml to say which model it is"
@@ -71,11 +70,6 @@ def load_trained(checkpoint: str | Path, image_size: int | None = None, features
     head = init_head(feature_dim(backbone), len(names)).requires_grad_(False)
     load_backbone(backbone, checkpoint, head)
     return TrainedNetwork(Classifier(backbone, head, Normalize(False, mean, std)).eval(), size, names, training)
-
-
-def _config(run: str | Path) -> dict[str, Any]:
-    found = find_run_config(run)
-    return yaml.safe_load(found.read_text(encoding="utf-8")) if found else {}
 
 
 def _label_names(checkpoint: str | Path) -> list[str]:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
 
-from ..config import find_run_config
+from ..config import read_run_config
 from ..files import replacing
 from .backbone import size_options
 from .normalize import MEAN, STD
@@ -135,8 +134,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, head: nn.Linear | None 
 
 def _as_trained(path: str | Path) -> str:
     """The keys of the run's own model as they are typed, for a message; "" where `path` is in no run folder."""
-    run = find_run_config(path)
-    model = (yaml.safe_load(run.read_text(encoding="utf-8")) or {}).get("model") if run else None
+    model = read_run_config(path).get("model")
     if not model:
         return ""
     options = shlex.quote(f"--model.options={json.dumps(model.get('options') or {})}")

@@ -77,7 +77,8 @@ class Runtime:
         is compiled once; the result is kept on disk for the next run. See `uncompiled`.
         """
         if distributed.world() > 1:
-            # Buffers of normalisation and position embeddings are constant: nothing to send about.
+            # Buffers of normalisation and position embeddings are constant: nothing to send about. Those of batch norms
+            # are sent before they count, see Trainer._evaluate.
             ignored = [
                 *getattr(module, "_ddp_params_and_buffers_to_ignore", ()),
                 *(n for n, _ in module.named_buffers()),

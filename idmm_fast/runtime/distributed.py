@@ -240,6 +240,14 @@ def all_gather_objects(thing: Thing) -> list[Thing]:
     return things
 
 
+def broadcast_running_stats(module: torch.nn.Module) -> None:
+    """Give all processes the first one's means and variances of batch norms, so that all evaluate one network."""
+    if world() > 1:
+        for name, buffer in module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                dist.broadcast(buffer, 0)
+
+
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of every process's `tensor`, written into it. Without gradients; see gather.sum_over_processes."""
     if world() > 1:

@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from .. import limits
-from ..config import replace
+from ..config import ConfigError, replace
 from ..config.load import Schema, find_run_config
 from ..runtime import distributed
 from ..runtime.device import Runtime
@@ -64,8 +64,11 @@ def max_batch_size(model: nn.Module, runtime: Runtime, loss: Callable[[int], tor
 
     Returns:
         A number of images, 1 .. DEFAULT_BATCH_SIZE.
+
+    Raises:
+        MemoryError: not even three images fit.
     """
-    with runtime.autocast():
+    with oom_told("a step of three images"), runtime.autocast():
         an_image = bytes_of_a_step(loss, 3) - bytes_of_a_step(loss, 2)
     moments = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)  # and the gradient
     fit = (USABLE_FRACTION * free_bytes(runtime.device) - moments) / (an_image + 4 * image_bytes)
@@ -79,33 +82,58 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["no memory"])[0][:120]
+
+
 @contextlib.contextmanager
-def oom_hint(training: SimpleNamespace, can_accumulate: bool, fits: Callable[[], int]) -> Iterator[None]:
+def oom_told(what: str) -> Iterator[None]:
+    """Turn torch's out-of-memory error in the block into a MemoryError that says that `what` does not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"{what} does not fit into memory ({_first_line(error)}). Use a smaller model.name or model.image_size"
+        ) from None
+
+
+@contextlib.contextmanager
+def oom_hint(
+    training: SimpleNamespace, can_accumulate: bool, fits: Callable[[], int], multiple: int = 1
+) -> Iterator[None]:
     """Turn an out-of-memory error in the block into a MemoryError that says what would fit.
 
     Args:
         training: the section `training` of a configuration.
         can_accumulate: whether smaller batches may make up a step.
-        fits: called without arguments, gives the images a step of a process that fit.
+        fits: called without arguments, gives the images a step of a process that fit. Not called with several
+            processes: the others are in the failed step, and would not answer.
+        multiple: what the images a step of each process must be a multiple of.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        short = str(error).splitlines()[0][:120]
+        short = _first_line(error)
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed step
     else:
         return
-    number = fits() * distributed.world()  # here, where nothing of the failed step is held any more
-    batch_size = training.batch_size
-    number = min(number, max(1, batch_size // 2))
+    batch_size, unit = training.batch_size, multiple * distributed.world()
+    number = batch_size // 2
+    if distributed.world() == 1:
+        number = min(number, fits())  # here, where nothing of the failed step is held any more
+    number = max(1, number // unit) * unit
     added = f"; with --training.accumulate={training.accumulate * -(-batch_size // number)} a step has its images"
+    fewer = (
+        f"--training.batch_size={number} should fit{added if can_accumulate else ''}, and --training.batch_size=auto "
+        f"finds what fits before it begins. "
+    )
     raise MemoryError(
-        f"out of memory with training.batch_size {batch_size} ({short}). --training.batch_size={number} should "
-        f"fit{added if can_accumulate else ''}, "
-        f"and --training.batch_size=auto finds what fits before it begins. A smaller model.image_size or "
-        f"training.amp=bf16 takes less too."
+        f"out of memory with training.batch_size {batch_size} ({short}). {fewer if number < batch_size else ''}"
+        f"A smaller model.image_size or training.amp=bf16 takes less{' too' if number < batch_size else ''}."
     )
 
 
@@ -128,6 +156,7 @@ def fix_batch_size(
 
     Raises:
         MemoryError: not even `multiple` images fit.
+        ConfigError: they are more than a process is given.
     """
     if cfg.training.batch_size != "auto":
         return cfg
@@ -135,8 +164,13 @@ def fix_batch_size(
     if started is not None:
         size = yaml.safe_load(started.read_text(encoding="utf-8"))["training"]["batch_size"]
         return replace(schema, cfg, {"training.batch_size": size})
-    fits = min(distributed.all_gather_objects(max_batch_size(*dry_run())))
-    fits = min(DEFAULT_BATCH_SIZE // distributed.world(), fits) // multiple * multiple
+    most = DEFAULT_BATCH_SIZE // distributed.world() // multiple * multiple
+    if most < 1:
+        raise ConfigError(
+            f"training.batch_size=auto is at most {DEFAULT_BATCH_SIZE} images, which {distributed.world()} processes "
+            f"with cutmix.chunk_size {multiple} can't share: give it a number, or use a smaller cutmix.chunk_size"
+        )
+    fits = min(most, *distributed.all_gather_objects(max_batch_size(*dry_run()))) // multiple * multiple
     if fits < 1:
         raise MemoryError(
             f"not even the {multiple} images of cutmix.chunk_size fit into memory; use a smaller model.image_size or "

@@ -110,10 +110,12 @@ class Finetuning(Task):
         self.ema = cfg.training.ema and ModelEmaV3(self.model, decay=cfg.training.ema, use_warmup=True)
         self.average = self.ema.module if self.ema else None
         self.labels = torch.from_numpy(train_beton.label).to(self.runtime.device)
+        unlabelled = int((train_beton.label < 0).sum())
         self.description = (
             f"{cfg.model.name} at {size} from {init_of(cfg.model)}"
             + " (frozen)" * cfg.model.freeze
             + f", {self.rows.size} images, {len(self.label_names)} classes"
+            + (f" ({unlabelled} images without a label are left out)" if unlabelled else "")
             + (f"; {cache.description}" if cache.description else "")
         )
 
@@ -221,14 +223,14 @@ def choose_rows(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
         seed: of the choice.
 
     Returns:
-        int64 (n,): dataset rows, sorted.
+        int64 (n,): dataset rows, sorted. Those without a label (-1) are left out.
 
     Raises:
         ConfigError: a class has fewer images.
     """
     if per_class == 0:
-        return np.arange(labels.size)
-    counts = np.bincount(labels)
+        return np.flatnonzero(labels >= 0)
+    counts = np.bincount(labels[labels >= 0])
     if counts[counts > 0].min() < per_class:
         smallest = int(np.where(counts > 0, counts, 1 << 60).argmin())
         raise ConfigError(f"data.per_class is {per_class}, but class {smallest} has {counts[smallest]} images")

@@ -42,7 +42,8 @@ def run_folds(cfg: SimpleNamespace, count: int) -> dict[str, Any]:
     if cfg.training.patience:
         raise ConfigError("training.patience does not go with --folds: a fold has no validation split to stop by")
     folder, labels = Path(cfg.logging.run_dir), open_beton(cfg.data.train).label
-    counts = np.bincount(labels[labels >= 0])
+    rows = np.flatnonzero(labels >= 0)
+    counts = np.bincount(labels[rows])
     fewest = int(counts[counts > 0].min()) if counts.size else 0
     if not 2 <= count <= fewest:
         raise ConfigError(
@@ -51,9 +52,9 @@ def run_folds(cfg: SimpleNamespace, count: int) -> dict[str, Any]:
     folds = StratifiedKFold(count, shuffle=True, random_state=cfg.training.seed % 2**32)
     results = []
     with distributed.process_group(cfg.training.device):
-        for k, (train, test) in enumerate(folds.split(labels, labels), 1):
+        for k, (train, test) in enumerate(folds.split(rows, labels[rows]), 1):
             own = folder / f"fold_{k}"
-            distributed.broadcast_from_main(functools.partial(_write, cfg.data.train, own, train, test))
+            distributed.broadcast_from_main(functools.partial(_write, cfg.data.train, own, rows[train], rows[test]))
             changes = {
                 "data.train": str(own / "train.beton"),
                 "data.test": str(own / "test.beton"),

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..beton import Beton
 from ..config import ConfigError, as_dict
 from ..evaluate.classes import class_names
+from ..files import write_text
 from ..lock import Lock
 from ..runtime import distributed
 from . import checkpoint
@@ -135,7 +136,7 @@ class RunDir:
                 self._set_aside()
             trackers = Trackers(self.folder, config, bool(self.state))
             text = yaml.safe_dump(config, sort_keys=False)
-            (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+            write_text(self.folder / "config.yaml", text)
             record_start(self.folder / "starts.jsonl", self.state["step"] if self.state else 0)
             self._metrics = MetricsLog(self.folder, self.state, trackers)
             return path
@@ -160,7 +161,13 @@ class RunDir:
                 raise ConfigError(
                     f"{self.folder} holds a run already, and {resume} is of another one. Use another --out."
                 )
-            return path, checkpoint.load(path)
+            state = checkpoint.load(path)
+            if not (isinstance(state, dict) and {"config", "step", "optimizer"} <= state.keys()):
+                raise ConfigError(
+                    f"training.resume: {resume} holds weights alone, no training that could go on. Start one from them "
+                    f"with --init {resume}."
+                )
+            return path, state
         if checkpoint.listing(self.checkpoints):
             raise ConfigError(
                 f"{self.folder} holds a run already. Resume it: --training.resume=auto. "

@@ -45,12 +45,12 @@ class Interrupted(Stopped):
 
     Args:
         number: the signal.
-        folder: where the checkpoints are.
+        folder: where the checkpoints are; None: a dry run has none.
         is_written: whether there is one of the last step.
     """
 
-    def __init__(self, number: int, folder: Path, is_written: bool = True) -> None:
+    def __init__(self, number: int, folder: Path | None, is_written: bool = True) -> None:
         written = f"; checkpoint written to {folder}. Resume with --training.resume=auto."
         lost = f" in mid-step; --training.resume=auto goes on from the newest checkpoint in {folder}, if there is one."
-        super().__init__("stopped by a signal" + (written if is_written else lost))
+        super().__init__("stopped by a signal" + (written if is_written else lost) * (folder is not None))
         self.exit_code = 128 + number

@@ -19,7 +19,7 @@ from ..plots.batch import plot_batch
 from ..plots.curves import plot_curves
 from ..runtime import distributed
 from ..runtime.device import Runtime, choose_attention, uncompiled
-from .batch_size import max_batch_size, oom_hint
+from .batch_size import max_batch_size, oom_hint, oom_told
 from .run_dir import RunDir
 from .trackers import check_installed
 from .trainer import Trainer
@@ -128,8 +128,14 @@ def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) ->
     """
     with distributed.process_group(cfg.training.device), contextlib.ExitStack() as stack:
         distributed.broadcast_from_main(lambda: check_installed(cfg.logging))
-        task = make_task(cfg)
+        with oom_told("the model"):
+            task = make_task(cfg)
         cfg = task.cfg
+        if not len(task.loader):
+            raise ConfigError(
+                f"{task.loader.indices.size} images are too few for {distributed.world()} processes: each needs one, "
+                f"or with cutmix.chunk_size so many. Start fewer processes"
+            )
         run = stack.enter_context(contextlib.closing(RunDir(cfg.logging.run_dir, cfg, task.betons)))
         if run.state is None and run.is_main:
             plot_batch(task.loader, run.folder / "crops.png")
@@ -145,7 +151,10 @@ def train(make_task: Callable[[SimpleNamespace], Task], cfg: SimpleNamespace) ->
         choose_layers(task.model, task.runtime)
         task.prepared = task.runtime.prepare(task.model)
         with oom_hint(
-            cfg.training, _can_accumulate(cfg), lambda: max_batch_size(task.model, task.runtime, *task.step_cost())
+            cfg.training,
+            _can_accumulate(cfg),
+            lambda: max_batch_size(task.model, task.runtime, *task.step_cost()),
+            task.loader.traversal_order.unit,
         ):
             Trainer(task, run).train()
         result = task.finish(run)

@@ -38,12 +38,11 @@ class TimeBudget:
 
     Attributes:
         steps: steps of the whole training, by the last estimate.
-        step_seconds: seconds of a step, by the last estimate.
     """
 
     def __init__(self, minutes: float, evaluation_steps: float = 0.0) -> None:
         self.seconds, self.evaluation_steps = 60 * minutes, evaluation_steps
-        self.steps, self.step_seconds = UNKNOWN, 0.0
+        self.steps = UNKNOWN
         self._before = 0.0  # seconds of earlier parts of the run
         self._lasted: dict[str, float] = {}  # seconds of the last evaluation and checkpoint
         self.start(0)
@@ -53,6 +52,11 @@ class TimeBudget:
         self._since, self._aside = time.monotonic(), 0.0
         self._first, self._next = step, step + _TIMED_STEPS
         self._marks: list[tuple[int, float]] = []  # (steps, seconds in them)
+
+    def restart(self, step: int) -> None:
+        """Time the steps anew from `step` on: what came before them was none of them."""
+        self._before = self.used()
+        self.start(step)
 
     def used(self) -> float:
         """Seconds that the training has run, earlier parts of the run included."""
@@ -84,9 +88,9 @@ class TimeBudget:
         left = self.seconds - self.used() - reserve
         return step + max(0, int(left / (seconds + self._aside / (step - self._first)))), seconds
 
-    def plan(self, step: int, steps: int, step_seconds: float) -> None:
-        """Take the estimate of the first process; called in all of them."""
-        self.steps, self.step_seconds = steps, step_seconds
+    def plan(self, step: int, steps: int) -> None:
+        """Take the steps that the first process has estimated; called in all of them."""
+        self.steps = steps
         self._next = min(self._first + 2 * (step - self._first), step + max(1, steps // 50))
 
     def state_dict(self) -> dict[str, Any]:

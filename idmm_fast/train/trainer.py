@@ -83,7 +83,15 @@ class Trainer:
         state, self.run.state = self.run.state, None
         self.state.load_state_dict(state)
         self.loader.load_state_dict(state["loader"])
-        self.step = state.get("step", 0)
+        self.step = state["step"]
+        epochs, steps = divmod(self.step, self.steps_per_epoch)
+        if state["loader"] != {"epoch": epochs, "step": steps * self.accumulate}:
+            processes = len(state["random"])
+            raise ConfigError(
+                f"{self.run.folder} can't be resumed by {distributed.world()} processes: an epoch has "
+                f"{self.steps_per_epoch} steps here, and had another number where the checkpoint was written, by "
+                f"{processes}. Start so many, with the version of idmm_fast that was used then."
+            )
         self.nonfinite.skipped, self.nonfinite.consecutive = state.get("skipped", 0), state.get("consecutive", 0)
         self.best = self.run.best(self.step // self.steps_per_epoch)
         if self.budget is not None:
@@ -106,7 +114,11 @@ class Trainer:
                     self.budget.start(self.step)
                 if self.step and is_whole and not self.run.is_evaluated():  # stopped before that evaluation
                     self._evaluate((self.step - 1) // self.steps_per_epoch)
+                    if self.budget is not None:
+                        self.budget.restart(self.step)
                 self.is_over = self.step >= self.steps or self.task.stops_early(self.run)
+                if 0 < self.training.max_steps <= self.step:
+                    return
                 while not self.is_over:
                     if not self._train_epoch(self.step // self.steps_per_epoch, signals, consensus):
                         return
@@ -139,7 +151,7 @@ class Trainer:
             due = due and self.step - self.clock.step > consensus.delay  # else it was asked before the last was written
             if stop:
                 self._stop(stop, epoch)
-            if self.step == self.training.max_steps:
+            if 0 < self.training.max_steps <= self.step:
                 self._log_pending()
                 self.throughput.show_epoch(epoch, True, True, {})
                 return False
@@ -173,7 +185,7 @@ class Trainer:
         if budget is None or not budget.is_due(self.step):
             return
         steps, seconds = distributed.broadcast_from_main(lambda: budget.estimate(self.step))
-        budget.plan(self.step, steps, seconds)
+        budget.plan(self.step, steps)
         self._set_steps(steps)
         if not self._is_said and distributed.rank() == 0 and self.step >= min(16, steps // 50):
             self._is_said = True
@@ -261,7 +273,10 @@ class Trainer:
         self.nonfinite.check(where, loss, last, rows, self.task.cfg.data.train)
 
     def _save(self, epoch: int) -> None:
-        """Write a checkpoint, and start its clock again."""
+        """Write a checkpoint, but of a dry run (training.max_steps), and start its clock again."""
+        if self.training.max_steps:
+            self.clock.restart(self.step)
+            return
         began = self.budget.used() if self.budget is not None else 0.0
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         state = {
@@ -282,12 +297,14 @@ class Trainer:
         """Evaluate after an epoch, where the task does, and keep the state with the highest top-1 as best.pt."""
         last = self.step == self.steps
         began = self.budget.used() if self.budget is not None else 0.0
+        for module in filter(None, (self.model, self.task.average)):
+            distributed.broadcast_running_stats(module)
         results = self.task.evaluate(epoch, last)
         if not results:
             return {}
         self._log_pending()
         only = last and not self.run.evaluations()  # the only evaluation is that of the last checkpoint
-        if results.get("top1", -1.0) > self.best and not only:
+        if results.get("top1", -1.0) > self.best and not only and not self.training.max_steps:
             self.best = results["top1"]
             state = {**self.state.weights(), "epoch": epoch, "config": as_dict(self.task.cfg), **results}
             self.run.save_best(state, self.step)
@@ -302,4 +319,4 @@ class Trainer:
         self._save(epoch)
         # Nobody leaves before: the end of one process ends the others.
         distributed.broadcast_from_main(self.run.wait_for_checkpoints)
-        raise Interrupted(int(signal), self.run.checkpoints)
+        raise Interrupted(int(signal), None if self.training.max_steps else self.run.checkpoints)

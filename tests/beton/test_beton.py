@@ -1,5 +1,6 @@
 """Writing and opening betons: what stock FFCV reads, what is skipped, and that nothing half-written is left."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ from idmm_fast.beton.encode import encode, plain_jpeg, stored_size, to_rgb
 from idmm_fast.beton.format import HEADER, MIN_PAGE
 from idmm_fast.beton.jpeg import OK, Decoder, decode_jpeg
 from idmm_fast.beton.jpeg_check import is_intact
+from idmm_fast.beton.write import WriteOptions, _encoded
 from idmm_fast.datasets import Split, load
 from idmm_fast.kernels.resize import crop_resize_rounded, resized, scratch_size, taps, weights
 
@@ -321,6 +323,19 @@ def test_few_images_make_a_small_file_that_stock_ffcv_reads(mixed_betons, tmp_pa
     assert labels.ravel().tolist() == [0, 1] * 4
 
 
+def test_verify_counts_images_without_a_label_apart(tmp_path, photos):
+    """And prints classes whose names are not UTF-8, and says so where there is no class at all."""
+    images = small_images(photos)[:4]
+    for labels, classes, wanted in (
+        ([0, -1, 1, -1], [os.fsdecode(b"caf\xe9"), "b"], "2 classes of 1 to 1 images, 2 images without a label: "),
+        ([-1] * 4, [], "no classes, 4 images without a label"),
+    ):
+        split = Split(images, labels, classes)
+        path = write_beton(tmp_path / "v.beton", split, dataset="t", name="train", mode="raw", quiet=True).path
+        names = "caf\\xe9 1, b 1" if classes else ""
+        assert convert("--verify", path).stdout.splitlines()[-1] == wanted + names
+
+
 def test_images_larger_than_a_page(tmp_path):
     big = np.random.default_rng(0).integers(0, 256, (1800, 1700, 3), dtype=np.uint8)  # 9.2 MB, a page holds 8.4
     split = Split([big[:10, :10], big, big[:20, :20]], [0, 1, 2], ["a", "b", "c"])
@@ -604,6 +619,38 @@ def test_damaged_files_are_a_sentence(jpg_beton, tmp_path, change, says):
         open_beton(damage(jpg_beton, tmp_path / "bad.beton", change))
 
 
+def test_an_error_of_the_disk_is_told_whenever_it_comes(tmp_path, monkeypatch):
+    """The system tells of a failed write once, perhaps in a page before the last."""
+    calls = []
+
+    def fdatasync(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    split = Split([np.zeros((512, 512, 3), np.uint8)] * 40, [0] * 40, ["a"])  # four pages
+    with pytest.raises((OSError, WriteError), match="Input/output error"):
+        write_beton(tmp_path / "x.beton", split, dataset="t", name="train", mode="raw", quiet=True)
+    assert not (tmp_path / "x.beton").exists()
+
+
+def test_no_more_than_a_few_images_wait_to_be_written():
+    """Of the pixels of photographs eight a thread, and those of a task more."""
+    taken = []
+
+    class Images(list):
+        def __getitem__(self, place):
+            taken.append(place)
+            return super().__getitem__(place)
+
+    images = Images([np.zeros((8, 8, 3), np.uint8)] * 400)
+    with contextlib.closing(_encoded(images, np.arange(400), 2, "raw", WriteOptions())) as encoded:
+        next(encoded)
+        time.sleep(0.2)
+        assert len(taken) <= 3 * 8
+
+
 def test_rows_that_point_outside_are_refused(jpg_beton, tmp_path):
     from idmm_fast.beton.format import FIELD, SAMPLE
 
@@ -624,13 +671,17 @@ def test_missing_file_says_how_to_make_it(tmp_path):
 
 
 @pytest.mark.integration
-def test_stock_ffcvs_own_files_open(ffcv_betons, photos):
-    """With a field before the image, which ours do not have."""
+def test_stock_ffcvs_own_files_open(ffcv_betons, photos, tmp_path):
+    """With a field before the image, which ours do not have, and another whole number before the label."""
     beton = open_beton(ffcv_betons / "six.beton")
     assert beton.label.tolist() == list(range(6))
     for image, wanted in zip(decode_rows(beton, range(6)), photos):
         assert np.array_equal(image, wanted)
     assert beton.classes == [f"class_{c}" for c in range(6)]
+    unnamed = tmp_path / "unnamed.beton"
+    damage(ffcv_betons / "six.beton", unnamed, lambda data: data.replace(b"label\0", b"class\0"))
+    with pytest.raises(BetonError, match="2 fields of whole numbers, and none of them is called label"):
+        open_beton(unnamed)
 
 
 def test_sidecar_says_what_the_file_is(jpg_beton):

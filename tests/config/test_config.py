@@ -3,7 +3,17 @@
 import pytest
 import yaml
 
-from idmm_fast.config import ConfigError, check_files, evaluate, finetune, make_config, parse, pretrain
+from idmm_fast.config import (
+    ConfigError,
+    check_files,
+    evaluate,
+    find_run_config,
+    finetune,
+    make_config,
+    parse,
+    pretrain,
+    read_run_config,
+)
 from idmm_fast.config.augment import Augment
 
 NEEDED = ["--data.train=x.beton", "--model.name=deit_tiny_patch16_224", "--logging.run_dir=runs/x"]
@@ -211,6 +221,20 @@ def test_files_that_are_missing_are_named_before_training(tmp_path, tiny_beton):
     check_files(make_config(pretrain.SCHEMA, values))
     with pytest.raises(ConfigError, match=r"data\.test: .* does not exist"):
         check_files(make_config(pretrain.SCHEMA, {**values, "online_eval.every": 1}))
+
+
+@pytest.mark.parametrize(
+    "content", ["model: vit_small", "- 1", "", "model: {name: x}", "a: [", "model: {mean: [0, 0, 0]}", "\0"]
+)
+def test_another_programs_config_is_none_of_a_run(tmp_path, content):
+    """A folder of a project may have a config.yaml of its own above the weights."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "config.yaml").write_text(content)
+    assert find_run_config(tmp_path / "weights" / "x.pth") is None
+    assert read_run_config(tmp_path / "weights" / "x.pth") == {}
+    (tmp_path / "config.yaml").write_text("model: {name: x, image_size: 32}\n")
+    assert find_run_config(tmp_path / "weights" / "x.pth") == tmp_path / "config.yaml"
+    assert read_run_config(tmp_path) == {"model": {"name": "x", "image_size": 32}}
 
 
 def test_the_loaders_augment_and_the_section_are_one(tmp_path):

@@ -25,6 +25,7 @@ from idmm_fast.evaluate.classes import class_names, match_labels
 from idmm_fast.evaluate.frozen import evaluate_frozen
 from idmm_fast.evaluate.online import OnlineEvaluation
 from idmm_fast.loader import LoaderError
+from idmm_fast.models import create_backbone
 from idmm_fast.plots.neighbours import load_images
 from idmm_fast.runtime.device import resolve_runtime
 from idmm_fast.train import finetuning as finetune
@@ -208,6 +209,35 @@ def test_one_class_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_training_images_without_a_label_are_left_out(tmp_path, capsys):
+    """By evaluation, by online evaluation and by fine-tuning: all is as if they were not in the file."""
+    labels = np.array([0, -1, 1, 2, -1] * 12)
+    train = labelled(tmp_path / "train.beton", labels, ["a", "b", "c"])
+    write_subset(train, np.flatnonzero(open_beton(train).label >= 0), tmp_path / "some.beton")
+    test = labelled(tmp_path / "test.beton", [0, 1, 2] * 5, ["a", "b", "c"])
+    found = {}
+    for name in ("train", "some"):
+        values = {**TINY, "data.train": str(tmp_path / f"{name}.beton"), "data.test": str(test)}
+        in_training = {**values, "logging.run_dir": "x", "online_eval.every": 1}
+        online = OnlineEvaluation(make_config(pretrain.SCHEMA, in_training))
+        online.check()
+        torch.manual_seed(0)
+        backbone = create_backbone(TINY["model.name"], 32, 0.0, TINY["model.options"])
+        runtime = resolve_runtime(SimpleNamespace(device="cpu", amp="fp32", channels_last=False, compile=False), 0)
+        tuning = make_config(finetune.SCHEMA, {**values, "logging.run_dir": "x"})
+        found[name] = [
+            evaluate_frozen(make_config(SCHEMA, values)),
+            online(backbone, runtime),
+            sorted(open_beton(values["data.train"]).sums[finetune.Finetuning(tuning).rows].tolist()),
+        ]
+        said = capsys.readouterr()
+        assert ("24 of 60 images of" in said.out + said.err) == (name == "train")
+    assert found["train"] == found["some"]
+    nobody = labelled(tmp_path / "nobody.beton", [-1] * 5, ["a", "b"])
+    with pytest.raises(BetonError, match=r"no image of .*nobody\.beton has a label"):
+        match_labels(open_beton(nobody), open_beton(test))
+
+
 def test_online_evaluation_is_tried_before_training(tmp_path, tiny_beton):
     values = {
         **TINY,
@@ -231,7 +261,7 @@ def test_online_evaluation_is_tried_before_training(tmp_path, tiny_beton):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         check(data__test=str(tmp_path / "nowhere.beton"))
     one = labelled(tmp_path / "one.beton", [0] * 5, ["a"])
-    with pytest.raises(ConfigError, match="two classes"):
+    with pytest.raises(BetonError, match="two classes"):
         check(data__train=str(one), data__test=str(one))
     with pytest.raises(LoaderError, match="row 0"):
         check(data__test=str(corrupt_row(tiny_beton, tmp_path / "bad.beton", 0, "half")))

@@ -22,6 +22,8 @@ def test_compiled_kernels_are_on_disk(compiled_kernels):
         ("beton/jpeg.py", True),
         ("loader/render.py", True),
         ("bench/stages.py", True),
+        ("loader/cache.py", True),
+        ("beton/format.py", True),
         ("loader/loader.py", False),
         ("beton/write.py", False),
     ],

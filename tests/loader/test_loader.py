@@ -1,5 +1,6 @@
 """The loader: right pixels and targets, the same batches always, errors that arrive, nothing left behind."""
 
+import concurrent.futures.thread
 import gc
 import os
 import shutil
@@ -21,7 +22,10 @@ from scipy.ndimage import gaussian_filter
 
 from idmm_fast.beton import BetonError, open_beton
 from idmm_fast.beton.decode import decode_rows
+from idmm_fast.limits import cores
 from idmm_fast.loader import Augment, LoaderError, MultiCropLoader, Views, evaluation_loader
+from idmm_fast.loader.decoder import PendingBatch
+from idmm_fast.loader.order import Order
 
 VIEWS = [Views(2, 48, (0.14, 1.0)), Views(4, 32, (0.05, 0.4))]
 
@@ -180,13 +184,16 @@ def test_cutmix_pastes_what_the_target_says(raw_beton, how):
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_see_the_parts_of_what_one_sees(raw_beton, world):
     """With chunks that divide the per-process batch; 40 images in batches of 16, so that the last batch is partial."""
-    one = make(raw_beton, batch_size=16, cutmix_chunk=4)
-    parts = [make(raw_beton, batch_size=16 // world, cutmix_chunk=4, rank=r, world_size=world) for r in range(world)]
-    assert len({len(p) for p in parts}) == 1
+    chunk = 8 // world
+    one = make(raw_beton, batch_size=16, cutmix_chunk=chunk)
+    parts = [
+        make(raw_beton, batch_size=16 // world, cutmix_chunk=chunk, rank=r, world_size=world) for r in range(world)
+    ]
+    assert {len(p) for p in parts} == {len(one)} == {3}
     for epoch in range(2):
         for loader in (one, *parts):
             loader.set_epoch(epoch)
-        for whole, *pieces in zip(one, *parts):
+        for whole, *pieces in zip(one, *parts, strict=True):
             for g, spec in enumerate(VIEWS):
                 for name in ("images", "idx_a", "idx_b", "lam"):
                     # crop-major rows: put the processes side by side within each crop
@@ -194,6 +201,32 @@ def test_processes_see_the_parts_of_what_one_sees(raw_beton, world):
                         getattr(p[g], name).reshape(spec.count, -1, *getattr(p[g], name).shape[1:]) for p in pieces
                     ]
                     assert torch.equal(torch.cat(split, 1).flatten(0, 1), getattr(whole[g], name)), name
+
+
+def test_without_chunks_each_process_has_a_box_of_its_own(raw_beton):
+    boxes = [
+        make(raw_beton, batch_size=8, rank=rank, world_size=2).decoder.sample_cutmix(0, step, 8, 8 * rank)[0].box[0]
+        for rank in (0, 1)
+        for step in range(4)
+    ]
+    assert len({tuple(box) for box in boxes}) == 8
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 16), st.integers(1, 8))
+def test_processes_divide_every_batch_evenly(images, units, world, unit):
+    """Every image is in one part, and parts differ by one unit at most; a batch that is less than one each is none."""
+    batch = units * unit
+    parts = [Order(np.arange(images), 0, False, False, batch, rank, world, unit) for rank in range(world)]
+    (steps,) = {len(part) for part in parts}
+    full, left = divmod(images, batch * world)
+    assert steps == full + (-(-left // unit) >= world)
+    for step in range(steps):
+        rows, first = zip(*(part.local_rows(part.indices, step) for part in parts))
+        assert np.concatenate(rows).tolist() == list(range(images)[step * batch * world : (step + 1) * batch * world])
+        sizes = [-(-len(own) // unit) for own in rows]
+        assert 1 <= min(sizes) <= max(sizes) <= min(min(sizes) + 1, units)
+        assert all(place % unit == 0 for place in first)
 
 
 def test_decoding_is_libjpeg_turbos_accurate_path(jpg_beton):
@@ -489,6 +522,16 @@ print(opened, peak - before)
     assert opened < 2
 
 
+def test_a_batch_that_the_programs_end_cut_short_is_an_error(monkeypatch):
+    """Its memory still holds the pixels of an earlier one."""
+    monkeypatch.setattr(concurrent.futures.thread, "_shutdown", True)
+    made = []
+    batch = PendingBatch([(0, 1)], lambda first, last: made.append(first), lambda error: error)
+    batch._run()
+    assert isinstance(batch.result(), RuntimeError)
+    assert made == []
+
+
 @pytest.mark.integration
 def test_torchs_threads_are_left_alone(raw_beton, tmp_path):
     """In a process of its own, since importing FFCV is what changes them."""
@@ -534,7 +577,7 @@ def test_bad_arguments_say_what_is_wrong(raw_beton, change, says):
 def test_too_many_workers_are_clamped_with_a_warning(raw_beton):
     with pytest.warns(UserWarning, match="cores"):
         loader = make(raw_beton, 4096)
-    assert loader.num_workers == len(os.sched_getaffinity(0))
+    assert loader.num_workers == cores()
 
 
 def test_a_second_iteration_ends_the_first_audibly(raw_beton):

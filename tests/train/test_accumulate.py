@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from idmm_fast.config import ConfigError
 from idmm_fast.methods import IDMM
+from idmm_fast.runtime import distributed
 from idmm_fast.runtime.device import Runtime, without_exchange
-from idmm_fast.train import checkpoint, pretraining, task
+from idmm_fast.train import batch_size, checkpoint, pretraining, task
 from idmm_fast.train.batch_size import oom_hint
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
@@ -177,6 +178,40 @@ def test_a_batch_that_does_not_fit_is_told_how_its_step_would(allowed, says):
     assert "--training.batch_size=24 should fit" in str(error.value)
     assert says in str(error.value)
     assert ("accumulate" in str(error.value)) == allowed
+
+
+@pytest.mark.parametrize(
+    ("processes", "multiple", "says"),
+    [
+        (1, 1, "(no memory). --training.batch_size=24 should fit,"),
+        (1, 16, "--training.batch_size=16 should fit,"),
+        (1, 64, "(no memory). A smaller model.image_size or training.amp=bf16 takes less."),
+        (2, 1, "--training.batch_size=32 should fit,"),  # the other one does not answer
+        (2, 12, "--training.batch_size=24 should fit,"),
+    ],
+)
+def test_the_batch_that_is_named_is_one_that_can_be_taken(monkeypatch, processes, multiple, says):
+    monkeypatch.setattr(distributed, "world", lambda: processes)
+    training, asked = SimpleNamespace(batch_size=64, accumulate=1), []
+    with pytest.raises(MemoryError) as error, oom_hint(training, False, lambda: asked.append(1) or 24, multiple):
+        raise MemoryError
+    assert says in str(error.value)
+    assert len(asked) == (processes == 1)
+
+
+def test_a_model_that_does_not_fit_is_told_too(tiny_beton, tmp_path, monkeypatch):
+    """Before there is a step, or while it is looked for what fits."""
+
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+
+    monkeypatch.setattr(batch_size, "bytes_of_a_step", fails)
+    with pytest.raises(MemoryError, match=r"^a step of three images does not fit .*allocate 2 GiB\.\). Use a smaller"):
+        pretrain(tiny_config(tiny_beton, tmp_path / "run", training__batch_size="auto"))
+    monkeypatch.setattr(Runtime, "to_device", fails)
+    with pytest.raises(MemoryError, match=r"^the model does not fit"):
+        pretrain(tiny_config(tiny_beton, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_stages_are_all_checked_before_the_first_begins(tiny_beton, tmp_path):

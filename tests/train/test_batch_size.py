@@ -10,6 +10,7 @@ import torch
 import yaml
 from helpers import FINETUNE, read_losses, tiny_config, train_command
 
+from idmm_fast.config import ConfigError
 from idmm_fast.methods import IDMM
 from idmm_fast.models import create_backbone
 from idmm_fast.runtime import distributed
@@ -87,6 +88,8 @@ def test_auto_takes_what_fits_and_keeps_it_on_resume(tiny_beton, tmp_path, monke
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(MemoryError, match="not even the 32 images"):
         pretrain(tiny_config(tiny_beton, tmp_path / "none", training__batch_size="auto", cutmix__chunk_size=32))
+    with pytest.raises(ConfigError, match=r"at most 256 images, which 1 processes with cutmix\.chunk_size 300 can't"):
+        pretrain(tiny_config(tiny_beton, tmp_path / "none", training__batch_size="auto", cutmix__chunk_size=300))
 
 
 def test_auto_asks_the_run_folder_itself_and_no_other(tmp_path, monkeypatch):
@@ -98,7 +101,9 @@ def test_auto_asks_the_run_folder_itself_and_no_other(tmp_path, monkeypatch):
 
     monkeypatch.setattr(memory, "max_batch_size", lambda *_: 24)
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump({"training": {"batch_size": 8}}))
+    (tmp_path / "old" / "config.yaml").write_text(
+        yaml.safe_dump({"model": {"name": "x", "image_size": 32}, "training": {"batch_size": 8}})
+    )
     assert size(training__resume="auto") == 24
     assert size(training__resume="no") == 24
     assert size(training__resume=str(tmp_path / "old" / "checkpoints" / "epoch_00000_step_00000004.pt")) == 8

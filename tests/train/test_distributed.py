@@ -26,7 +26,7 @@ from idmm_fast.train import checkpoint
 from idmm_fast.train.pretraining import pretrain
 from idmm_fast.train.state import TrainState
 
-# 64 images: a step of 36, then one of 28, which two processes share as 15 and 13, four as 9, 9, 9 and 1
+# 64 images: a step of 36, then one of 28, which two processes share as 15 and 13, four as 6, 9, 6 and 7
 CASE = {"training__batch_size": 36, "cutmix__chunk_size": 3, "training__epochs": 10}
 
 
@@ -232,6 +232,20 @@ except OSError as error:
         for process in both:
             process.kill()
     return [(process.returncode, process.communicate(), ended.get(k, 60.0)) for k, process in enumerate(both)]
+
+
+@pytest.mark.integration
+def test_all_processes_evaluate_with_the_batch_norms_of_the_first(tmp_path):
+    body = """
+        network = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+        network(torch.full((4, 2), 10.0 * rank + 1))
+        network[1].bias.data.fill_(rank)
+        distributed.broadcast_running_stats(network)
+        print([round(x, 3) for x in network[0].running_mean.tolist()], network[1].bias.tolist())
+    """
+    for rank, (code, said, _) in enumerate(meeting(tmp_path, body)):
+        assert code == 0, said
+        assert f"[0.1, 0.1] [{rank}.0, {rank}.0]" in said
 
 
 @pytest.mark.integration

@@ -102,5 +102,8 @@ def test_choose_rows_takes_as_many_of_each_class():
     assert np.array_equal(rows, choose_rows(labels, 5, seed=1))
     assert not np.array_equal(rows, choose_rows(labels, 5, seed=2))
     assert choose_rows(labels, 0, 0).size == 60
+    some = np.where(np.arange(60) % 2, labels, -1)
+    assert choose_rows(some, 0, 0).tolist() == list(range(1, 60, 2))
+    assert np.bincount(some[choose_rows(some, 5, 0)]).tolist() == [5, 5, 5]
     with pytest.raises(ConfigError, match="class 0 has 10"):
         choose_rows(labels, 11, 0)

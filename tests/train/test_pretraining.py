@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import read_losses, run_script, tiny_config, train_command
+from helpers import read_losses, remove_later_checkpoints, run_script, tiny_config, train_command
 from PIL import Image
 
 from idmm_fast.config import ConfigError
@@ -53,6 +53,21 @@ def test_dry_run_stops_after_max_steps_and_writes_no_weights(tiny_beton, tmp_pat
     assert len(read_losses(folder)) == 3
     assert not (folder / "backbone.safetensors").exists()
     assert checkpoint.listing(folder / "checkpoints") == []
+
+
+def test_a_dry_run_over_whole_epochs_leaves_its_folder_to_a_training(tiny_beton, tmp_path):
+    """And one of fewer steps than a training has done changes nothing."""
+    values = {"training__checkpoint_every": 1, "training__epochs": 3}
+    folder = pretrain(tiny_config(tiny_beton, tmp_path / "run", training__max_steps=9, **values))
+    assert len(read_losses(folder)) == 9
+    assert not list((folder / "checkpoints").glob("*"))
+    pretrain(tiny_config(tiny_beton, folder, **values))
+    losses = read_losses(folder)
+    assert len(losses) == 12
+    remove_later_checkpoints(folder, 2)
+    pretrain(tiny_config(tiny_beton, folder, training__resume="auto", training__max_steps=5, **values))
+    assert np.array_equal(read_losses(folder), losses[:8])
+    assert [path.name for path in checkpoint.listing(folder / "checkpoints")] == ["epoch_00001_step_00000008.pt"]
 
 
 def test_fused_loss_gives_the_curve_of_the_dense_loss(tiny_beton, tmp_path, capfd):

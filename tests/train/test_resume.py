@@ -21,6 +21,7 @@ from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import Split
 from idmm_fast.evaluate.online import OnlineEvaluation
+from idmm_fast.loader import MultiCropLoader
 from idmm_fast.methods import IDMM
 from idmm_fast.runtime import distributed
 from idmm_fast.runtime.device import Runtime
@@ -354,6 +355,36 @@ def test_a_signal_in_the_last_evaluation_is_obeyed(few, tmp_path, monkeypatch):
     pretrain(tiny_config(few, tmp_path / "run", **options, training__resume="auto"), _Probe())
     assert metrics(tmp_path / "run") == lines
     assert (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+def test_a_run_does_not_go_on_where_an_epoch_has_another_number_of_steps(kept, few, monkeypatch):
+    """As with other processes, where the last batch is not enough for all: epochs would be counted anew."""
+    options, folder = kept
+    before = metrics(folder)
+    steps = len(before) // options["training__epochs"]
+    monkeypatch.setattr(MultiCropLoader, "__len__", lambda loader: steps - 1)
+    with pytest.raises(ConfigError, match=rf"an epoch has {steps - 1} steps here, and had another number"):
+        pretrain(tiny_config(few, folder, training__resume="auto", **options))
+    assert metrics(folder) == before
+
+
+def test_more_processes_than_an_epoch_has_images_for_are_refused(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(MultiCropLoader, "__len__", lambda loader: 0)
+    for train, schema in ((pretrain, {}), (finetune, {"schema": FINETUNE})):
+        with pytest.raises(ConfigError, match=r"\d+ images are too few for 1 processes: each needs one"):
+            train(tiny_config(few, tmp_path / "run", **schema, **SMALL))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_alone_are_no_training_to_resume(few, tmp_path):
+    tuned = tiny_config(few, tmp_path / "run", FINETUNE, **SMALL, training__epochs=2, training__evaluate_every=1)
+    finetune(tuned)
+    best = tmp_path / "run" / "checkpoints" / "best.pt"
+    torch.save(torch.zeros(2), tmp_path / "other.pt")
+    for path, folder in ((best, "run"), (best, "new"), (tmp_path / "other.pt", "new")):
+        cfg = tiny_config(few, tmp_path / folder, FINETUNE, **SMALL, training__resume=str(path))
+        with pytest.raises(ConfigError, match=r"holds weights alone, no training that could go on.* --init "):
+            finetune(cfg)
 
 
 def test_a_job_that_is_started_again_goes_on_from_its_newest_checkpoint_and_with_no_other_run(kept, few, monkeypatch):

@@ -33,7 +33,7 @@ def run(budget, clock, step_seconds, evaluation=None, step=0):
         clock.now += step_seconds(step)
         step += 1
         if budget.is_due(step):
-            budget.plan(step, *budget.estimate(step))
+            budget.plan(step, budget.estimate(step)[0])
         if step % every == 0 or (evaluation and step == budget.steps):
             since = budget.used()
             clock.now += seconds
@@ -71,7 +71,7 @@ def test_time_in_which_a_run_was_stopped_does_not_count(clock, seconds):
     for step in range(1, 3001):
         clock.now += 0.1
         if first.is_due(step):
-            first.plan(step, *first.estimate(step))
+            first.plan(step, first.estimate(step)[0])
     state = first.state_dict()
     clock.now += 5000
     second = TimeBudget(10)
@@ -79,6 +79,25 @@ def test_time_in_which_a_run_was_stopped_does_not_count(clock, seconds):
     began = clock.now
     run(second, clock, lambda step: seconds if step < 3004 else 0.1, step=3000)
     assert clock.now - began == pytest.approx(300, rel=0.02)
+
+
+def test_an_evaluation_before_the_first_step_is_no_part_of_the_steps(clock):
+    """As after a stop in it. It had been taken for a part of the few steps timed so far: next to none seemed to fit."""
+    budget, step, planned = TimeBudget(10), 3000, []
+    budget.load_state_dict({"used": 300.0, "steps": 6000, "lasted": {"evaluation": 30.0}})
+    budget.start(step)
+    clock.now += 30.0
+    budget.add_aside("evaluation", 300.0)
+    budget.restart(step)
+    while step < budget.steps:
+        clock.now += 0.1
+        step += 1
+        if budget.is_due(step):
+            budget.plan(step, budget.estimate(step)[0])
+            planned.append(budget.steps)
+    assert step == pytest.approx(5400, rel=0.01)  # 300 s and two evaluations are not for steps
+    assert min(planned) > 0.98 * step
+    assert budget.used() == pytest.approx(570, rel=0.01)
 
 
 @pytest.fixture
