@@ -55,7 +55,7 @@ def _add_minutes(page: Page, records: list[Record], columns: dict[Column, str], 
         f"## Equal time: {length}",
         "Every pretraining takes the same time, evaluations and checkpoints included, on the same number of cores of "
         f"its own ({'; '.join(machines)}). How many crops a method sees in it is a result."
-        + (" Improved: with what helps the recipe, Muon at its rate and half the colour jitter." * has_improved),
+        + (" Improved: with the recipe's Muon, rate and colour jitter." * has_improved),
     )
     for measure, title in MEASURES.items():
         titles = {method: display_name(method, measure) for method in rows}

@@ -9,6 +9,7 @@ from helpers import ROOT, run_script
 from idmm_fast.commands.compare import parse
 from idmm_fast.compare.page import write_page
 from idmm_fast.compare.spec import RunSpec, SweepConfig, parse_budget
+from idmm_fast.compare.stats import main_records
 from idmm_fast.compare.tables import main_table
 
 README = ROOT / "README.md"
@@ -147,7 +148,7 @@ def test_runs_of_equal_time_are_not_mixed_with_those_of_equal_crops(tmp_path):
     assert "(a processor, 1 core a pretraining)" in ten
     assert "## Equal time: 60 minutes, then 100 crops\n" in page
     assert page[page.index("## Methods") :] == alone[alone.index("## Methods") :]
-    assert main_table(counted + timed) == main_table(counted)
+    assert main_records(counted + timed) == counted
 
 
 def test_at_equal_time_several_variants_of_a_method_have_a_table_and_one_is_a_method(tmp_path):
@@ -177,7 +178,7 @@ def test_at_equal_time_several_variants_of_a_method_have_a_table_and_one_is_a_me
         "| SimCLR, improved | 34.0 ± 0.0 |",
         "| MoCo v3 | 26.0 ± 1.0 |",
     ]
-    assert "Improved: with what helps the recipe" in page
+    assert "Improved: with the recipe's Muon, rate and colour jitter." in page
     assert "recommended recipe: 7.0 ± 1.0 (SimCLR, improved)" in page
     variants = page[page.index("### Variants of recommended recipe") : page.index("### What was seen")]
     assert "| recipe a | 39.0 ± 1.0 |\n| recipe b | **42.0 ± 1.0** |" in variants
@@ -273,9 +274,15 @@ def test_the_page_says_what_the_numbers_are(tmp_path):
     assert "| random weights | 10.5 ± 0.5 |" in page
     assert "| trained from scratch | 21.0 ± 1.0 |" in page
     assert "c/0/balanced/simclr/800/same/100: not all seeds have the same settings: t: seeds [9], u: seeds [8]" in page
-    assert main_table(lines).splitlines()[0] == "| fine-tuned, top-1, % | a | b | d | c |"
+    assert main_table(main_records(lines)).splitlines()[0] == "| fine-tuned, top-1, % | a | b | d | c |"
     for picture in re.findall(r"\]\((.*?)\)", page):
         assert (tmp_path / "new" / picture).stat().st_size > 3000
+
+
+def test_a_dataset_with_signs_of_a_formula_in_its_name_has_its_charts(tmp_path):
+    lines = [record(m, 0, v, dataset=r"$\frac$") for m, v in (("random", 20.0), ("idmm", 30.0))]
+    assert r"| fine-tuned, top-1, % | $\frac$ |" in page_of(lines, tmp_path)
+    assert len(list((tmp_path / "assets").glob("*.png"))) == 2
 
 
 def test_a_page_of_nothing_is_refused(tmp_path):
