@@ -131,10 +131,9 @@ def ema_update(averages: nn.ModuleList, networks: Sequence[nn.Module], momentum:
     buffers = [b for average in averages for b in average.buffers()]
     if buffers:
         torch._foreach_copy_(buffers, [b for network in networks for b in network.buffers()])
-    for module in averages.modules():  # LeViT's attention keeps biases, which are of the weights before
-        cache = getattr(module, "attention_bias_cache", None)
-        if isinstance(cache, dict):
-            cache.clear()
+        for average in averages:  # LeViT, whose buffers index them, then drops attention biases of older weights
+            average.train()
+            average.eval()
 
 
 def cosine_momentum(momentum: float, progress: float) -> float:

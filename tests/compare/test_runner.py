@@ -42,6 +42,7 @@ def clock(monkeypatch):
 def leave(cfg, steps, now, schema=PRETRAIN, **changes):
     """What a training leaves in its run folder that has trained up to so many steps by the time `now`."""
     folder = Path(cfg.logging.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     used = with_changes(schema, cfg, {f"training.{key}": value for key, value in changes.items()})
     (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(used)))
     (folder / "metrics.jsonl").write_text("{}\n" * steps)

@@ -88,7 +88,7 @@ def call(tmp_path, monkeypatch, tiny_beton):
             now[0] += 60
             if fails:
                 raise ValueError
-            (folder / f"pretrain_idmm_{seed}").mkdir(exist_ok=True)
+            (folder / f"pretrain_idmm_{seed}").mkdir(parents=True, exist_ok=True)
             (folder / f"pretrain_idmm_{seed}" / "config.yaml").touch()
             if stops:
                 raise KeyboardInterrupt
@@ -98,7 +98,7 @@ def call(tmp_path, monkeypatch, tiny_beton):
         data = [f"--data.train={tiny_beton}", f"--data.test={tiny_beton}"]
         return run_demo(*configs, tmp_path / "demo", seeds, [*data, *arguments])
 
-    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
     monkeypatch.setattr(demo, "_plot", lambda *_: None)
     return call
 
