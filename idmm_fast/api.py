@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .config import ConfigError, laid_over, load_yaml, make_config, packaged_config
+from .config import ConfigError, laid_over, load_yaml, make_config, model_of, packaged_config
 from .config import finetune as finetune_config
 from .config import pretrain as pretrain_config
 from .convert import TEST_SHARE, convert
@@ -112,11 +112,12 @@ def finetune(
         ConfigError, and whatever else `finetune.py` reports.
     """
     betons = convert(data, test_share=0.0 if test else TEST_SHARE)
-    known = _model_of(init) if init else {}
+    section = _section(model)
     values = load_yaml(finetune_config.SCHEMA, packaged_config(str(config), "finetune")) if config else {}
     values = laid_over(values, _run_values(betons["train"], test or betons.get("test"), out, epochs))
     values |= {"model.init": str(init) if init else None, "data.val": str(betons["val"]) if "val" in betons else None}
-    values = {"model.name": DEFAULT_MODEL} | values | _values({"model": {**known, **_section(model)}})
+    values = {"model.name": DEFAULT_MODEL} | values | ({} if "name" in section else model_of(values["model.init"]))
+    values |= _values({"model": section})
     cfg = make_config(finetune_config.SCHEMA, laid_over(values, _values(sections)))
 
     def train() -> dict[str, Any]:
@@ -275,16 +276,6 @@ def _run_values(train: Path, test: str | Path | None, out: str | Path, epochs: i
         "training.resume": "auto",
         "logging.run_dir": str(out),
     }
-
-
-def _model_of(init: str | Path) -> dict[str, Any]:
-    """Name and options of the model that `init` is weights of, as far as it says so."""
-    from .models import model_section, timm_architecture
-
-    architecture = timm_architecture(init)
-    if architecture:
-        return {"name": architecture}
-    return {key: value for key, value in model_section(init).items() if key in ("name", "options")}
 
 
 def _restart_for_other_images(out: str | Path, train: Callable[[], Result]) -> Result:

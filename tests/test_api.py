@@ -169,7 +169,9 @@ def test_a_fine_tuning_has_the_model_of_the_argument_then_of_init_then_of_the_co
     theirs = model(config="own", init="other")
     assert (theirs.name, theirs.options, theirs.image_size) == ("vit_tiny_patch16_224", {"depth": 2}, 224)
     assert model(config="own", init="timm:deit_small_patch16_224.fb_in1k").name == "deit_small_patch16_224"
-    assert model(config="own", init="other", model="pvt_v2_b0").name == "pvt_v2_b0"
+    named = model(config="own", init="other", model="pvt_v2_b0")
+    assert (named.name, named.options) == ("pvt_v2_b0", {})
+    assert model(init="other", model={"options": {"depth": 3}}).options == {"depth": 3}
 
 
 def test_a_table_of_features_is_read_back_whatever_the_files_are_called(tmp_path):

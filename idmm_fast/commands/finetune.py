@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from ..cli import help_head, run
-from ..config import ConfigError, check_files, keys, parse, pretrain, read_run_config
+from ..config import ConfigError, check_files, keys, laid_over, model_of, parse, pretrain
 from ..config import finetune as schema
 from ..convert import TEST_SHARE
 from .folders import betons_of_folder
@@ -84,11 +84,9 @@ def _folds(argv: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def _prepared(values: dict[str, Any], typed: dict[str, Any], folds: int) -> dict[str, Any]:
-    """Values with betons in place of a folder, and, where no model is named, that of the run model.init."""
-    init = values.get("model.init")
-    model = read_run_config(init).get("model") if isinstance(init, str) and "model.name" not in values else None
-    if model:
-        values = {"model.name": model["name"], "model.options": model.get("options", {})} | values
+    """Values with betons in place of a folder, and, where no model is typed, that of model.init."""
+    if "model.name" not in typed:
+        values = laid_over(values | model_of(values.get("model.init")), typed)
     values = betons_of_folder(values, typed, 0.0 if folds else TEST_SHARE, ("train", "test", "val"))
     if folds and values.get("data.test") is None and "data.train" in values:
         values = values | {"data.test": values["data.train"]}  # each fold has its own

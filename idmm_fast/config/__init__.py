@@ -4,6 +4,7 @@ from ..errors import ConfigError
 from .augment import Augment
 from .command_line import overrides, parse
 from .load import (
+    BY_NAME,
     as_dict,
     check_files,
     find_run_config,
@@ -14,12 +15,14 @@ from .load import (
     load_config,
     load_yaml,
     make_config,
+    model_of,
     packaged_config,
     read_run_config,
     replace,
 )
 
 __all__ = [
+    "BY_NAME",
     "Augment",
     "ConfigError",
     "as_dict",
@@ -32,6 +35,7 @@ __all__ = [
     "load_config",
     "load_yaml",
     "make_config",
+    "model_of",
     "overrides",
     "packaged_config",
     "parse",

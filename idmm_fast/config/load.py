@@ -20,6 +20,7 @@ from ..errors import ConfigError
 from .sections import Section as SchemaSection
 from .types import Derived
 
+BY_NAME = "timm:"  # before the name of weights that timm's own loader gets
 PACKAGED = Path(__file__).parent.parent / "rn_configs"  # in a checkout a link to the folder at the root
 
 Schema = dict[str, SchemaSection]
@@ -161,7 +162,17 @@ def check_files(cfg: SimpleNamespace) -> None:
 
 def is_there(path: str) -> bool:
     """Whether a file or folder exists; weights that timm has by name (timm:NAME) are looked for later."""
-    return path.startswith("timm:") or Path(path).exists()
+    return path.startswith(BY_NAME) or Path(path).exists()
+
+
+def model_of(init: Any) -> Values:
+    """Name and options of the model that `model.init` is weights of, {"model.name": ...}, as far as it says so."""
+    if not isinstance(init, str):
+        return {}
+    if init.startswith(BY_NAME):
+        return {"model.name": init.removeprefix(BY_NAME).partition(".")[0]}
+    model = read_run_config(init).get("model", {})
+    return {f"model.{key}": model[key] for key in ("name", "options") if key in model}
 
 
 def find_run_config(path: str | Path) -> Path | None:

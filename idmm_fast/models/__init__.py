@@ -3,12 +3,11 @@
 from .backbone import create_backbone, feature_dim
 from .head import Classifier, FrozenBackbone, init_head
 from .normalize import Normalize
-from .read_weights import BY_NAME, normalization_of, resolve_normalization, timm_architecture
-from .trained import TrainedNetwork, load_trained, model_section
+from .read_weights import normalization_of, resolve_normalization
+from .trained import TrainedNetwork, load_trained
 from .weights import load_backbone, save_backbone, save_classifier, timm_config
 
 __all__ = [
-    "BY_NAME",
     "Classifier",
     "FrozenBackbone",
     "Normalize",
@@ -18,11 +17,9 @@ __all__ = [
     "init_head",
     "load_backbone",
     "load_trained",
-    "model_section",
     "normalization_of",
     "resolve_normalization",
     "save_backbone",
     "save_classifier",
-    "timm_architecture",
     "timm_config",
 ]

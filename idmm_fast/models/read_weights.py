@@ -12,9 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from ..config import read_run_config
-
-BY_NAME = "timm:"  # before the name of weights that timm's own loader gets
+from ..config import BY_NAME, read_run_config
 
 # What weights are wrapped in, and which of several is taken: the first. `average` is the moving average of ours.
 _CONTAINERS = ("average", "model", "state_dict", "teacher", "student")
@@ -90,13 +88,6 @@ def resolve_normalization(model: Any) -> dict[str, list[float]]:
         {"model.mean": [...], "model.std": [...]}, of them those that are not set and that the weights bring.
     """
     return {f"model.{k}": v for k, v in normalization_of(model.init).items() if getattr(model, k) is None}
-
-
-def timm_architecture(source: str | Path | None) -> str | None:
-    """timm's name of the model that `timm:NAME` is weights of; None for another source."""
-    if not str(source).startswith(BY_NAME):
-        return None
-    return str(source).removeprefix(BY_NAME).partition(".")[0]
 
 
 def _normalization(section: Mapping[str, Any]) -> dict[str, list[float]]:

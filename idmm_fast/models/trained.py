@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 
@@ -33,11 +32,6 @@ class TrainedNetwork:
     size: int
     label_names: list[str]
     training: SimpleNamespace
-
-
-def model_section(run: str | Path) -> dict[str, Any]:
-    """The section `model` of the run that `run`, a run folder or a file in it, belongs to; {} if there is none."""
-    return read_run_config(run).get("model", {})
 
 
 _AUTO = {"device": "auto", "amp": "auto", "channels_last": "auto", "compile": "auto"}

@@ -71,6 +71,29 @@ def test_a_folder_takes_the_place_of_all_splits_of_a_configuration(folder, asked
     assert images_of(asked[-1]) == {"train": 8, "val": 6, "test": 64}
 
 
+def test_a_fine_tuning_has_the_model_that_is_typed_then_that_of_init_then_that_of_the_configuration(
+    asked, tiny_beton, tmp_path
+):
+    """A configuration once went before the run whose weights were asked for, and did not fit them."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("model: {name: vit_tiny_patch16_224, image_size: 32, options: {depth: 2}}\n")
+
+    def model(*arguments):
+        betons = f"--data.train={tiny_beton}", f"--data.test={tiny_beton}"
+        shown = run_script("finetune.py", "--config", "rn_configs/finetune/own.yaml", *betons, *arguments)
+        assert shown.returncode == 0, shown.stderr
+        return asked[-1].model
+
+    assert model().name == "deit_tiny_patch16_224"
+    theirs = model("--init", run)
+    assert (theirs.name, theirs.options, theirs.image_size) == ("vit_tiny_patch16_224", {"depth": 2}, 224)
+    assert model("--init", run, "--model.options={depth: 3}").options == {"depth": 3}
+    assert model("--init", "timm:deit_small_patch16_224.fb_in1k").name == "deit_small_patch16_224"
+    typed = model("--init", run, "--model.name=pvt_v2_b0")
+    assert (typed.name, typed.options) == ("pvt_v2_b0", {})
+
+
 def test_test_images_that_a_classifier_was_trained_on_are_counted_and_told(
     asked, tiny_beton, raw_beton, tmp_path, monkeypatch
 ):
