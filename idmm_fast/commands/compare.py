@@ -5,9 +5,9 @@ python compare.py --datasets flowers --methods random idmm --images 250 500 1000
 python compare.py --datasets flowers pets --targets flowers pets --methods idmm simclr  # transfer
 python compare.py report --out runs/compare --page mine.md                              # tables and plots in one page
 
-All methods see the same number of crops (--budget) or train for the same time (--minutes), and all fine-tunings see the
-same number of crops (--finetune-budget). NAME of a dataset
-stands for data/NAME_train.beton and data/NAME_test.beton. A run that is done is not done again: call it again after a
+All methods see the same number of crops (--budget), or each those that it makes in the same time (--minutes), and all
+fine-tunings see the same number of crops (--finetune-budget). NAME of a dataset stands for data/NAME_train.beton and
+data/NAME_test.beton. A run that is done is not done again: call it again after a
 stop, or with more methods, datasets or seeds. Methods are the files in rn_configs/methods/, what is under `methods` in
 the configuration, and `random`: no pretraining.
 """
@@ -87,7 +87,8 @@ def _add_trainings(parser: argparse.ArgumentParser) -> None:
         type=_minutes,
         default=0.0,
         metavar="M",
-        help="each pretraining takes so long, instead of --budget; see training.minutes",
+        help="each pretraining sees the crops that its method makes in so long, instead of --budget; first all methods "
+        "are timed in turns, for some seconds each: leave the machine alone until then",
     )
     add(
         "--finetune-budget",

@@ -53,8 +53,8 @@ def _add_minutes(page: Page, records: list[Record], columns: dict[Column, str], 
     machines = unique((record for record in records if is_timed(record)), "machine")
     page.add(
         f"## Equal time: {length}",
-        "Every pretraining takes the same time, evaluations and checkpoints included, on the same number of cores of "
-        f"its own ({'; '.join(machines)}). How many crops a method sees in it is a result."
+        "Every pretraining has the same time on the same number of cores of its own "
+        f"({'; '.join(machines)}). How many crops a method sees in it is a result."
         + (" Improved: with the recipe's Muon, rate and colour jitter." * has_improved),
     )
     for measure, title in MEASURES.items():
@@ -98,19 +98,17 @@ def _lead_table(rows: list[str], columns: dict[Column, str], get: Callable[[str,
 
 
 def _seen_table(records: list[Record], columns: dict[Column, str], rows: list[str]) -> str:
-    """Mean number of epochs and of crops, and the minutes that passed, start to end."""
+    """Mean number of epochs and of crops."""
     lines = []
     for method in rows:
         cells = []
         for column in columns:
             mine = [r for r in records if r["method"] == method and column_of(r) == column and is_timed(r)]
-            epochs, crops, seconds = (
-                mean_std(r[key] for r in mine)[0] if mine else 0.0 for key in ("epochs", "crops", "pretrain_seconds")
-            )
-            cells.append(f"{epochs:,.1f}; {crops:,.0f}; {seconds / 60:.1f}" if mine else "-")
+            epochs, crops = (mean_std(r[key] for r in mine)[0] if mine else 0.0 for key in ("epochs", "crops"))
+            cells.append(f"{epochs:,.0f}; {crops:,.0f}" if mine else "-")
         if set(cells) != {"-"}:
             lines.append([display_name(method), *cells])
-    return text_table(["epochs; crops; minutes, mean over the seeds", *columns.values()], lines)
+    return text_table(["epochs; crops", *columns.values()], lines)
 
 
 def column_of(record: Record) -> Column:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ..errors import Stopped
 from ..limits import cores, processor
 from ..lock import Lock
+from .rates import ROUNDS, SECONDS, Rates, Timing
 from .runner import Runner
 from .spec import RunSpec, SweepConfig
 from .store import RECIPE, Record, ResultStore, settings_digest
@@ -58,9 +59,18 @@ def run_sweep(
         files = DatasetFiles(data, out / "runs" / "subsets")
         runner = Runner(config, files, out / "runs", max(1, cores() // jobs))
         store = ResultStore(out)
+        (out / "runs").mkdir(exist_ok=True)
+        conditions = {
+            "jobs": jobs,
+            "machine": f"{processor()}, {runner.threads} core{'s' * (runner.threads > 1)} a pretraining",
+        }
+        untimed: list[str] = []
+        if any(run.minutes for run in runs):
+            rates = Rates(out, runner, conditions)
+            untimed = _measure_rates(rates, runs, runner, jobs)
+            runs = rates.with_budgets(runs)
         settings = {run: settings_digest(run, config, files) for run in runs}
         groups = _pending_groups(settings, store, files)
-        (out / "runs").mkdir(exist_ok=True)
         pending = sum(map(len, groups))
         with _StopSignals() as stop, _Pool(runner, groups, jobs) as pool, _Progress(len(settings), pending) as progress:
             for run, result in pool.results(stop):
@@ -70,15 +80,35 @@ def run_sweep(
                     "settings": settings[run],
                     "recipe": RECIPE,
                     **result,
-                    "jobs": jobs,
-                    "machine": f"{processor()}, {runner.threads} core{'s' * (runner.threads > 1)} a pretraining",
+                    **conditions,
                     "finished": round(time.time()),
                 }
                 store.add(record)
                 progress.show(run, record)
         if stop.count:
             raise Stopped(f"stopped; {len(store.records)} runs are in {store.path}. The same command resumes.")
-        return store.records, pool.failed
+        return store.records, untimed + pool.failed
+
+
+def _measure_rates(rates: Rates, runs: list[RunSpec], runner: Runner, jobs: int) -> list[str]:
+    """Time the methods that have no rate yet; gives sentences on what failed."""
+    missing = rates.missing(runs)
+    if not missing:
+        return []
+    timing = Timing(runner, min(SECONDS, 60 * max(run.minutes for run in runs)))
+    with _StopSignals() as stop, tqdm(total=ROUNDS * len(missing), desc="timing", disable=None) as bar:
+
+        def time_all(queue: list[RunSpec]) -> tuple[list[tuple[RunSpec, float]], list[str]]:
+            timed = []
+            with _Pool(timing, [[run] for run in queue], jobs) as pool:
+                for run, result in pool.results(stop):
+                    timed.append((run, result["crops_per_s"]))
+                    bar.update()
+            if stop.count:
+                raise Stopped("stopped before all methods were timed; the same command times them anew")
+            return timed, pool.failed
+
+        return rates.measure(missing, time_all)
 
 
 def _pending_groups(settings: dict[RunSpec, str], store: ResultStore, files: DatasetFiles) -> list[Group]:

@@ -79,7 +79,7 @@ class Runner:
     def _pretrain(self, run: RunSpec, train: Path, images: int, folder: Path) -> Record:
         """What a pretraining cost ("crops", "epochs", "pretrain_seconds", "peak_mb"), kept beside the finished run.
 
-        Crops and epochs are those that were seen; the last epoch of a pretraining by the minute may be a part.
+        Crops and epochs are those that were seen; with training.minutes in the sweep file the last epoch may be a part.
         """
         from ..train.pretraining import pretrain
 

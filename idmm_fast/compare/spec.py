@@ -20,8 +20,6 @@ Values = dict[str, Any]  # {"section.key": value}
 
 RANDOM = "random"  # the method that does not pretrain
 SAME = "same"  # the target that means: fine-tuned on the images of the pretraining
-LONGEST_WARMUP = 0.05  # as a fraction of the steps, with training.minutes: WARMUP of train/time_budget.py
-_ENDLESS = 1 << 20  # epochs of warm-up, which training.minutes cuts to LONGEST_WARMUP
 TOP_LEVEL_KEYS = ("model", "pretrain", "finetune", "methods", "warmup_fraction", "min_crop_scale")
 
 
@@ -35,10 +33,10 @@ class RunSpec:
         sampling: How these are chosen, "balanced" over the classes or "random".
         method: A method of rn_configs/methods/, one of the sweep file, or "random" for no pretraining.
         seed: Seed of the choice of images and of all trainings.
-        budget: Crops seen in pretraining.
+        budget: Crops seen in pretraining; 0 for "random", and where only `minutes` are known.
         target: What is fine-tuned on; "same" for the images of the pretraining.
         finetune_budget: Crops seen in fine-tuning.
-        minutes: Length of pretraining, instead of `budget`, which is then 0; 0: by the budget.
+        minutes: In which the method makes `budget` crops, see rates.py; 0 where the budget itself was asked for.
     """
 
     dataset: str
@@ -54,8 +52,7 @@ class RunSpec:
     @property
     def pretrain_key(self) -> tuple:
         """What runs that start from the same weights have in common."""
-        length = f"{self.minutes:g}min" if self.minutes else self.budget
-        return (self.dataset, self.images, self.sampling, self.method, self.seed, length)
+        return (self.dataset, self.images, self.sampling, self.method, self.seed, self.budget)
 
     def __str__(self) -> str:
         images = f" {self.images} {self.sampling}" if self.images else ""
@@ -96,8 +93,7 @@ class SweepConfig:
 
     Its keys: `model`; `pretrain` and `finetune`, what all trainings of a kind share; `methods`, what single methods
     have of their own, or have different from their `base`; `warmup_fraction`, of the epochs of every training (without
-    it each warms up as its own file says; a pretraining by the minute for LONGEST_WARMUP of its steps at most);
-    `min_crop_scale`, the least part of an image that a crop shows.
+    it each warms up as its own file says); `min_crop_scale`, the least part of an image that a crop shows.
 
     Raises:
         ConfigError: There is no such file, or it has a key that is not one of these.
@@ -140,8 +136,6 @@ class SweepConfig:
             group["scale"] = [max(scale, self.min_crop_scale) for scale in group["scale"]]
         epochs = max(1, round(run.budget / (images * sum(group["count"] for group in groups))))
         common = self._common(run, train, epochs, folder)
-        if run.minutes:
-            common |= self._by_the_minute(run.minutes)
         return make_config(PRETRAIN, {**values, "crops.groups": groups, **common})
 
     def finetune_config(
@@ -230,19 +224,6 @@ class SweepConfig:
             "training.checkpoint_every": 1 << 20,
             "logging.run_dir": str(folder),
         }
-
-    def _by_the_minute(self, minutes: float) -> Values:
-        """What a pretraining for so many minutes has instead of a number of epochs, which is not known."""
-        values = {"training.minutes": minutes, "training.epochs": PRETRAIN["training"][1]["epochs"].default}
-        fraction = self.tree.get("warmup_fraction")
-        if fraction is None:
-            return values
-        if 0 < fraction < LONGEST_WARMUP:
-            raise ConfigError(
-                f"{self.path}: warmup_fraction {fraction:g} does not go with --minutes, since nobody knows the number "
-                f"of epochs; take 0, or {LONGEST_WARMUP:g} or more, which is {LONGEST_WARMUP:g}"
-            )
-        return values | {"training.warmup_epochs": _ENDLESS if fraction else 0}
 
 
 def digest(*what: Any) -> str:

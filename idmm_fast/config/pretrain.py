@@ -74,6 +74,7 @@ SCHEMA: Schema = {
                 Int(0), "mix within chunks of so many images; must divide training.batch_size; 0: the batch", default=0
             ),
             "per_sample": Param(Bool(), "a box for each row instead of one for each crop group", default=False),
+            "from_epoch": Param(Int(0), "epochs without mixing before it begins", default=0),
         },
     ),
     "head": ("the linear layer that tells the images apart, and its loss", _HEAD),

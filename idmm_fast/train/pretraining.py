@@ -159,6 +159,7 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
             f"cutmix.chunk_size {cfg.cutmix.chunk_size} does not divide the {args['batch_size']} images a step of a "
             f"process (training.batch_size {cfg.training.batch_size}, processes: {args['world_size']})"
         )
+    alpha, first = cfg.cutmix.alpha, cfg.cutmix.from_epoch
     make: Callable[..., MultiCropLoader] = MultiCropLoader
     passes = 2 if cfg.training.minutes else -(-cfg.training.epochs // cfg.crops.spread)
     if cfg.data.augment_on == "device":
@@ -169,7 +170,7 @@ def make_loader(cfg: SimpleNamespace, runtime: Runtime) -> MultiCropLoader:
     return make(
         cfg.data.train,
         seed=cfg.training.seed,
-        cutmix_alpha=cfg.cutmix.alpha,
+        cutmix_alpha=(lambda epoch: alpha if epoch >= first else 0.0) if first else alpha,
         views=crop_views(cfg),
         schedule=size_schedule(cfg),
         augment=make_augment(cfg),

@@ -12,13 +12,12 @@ from idmm_fast.beton import open_beton, write_beton
 from idmm_fast.beton.format import SUMS_MARK
 from idmm_fast.compare.pool import cores_of_jobs
 from idmm_fast.compare.runs import SweepAxes, make_runs
-from idmm_fast.compare.spec import LONGEST_WARMUP, RunSpec, SweepConfig, parse_budget
+from idmm_fast.compare.spec import RunSpec, SweepConfig, parse_budget
 from idmm_fast.compare.store import RECIPE, ResultStore, counted_values, run_of, settings_digest
 from idmm_fast.compare.subsets import DatasetFiles
 from idmm_fast.config import ConfigError, keys, load_yaml, make_config
 from idmm_fast.config.types import Float, Str
 from idmm_fast.datasets import Split
-from idmm_fast.train.time_budget import WARMUP
 
 
 def tiny(path, seed, labels=None):
@@ -140,37 +139,13 @@ def test_a_new_key_that_is_off_leaves_done_what_is_done():
     assert muon == before | {"training.optimizer": "muon"}
 
 
-def test_a_pretraining_by_the_minute_has_no_number_of_epochs(sweep_dir):
-    """Equal time for all methods; a run is another one for each time; training from scratch is the same for all."""
+def test_runs_of_so_many_minutes_wait_for_a_budget(sweep_dir):
+    """Training from scratch is the same for all lengths."""
     axes = SweepAxes(["tiny"], ["random", "idmm"], minutes=2.5)
     scratch, timed = make_runs(axes, sweep_dir / "data")
     assert (scratch.minutes, scratch.budget) == (0, 0)
     assert (timed.minutes, timed.budget) == (2.5, 0)
-    config = SweepConfig(sweep_dir / "compare.yaml")
-    cfg = config.pretrain_config(timed, "x", 64, "y")
-    assert cfg.training.minutes == 2.5
-    assert cfg.training.warmup_epochs * 2 > WARMUP * 1e6  # as long as the trainer lets it be
-    files = DatasetFiles(sweep_dir / "data", sweep_dir / "made")
-    others = [replace(timed, minutes=5.0), replace(timed, minutes=0.0, budget=1500)]
-    assert len({settings_digest(run, config, files) for run in (timed, *others)}) == 3
-    assert len({run.pretrain_key for run in (timed, *others)}) == 3
     assert str(timed) == "tiny, idmm, seed 0, 2.5 min +100000"
-
-
-@pytest.mark.parametrize(("fraction", "epochs"), [(None, 2.0), (0.0, 0.0), (0.05, 1 << 20)])
-def test_the_warm_up_of_a_pretraining_by_the_minute(sweep_dir, fraction, epochs):
-    """The trainer cuts it to 5 % of the steps; what is shorter can't be said in epochs and is refused."""
-    assert LONGEST_WARMUP == WARMUP
-    tree = yaml.safe_load((sweep_dir / "compare.yaml").read_text())
-    run = RunSpec("tiny", 0, "balanced", "idmm", 0, 0, "same", 128, 1.0)
-    for value in (fraction, 0.02):
-        (sweep_dir / "other.yaml").write_text(yaml.safe_dump(tree | {"warmup_fraction": value}))
-        config = SweepConfig(sweep_dir / "other.yaml")
-        if value == 0.02:
-            with pytest.raises(ConfigError, match=r"warmup_fraction 0\.02 does not go with --minutes"):
-                config.pretrain_config(run, "x", 64, "y")
-        else:
-            assert config.pretrain_config(run, "x", 64, "y").training.warmup_epochs == epochs
 
 
 def test_a_record_from_before_there_were_minutes_is_the_run_it_was():

@@ -1,9 +1,11 @@
 """Sweeps as programs: killed, resumed, reported; what fails harms no other run."""
 
 import fcntl
+import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from helpers import ROOT, TINY_VIT, run_script
 from PIL import Image
 
 from idmm_fast.beton import open_beton, write_beton
+from idmm_fast.compare.rates import ROUNDS
 from idmm_fast.compare.store import RECIPE, ResultStore
 from idmm_fast.datasets import Split
 
@@ -187,28 +190,32 @@ def test_fewer_images_other_targets_and_those_that_fail(sweep_dir, tiny_beton, l
 
 @pytest.mark.integration
 def test_a_sweep_of_equal_time(sweep_dir):
-    """Three seconds each: what was seen is in the results, on which machine too; the same command does nothing."""
+    """Each sees the crops of 0.6 seconds at its rate, on which machine is told; the same command does nothing."""
     args = ["--config", sweep_dir / "compare.yaml", "--data", sweep_dir / "data", "--out", sweep_dir / "out"]
     args += ["--datasets", "tiny", "--methods", "random", "idmm", "idmm_plain", "--jobs", "2"]
-    args += ["--minutes", "0.05", "--finetune-budget", "128"]
+    args += ["--minutes", "0.01", "--finetune-budget", "128"]
     assert run_script("compare.py", *args).returncode == 0
     lines = {line["method"]: line for line in ResultStore(sweep_dir / "out").records}
     assert lines["random"]["minutes"] == lines["random"]["crops"] == 0
-    for name in ("idmm", "idmm_plain"):
+    rates = {rate["method"]: rate for rate in json.loads((sweep_dir / "out" / "rates.json").read_text())}
+    assert rates.keys() == {"idmm", "idmm_plain"}
+    for name, rate in rates.items():
         line = lines[name]
-        assert (line["minutes"], line["budget"], line["jobs"]) == (0.05, 0, 2)
-        assert line["epochs"] > 0
-        assert line["crops"] == pytest.approx(line["epochs"] * 64 * 6, rel=0.2)
-        assert line["pretrain_seconds"] > 2.5
+        assert rate["crops_per_s"] == statistics.median(rate["rounds"])
+        assert len(rate["rounds"]) == ROUNDS
+        assert (line["minutes"], line["budget"]) == (0.01, round(0.6 * rate["crops_per_s"]))
+        assert line["crops"] == line["epochs"] * 64 * 6 == pytest.approx(line["budget"], abs=64 * 3)
+        assert (line["jobs"], line["machine"]) == (rate["jobs"], rate["machine"]) == (2, line["machine"])
         assert re.search(r", \d+ cores? a pretraining$", line["machine"])
-    before = (sweep_dir / "out" / "results.jsonl").read_text()
+    before = [(sweep_dir / "out" / name).read_text() for name in ("results.jsonl", "rates.json")]
     assert run_script("compare.py", *args).returncode == 0
-    assert (sweep_dir / "out" / "results.jsonl").read_text() == before
+    assert [(sweep_dir / "out" / name).read_text() for name in ("results.jsonl", "rates.json")] == before
+    assert not list((sweep_dir / "out" / "runs").glob("timing_*"))
     assert run_script("compare.py", "report", "--out", sweep_dir / "out").returncode == 0
     page = (sweep_dir / "out" / "report.md").read_text()
-    assert "## Equal time: 0.05 minutes, then 128 crops\n" in page
+    assert "## Equal time: 0.01 minutes, then 128 crops\n" in page
     assert f"({lines['idmm']['machine']})" in page
-    assert f"| idmm plain | {lines['idmm_plain']['epochs']:,.1f}; {lines['idmm_plain']['crops']:,}; " in page
+    assert f"| idmm plain | {lines['idmm_plain']['epochs']:,}; {lines['idmm_plain']['crops']:,} |" in page
     assert "## Methods" not in page
 
 

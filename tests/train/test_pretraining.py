@@ -26,6 +26,20 @@ def test_pretraining_lowers_the_loss(pretrained_run):
     assert curve[-8:].mean() < 0.94 * 2 * math.log(64)  # 0.92 was measured; without learning it stays at 1
 
 
+def test_mixing_begins_with_the_epoch_that_is_named(tiny_beton, tmp_path):
+    """Until then a run is one without mixing, bit for bit."""
+
+    def losses(alpha, first):
+        values = {"cutmix__alpha": alpha, "cutmix__from_epoch": first, "training__epochs": 3}
+        return read_losses(pretrain(tiny_config(tiny_beton, tmp_path / f"{alpha}_{first}", **values)))
+
+    plain, late = losses(0.0, 0), losses(0.5, 2)
+    begins = len(plain) * 2 // 3
+    assert (late[:begins] == plain[:begins]).all()
+    assert (late[begins:] != plain[begins:]).all()
+    assert (losses(0.5, 3) == plain).all()
+
+
 def test_run_folder_holds_every_documented_file(pretrained_run):
     for name in (
         "config.yaml",

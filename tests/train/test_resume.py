@@ -181,6 +181,7 @@ _own = {
     "pretrain": {
         "online_eval__every": strategies.integers(0, 2),
         "cutmix__alpha": strategies.sampled_from([0.0, 0.5]),
+        "cutmix__from_epoch": strategies.sampled_from([0, 1]),
         "head__loss": strategies.sampled_from(["dense", "fused"]),
     },
     "finetune": {

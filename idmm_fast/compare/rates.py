@@ -1,0 +1,174 @@
+"""How many crops a second each method makes, timed in turns: what --minutes is in crops.
+
+A machine's speed drifts by the hour, by a factor of two on some, so methods are not stopped by the clock. They are
+timed first, for some seconds each in every round. A pretraining of so many minutes then sees the crops that its method
+makes in them, by the median of the rounds: the same crops whenever it runs and whatever runs beside it.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from operator import attrgetter, itemgetter
+from pathlib import Path
+from types import SimpleNamespace
+
+from ..files import write_json
+from .runner import OnFailure, OnResult, Runner
+from .spec import RANDOM, SAME, RunSpec
+from .store import Record, settings_digest
+
+ROUNDS = 3
+SECONDS = 8.0  # of a timing at most, without its first steps
+FIRST_STEPS = 4  # they compile, and find batches that were made before them
+LEAST_STEPS = 8  # of a timing, however long they take
+_ENDLESS = 1 << 40  # crops
+
+Key = tuple[str, int, str, str]
+_KEY = ("dataset", "images", "sampling", "method")  # the names of a Key's parts: a method on the images of a column
+_of_run: Callable[[RunSpec], Key] = attrgetter(*_KEY)
+_of_record: Callable[[Record], Key] = itemgetter(*_KEY)
+
+# Times runs, in processes of their own: gives (each run with its crops a second, sentences on what failed).
+TimeAll = Callable[[list[RunSpec]], tuple[list[tuple[RunSpec, float]], list[str]]]
+
+
+class Timing(Runner):
+    """Times pretrainings for some seconds, in the place of the Runner that finishes them.
+
+    Args:
+        runner: That Runner.
+        seconds: How long.
+    """
+
+    def __init__(self, runner: Runner, seconds: float = SECONDS) -> None:
+        super().__init__(runner.config, runner.files, runner.folder, runner.threads)
+        self.seconds = seconds
+
+    def run(self, runs: list[RunSpec], on_result: OnResult, on_failure: OnFailure) -> None:
+        """Tell {"crops_per_s": number} of each of `runs`."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        for run in runs:
+            on_result(run, {"crops_per_s": self._time(run)})
+
+    def _time(self, run: RunSpec) -> float:
+        """Crops a second of a training's steps, all that the trainer does between them included."""
+        from ..beton import open_beton
+        from ..train.pretraining import Pretraining
+        from ..train.task import train as train_task
+
+        train, folder, seconds = self.files.train(run), self.folder / f"timing_{os.getpid()}", self.seconds
+        images, marks = len(open_beton(train)), list[float]()
+        cfg = self.config.pretrain_config(run, train, images, folder)
+        assert cfg is not None  # nobody times training from scratch
+
+        class Timed(Pretraining):
+            def after_step(self, step: int, progress: float) -> None:
+                super().after_step(step, progress)
+                marks.append(time.perf_counter())
+                if len(marks) >= FIRST_STEPS + LEAST_STEPS and marks[-1] - marks[FIRST_STEPS - 1] >= seconds:
+                    raise _EnoughError(self.cfg)
+
+        try:
+            train_task(Timed, self._threaded(cfg))
+        except _EnoughError as end:
+            cfg = end.cfg
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        steps_per_epoch = -(-images // (cfg.training.batch_size * cfg.training.accumulate))
+        crops = images / steps_per_epoch * sum(group["count"] for group in cfg.crops.groups)  # of a step, on average
+        return crops * (len(marks) - FIRST_STEPS) / (marks[-1] - marks[FIRST_STEPS - 1])
+
+
+class _EnoughError(Exception):
+    """Ends a training that was timed long enough, of the configuration `cfg`."""
+
+    def __init__(self, cfg: SimpleNamespace) -> None:
+        self.cfg = cfg
+
+
+class Rates:
+    """The crops a second in FOLDER/rates.json.
+
+    Args:
+        folder: Of the sweep.
+        runner: Whose configurations and files they are of.
+        conditions: Under which they hold: {"machine": ..., "jobs": ...}.
+    """
+
+    def __init__(self, folder: Path, runner: Runner, conditions: Record) -> None:
+        self.path, self._runner, self._conditions = folder / "rates.json", runner, conditions
+        self.records: list[Record] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+
+    def missing(self, runs: Sequence[RunSpec]) -> list[RunSpec]:
+        """What must be timed: a run without end for each method and images that have no rate.
+
+        Where another method on the same images has one, it is among them: by how its rate has changed the new ones are
+        scaled.
+        """
+        wanted = dict.fromkeys(_of_run(run) for run in runs if run.method != RANDOM)
+        new = [key for key in wanted if self._find(key) is None]
+        known = {_of_record(r)[:3]: _of_record(r) for r in reversed(self.records) if self._is_valid(r)}
+        columns = dict.fromkeys(key[:3] for key in new)
+        endless = [_endless(key) for key in [*new, *(known[column] for column in columns if column in known)]]
+        for run in endless:
+            self._runner.files.train(run)  # a subset is made here, not by several processes
+        return endless
+
+    def measure(self, missing: list[RunSpec], time_all: TimeAll) -> list[str]:
+        """Time what is missing, in rounds of alternating order, and keep it; gives sentences on what failed."""
+        rounds: dict[Key, list[float]] = {}
+        failed: list[str] = []
+        for number in range(ROUNDS):
+            timed, sentences = time_all(missing[:: -1 if number % 2 else 1])
+            failed += sentences
+            for run, rate in timed:
+                rounds.setdefault(_of_run(run), []).append(rate)
+        scales = {}
+        for key, rates in rounds.items():
+            if before := self._find(key):
+                scales[key[:3]] = before["crops_per_s"] / statistics.median(rates)
+        for key, rates in rounds.items():
+            if self._find(key) is None and len(rates) == ROUNDS:
+                scale = scales.get(key[:3], 1.0)
+                self.records.append(
+                    {
+                        **dict(zip(_KEY, key)),
+                        "settings": self._settings(key),
+                        **self._conditions,
+                        "crops_per_s": round(scale * statistics.median(rates), 1),
+                        "rounds": [round(rate, 1) for rate in rates],
+                        "scale": round(scale, 4),
+                    }
+                )
+        write_json(self.path, self.records)
+        return failed
+
+    def with_budgets(self, runs: Sequence[RunSpec]) -> list[RunSpec]:
+        """`runs` with the crops that their minutes are; those that could not be timed are left out."""
+        found = ((run, self._find(_of_run(run))) for run in runs if run.method != RANDOM)
+        budgets = {run: round(60 * run.minutes * rate["crops_per_s"]) for run, rate in found if rate}
+        return [replace(run, budget=budgets.get(run, 0)) for run in runs if run.method == RANDOM or run in budgets]
+
+    def _find(self, key: Key) -> Record | None:
+        """The rate of a method on some images, where it is known."""
+        return next((r for r in self.records if _of_record(r) == key and self._is_valid(r)), None)
+
+    def _is_valid(self, record: Record) -> bool:
+        """Whether a rate is of this machine, and of the configuration and images as they are now."""
+        same = all(record[name] == value for name, value in self._conditions.items())
+        return same and record["settings"] == self._settings(_of_record(record))
+
+    def _settings(self, key: Key) -> str:
+        """What the rate depends on."""
+        return settings_digest(_endless(key), self._runner.config, self._runner.files).split("-")[0]
+
+
+def _endless(key: Key) -> RunSpec:
+    """A run that does not end by itself."""
+    return RunSpec(*key, seed=0, budget=_ENDLESS, target=SAME, finetune_budget=1)

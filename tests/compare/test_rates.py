@@ -1,0 +1,102 @@
+"""What --minutes is in crops: timed in turns, by the median, and kept."""
+
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from idmm_fast.compare.rates import FIRST_STEPS, LEAST_STEPS, ROUNDS, Rates, Timing
+from idmm_fast.compare.runner import Runner
+from idmm_fast.compare.runs import SweepAxes, make_runs
+from idmm_fast.compare.spec import SweepConfig
+from idmm_fast.compare.subsets import DatasetFiles
+
+HERE = {"jobs": 2, "machine": "a processor, 1 core a pretraining"}
+
+
+@pytest.fixture
+def runner(sweep_dir):
+    files = DatasetFiles(sweep_dir / "data", sweep_dir / "subsets")
+    return Runner(SweepConfig(sweep_dir / "compare.yaml"), files, sweep_dir, 1)
+
+
+def runs_of(sweep_dir, *methods, images=(0,), seeds=(0, 1)):
+    axes = SweepAxes(["tiny"], methods, images=images, seeds=seeds, finetune_budget=["128"], minutes=0.5)
+    return make_runs(axes, sweep_dir / "data")
+
+
+class Clock:
+    """Times what it is asked for: `speeds` of each method, and a machine that slows down with every round."""
+
+    def __init__(self, **speeds):
+        self.speeds, self.asked = speeds, []
+
+    def __call__(self, queue):
+        self.asked.append([run.method for run in queue])
+        slow = len(self.asked) ** 2
+        known = [(run, self.speeds[run.method] / slow) for run in queue if run.method in self.speeds]
+        return known, [f"{run.method} failed" for run in queue if run.method not in self.speeds]
+
+
+def test_methods_are_timed_in_turns_and_their_minutes_are_crops(sweep_dir, runner):
+    runs = runs_of(sweep_dir, "random", "idmm", "simclr")
+    rates, clock = Rates(sweep_dir, runner, HERE), Clock(idmm=3600.0, simclr=360.0)
+    assert rates.measure(rates.missing(runs), clock) == []
+    assert clock.asked == [["idmm", "simclr"], ["simclr", "idmm"], ["idmm", "simclr"]]
+    budgets = {(run.method, run.seed): run.budget for run in rates.with_budgets(runs)}
+    # the median of three rounds, of which the second is four times as slow as the first: 900 and 90 a second
+    for seed in (0, 1):
+        assert [budgets[method, seed] for method in ("random", "idmm", "simclr")] == [0, 30 * 900, 30 * 90]
+    assert all(run.minutes == 0.5 * (run.method != "random") for run in rates.with_budgets(runs))
+    again = Rates(sweep_dir, runner, HERE)
+    assert again.missing(runs) == []
+    assert again.with_budgets(runs) == rates.with_budgets(runs)
+
+
+def test_a_method_that_comes_later_is_scaled_to_the_hour_of_the_others(sweep_dir, runner):
+    """The machine is half as fast by then: the new method makes twice as many crops as the one beside it."""
+    rates = Rates(sweep_dir, runner, HERE)
+    first = runs_of(sweep_dir, "idmm")
+    rates.measure(rates.missing(first), Clock(idmm=3600.0))
+    both = runs_of(sweep_dir, "idmm", "simclr")
+    clock = Clock(idmm=1800.0, simclr=3600.0)
+    rates.measure(rates.missing(both), clock)
+    assert clock.asked[0] == ["simclr", "idmm"]
+    budgets = {run.method: run.budget for run in rates.with_budgets(both)}
+    assert budgets == {"idmm": 30 * 900, "simclr": 30 * 1800}
+    assert [(r["method"], r["scale"]) for r in rates.records] == [("idmm", 1.0), ("simclr", 2.0)]
+
+
+def test_a_rate_holds_for_one_machine_one_configuration_and_one_number_of_images(sweep_dir, runner):
+    rates, runs = Rates(sweep_dir, runner, HERE), runs_of(sweep_dir, "idmm")
+    rates.measure(rates.missing(runs), Clock(idmm=3600.0))
+    assert len(Rates(sweep_dir, runner, HERE | {"jobs": 1}).missing(runs)) == 1
+    assert len(Rates(sweep_dir, runner, HERE | {"machine": "another"}).missing(runs)) == 1
+    fewer = runs_of(sweep_dir, "idmm", images=(0, 24))
+    assert [run.images for run in rates.missing(fewer)] == [24]
+    runner.config.tree["pretrain"]["model"]["image_size"] = 16
+    assert len(rates.missing(runs)) == 1
+
+
+def test_what_can_not_be_timed_is_told_and_left_out(sweep_dir, runner):
+    rates, runs = Rates(sweep_dir, runner, HERE), runs_of(sweep_dir, "random", "idmm", "simclr", seeds=(0,))
+    assert rates.measure(rates.missing(runs), Clock(idmm=3600.0)) == ["simclr failed"] * ROUNDS
+    assert [run.method for run in rates.with_budgets(runs)] == ["random", "idmm"]
+
+
+def test_the_rate_is_that_of_the_steps_after_the_first(sweep_dir, runner, monkeypatch):
+    """By a clock that shows 0.5 s more after each step; 48 images are two steps of 32 and 16 images, of six crops."""
+    ticks = itertools.count(0.0, 0.5)
+    waits = iter([100.0] * FIRST_STEPS + [0.0] * 1000)  # as if the first steps were compiled
+    offset = itertools.accumulate(waits)
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) + next(offset))
+    monkeypatch.setattr("idmm_fast.compare.rates.time", clock)
+    (run,) = runs_of(sweep_dir, "idmm", images=(48,), seeds=(0,))
+    runner.files.train(run)
+    found = []
+    for seconds in (0.0, 100.0):
+        Timing(runner, seconds).run([replace(run, budget=1 << 40)], lambda run, rate: found.append(rate), None)
+        assert found[-1]["crops_per_s"] == pytest.approx(24 * 6 / 0.5)
+    assert next(ticks) / 0.5 == FIRST_STEPS + LEAST_STEPS + FIRST_STEPS + 200
+    assert not list(sweep_dir.glob("timing_*"))
