@@ -96,6 +96,9 @@ def _measure_rates(rates: Rates, runs: list[RunSpec], runner: Runner, jobs: int)
     if not missing:
         return []
     timing = Timing(runner, min(SECONDS, 60 * max(run.minutes for run in runs)))
+    tqdm.write(
+        f"timing {len(missing)} pretrainings, {ROUNDS} times {timing.seconds:g} s each: let the machine do nothing else"
+    )
     with _StopSignals() as stop, tqdm(total=ROUNDS * len(missing), desc="timing", disable=None) as bar:
 
         def time_all(queue: list[RunSpec]) -> tuple[list[tuple[RunSpec, float]], list[str]]:
