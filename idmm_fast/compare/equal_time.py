@@ -50,7 +50,7 @@ def _add_minutes(page: Page, records: list[Record], columns: dict[Column, str], 
     parts = _parts(records)
     rows = sort_methods({record["method"] for record in records}.difference(*parts.values()))
     has_improved = any(map(is_improved, rows))
-    machines = unique((record for record in records if is_timed(record)), "machine")
+    machines = unique(({"on": r.get("timed_on", r["machine"])} for r in records if is_timed(r)), "on")
     page.add(
         f"## Equal time: {length}",
         "Every pretraining has the same time on the same number of cores of its own "

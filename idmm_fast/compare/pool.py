@@ -64,11 +64,12 @@ def run_sweep(
             "jobs": jobs,
             "machine": f"{processor()}, {runner.threads} core{'s' * (runner.threads > 1)} a pretraining",
         }
-        untimed: list[str] = []
+        untimed, timed_on = list[str](), {}
         if any(run.minutes for run in runs):
             rates = Rates(out, runner, conditions)
             untimed = _measure_rates(rates, runs, runner, jobs)
             runs = rates.with_budgets(runs)
+            timed_on = {"timed_on": rates.timed_on}
         settings = {run: settings_digest(run, config, files) for run in runs}
         groups = _pending_groups(settings, store, files)
         pending = sum(map(len, groups))
@@ -81,6 +82,7 @@ def run_sweep(
                     "recipe": RECIPE,
                     **result,
                     **conditions,
+                    **(timed_on if run.minutes else {}),
                     "finished": round(time.time()),
                 }
                 store.add(record)

@@ -2,7 +2,7 @@
 
 A machine's speed drifts by the hour, by a factor of two on some, so methods are not stopped by the clock. They are
 timed first, for some seconds each in every round. A pretraining of so many minutes then sees the crops that its method
-makes in them, by the median of the rounds: the same crops whenever it runs and whatever runs beside it.
+makes in them, by the median of the rounds: the same crops whenever and wherever it runs, and whatever runs beside it.
 """
 
 import json
@@ -16,6 +16,7 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
+from ..errors import ConfigError
 from ..files import write_json
 from .runner import OnFailure, OnResult, Runner
 from .spec import RANDOM, SAME, RunSpec
@@ -93,12 +94,12 @@ class _EnoughError(Exception):
 
 
 class Rates:
-    """The crops a second in FOLDER/rates.json.
+    """The crops a second in FOLDER/rates.json. All are of one machine; what they are used for may run on others.
 
     Args:
         folder: Of the sweep.
         runner: Whose configurations and files they are of.
-        conditions: Under which they hold: {"machine": ..., "jobs": ...}.
+        conditions: Under which this process would time: {"machine": ..., "jobs": ...}.
     """
 
     def __init__(self, folder: Path, runner: Runner, conditions: Record) -> None:
@@ -110,9 +111,19 @@ class Rates:
 
         Where another method on the same images has one, it is among them: by how its rate has changed the new ones are
         scaled.
+
+        Raises:
+            ConfigError: The rates that there are were timed on another machine, or with another number of jobs.
         """
         wanted = dict.fromkeys(_of_run(run) for run in runs if run.method != RANDOM)
         new = [key for key in wanted if self._find(key) is None]
+        for name, here in self._conditions.items():
+            there = self.records[0][name] if new and self.records else here
+            if there != here:
+                raise ConfigError(
+                    f"{self.path} has no rate of {new[0][3]} on {new[0][0]} yet, and those it has were timed with "
+                    f"{name} {there}; here it is {here}. Time it there too, or give another --out"
+                )
         known = {_of_record(r)[:3]: _of_record(r) for r in reversed(self.records) if self._is_valid(r)}
         columns = dict.fromkeys(key[:3] for key in new)
         endless = [_endless(key) for key in [*new, *(known[column] for column in columns if column in known)]]
@@ -149,6 +160,11 @@ class Rates:
         write_json(self.path, self.records)
         return failed
 
+    @property
+    def timed_on(self) -> str:
+        """The machine that they are of."""
+        return str(self.records[0]["machine"])
+
     def with_budgets(self, runs: Sequence[RunSpec]) -> list[RunSpec]:
         """`runs` with the crops that their minutes are; those that could not be timed are left out."""
         found = ((run, self._find(_of_run(run))) for run in runs if run.method != RANDOM)
@@ -160,9 +176,8 @@ class Rates:
         return next((r for r in self.records if _of_record(r) == key and self._is_valid(r)), None)
 
     def _is_valid(self, record: Record) -> bool:
-        """Whether a rate is of this machine, and of the configuration and images as they are now."""
-        same = all(record[name] == value for name, value in self._conditions.items())
-        return same and record["settings"] == self._settings(_of_record(record))
+        """Whether a rate is of the configuration and images as they are now."""
+        return bool(record["settings"] == self._settings(_of_record(record)))
 
     def _settings(self, key: Key) -> str:
         """What the rate depends on."""

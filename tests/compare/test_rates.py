@@ -11,6 +11,7 @@ from idmm_fast.compare.runner import Runner
 from idmm_fast.compare.runs import SweepAxes, make_runs
 from idmm_fast.compare.spec import SweepConfig
 from idmm_fast.compare.subsets import DatasetFiles
+from idmm_fast.config import ConfigError
 
 HERE = {"jobs": 2, "machine": "a processor, 1 core a pretraining"}
 
@@ -68,11 +69,23 @@ def test_a_method_that_comes_later_is_scaled_to_the_hour_of_the_others(sweep_dir
     assert [(r["method"], r["scale"]) for r in rates.records] == [("idmm", 1.0), ("simclr", 2.0)]
 
 
-def test_a_rate_holds_for_one_machine_one_configuration_and_one_number_of_images(sweep_dir, runner):
+@pytest.mark.parametrize("there", [{"jobs": 1}, {"machine": "another"}], ids=str)
+def test_runs_go_on_anywhere_but_what_is_new_is_timed_where_the_others_were(sweep_dir, runner, there):
     rates, runs = Rates(sweep_dir, runner, HERE), runs_of(sweep_dir, "idmm")
     rates.measure(rates.missing(runs), Clock(idmm=3600.0))
-    assert len(Rates(sweep_dir, runner, HERE | {"jobs": 1}).missing(runs)) == 1
-    assert len(Rates(sweep_dir, runner, HERE | {"machine": "another"}).missing(runs)) == 1
+    elsewhere = Rates(sweep_dir, runner, HERE | there)
+    assert elsewhere.missing(runs) == []
+    assert elsewhere.with_budgets(runs) == rates.with_budgets(runs)
+    assert elsewhere.timed_on == HERE["machine"]
+    with pytest.raises(
+        ConfigError, match=r"rates\.json has no rate of simclr on tiny yet, and .* or give another --out"
+    ):
+        elsewhere.missing(runs_of(sweep_dir, "idmm", "simclr"))
+
+
+def test_a_rate_holds_for_one_configuration_and_one_number_of_images(sweep_dir, runner):
+    rates, runs = Rates(sweep_dir, runner, HERE), runs_of(sweep_dir, "idmm")
+    rates.measure(rates.missing(runs), Clock(idmm=3600.0))
     fewer = runs_of(sweep_dir, "idmm", images=(0, 24))
     assert [run.images for run in rates.missing(fewer)] == [24]
     runner.config.tree["pretrain"]["model"]["image_size"] = 16

@@ -205,7 +205,7 @@ def test_a_sweep_of_equal_time(sweep_dir):
         assert len(rate["rounds"]) == ROUNDS
         assert (line["minutes"], line["budget"]) == (0.01, round(0.6 * rate["crops_per_s"]))
         assert line["crops"] == line["epochs"] * 64 * 6 == pytest.approx(line["budget"], abs=64 * 3)
-        assert (line["jobs"], line["machine"]) == (rate["jobs"], rate["machine"]) == (2, line["machine"])
+        assert (line["jobs"], line["timed_on"]) == (rate["jobs"], rate["machine"]) == (2, line["machine"])
         assert re.search(r", \d+ cores? a pretraining$", line["machine"])
     before = [(sweep_dir / "out" / name).read_text() for name in ("results.jsonl", "rates.json")]
     assert run_script("compare.py", *args).returncode == 0
