@@ -308,7 +308,7 @@ def test_the_documents_are_made_of_the_results(tmp_path):
     assert f"**Accuracy**: {recipe} % on flowers90" in said
     assert f"{scratch} % from scratch" in said
     dtd10, *fewer = (re.fullmatch(r"recommended recipe: (\S+ ± \S+) .*", leads[k])[1] for k in (2, 4, 5, 6))
-    assert f"dtd10 the lead, {dtd10}, is below the test's error" in " ".join(said.split())
+    assert f"The lead on dtd10, with 400 test images, is {dtd10}." in " ".join(said.split())
     assert f"250, 500 and 1,000 images of flowers90 it is {', '.join(fewer)}" in " ".join(said.split())
     assert len(readme) == 1 + sum(not name.endswith(", improved") for name in list(page)[1:])
 
