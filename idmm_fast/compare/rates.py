@@ -117,16 +117,17 @@ class Rates:
         """
         wanted = dict.fromkeys(_of_run(run) for run in runs if run.method != RANDOM)
         new = [key for key in wanted if self._find(key) is None]
+        kept = [record for record in self.records if _of_record(record) not in new]
         for name, here in self._conditions.items():
-            there = self.records[0][name] if new and self.records else here
+            there = kept[0][name] if new and kept else here
             if there != here:
                 raise ConfigError(
                     f"{self.path} has no rate of {new[0][3]} on {new[0][0]} yet, and those it has were timed with "
                     f"{name} {there}; here it is {here}. Time it there too, or give another --out"
                 )
-        known = {_of_record(r)[:3]: _of_record(r) for r in reversed(self.records) if self._is_valid(r)}
-        columns = dict.fromkeys(key[:3] for key in new)
-        endless = [_endless(key) for key in [*new, *(known[column] for column in columns if column in known)]]
+        columns = {key[:3] for key in new}
+        known = {key[:3]: key for key in map(_of_record, kept) if key[:3] in columns and self._find(key)}
+        endless = [_endless(key) for key in [*new, *known.values()]]
         for run in endless:
             self._runner.files.train(run)  # a subset is made here, not by several processes
         return endless
@@ -147,23 +148,22 @@ class Rates:
         for key, rates in rounds.items():
             if self._find(key) is None and len(rates) == ROUNDS:
                 scale = scales.get(key[:3], 1.0)
-                self.records.append(
-                    {
-                        **dict(zip(_KEY, key)),
-                        "settings": self._settings(key),
-                        **self._conditions,
-                        "crops_per_s": round(scale * statistics.median(rates), 1),
-                        "rounds": [round(rate, 1) for rate in rates],
-                        "scale": round(scale, 4),
-                    }
-                )
+                record = {
+                    **dict(zip(_KEY, key)),
+                    "settings": self._settings(key),
+                    **self._conditions,
+                    "crops_per_s": round(scale * statistics.median(rates), 1),
+                    "rounds": [round(rate, 1) for rate in rates],
+                    "scale": round(scale, 4),
+                }
+                self.records = [r for r in self.records if _of_record(r) != key] + [record]
         write_json(self.path, self.records)
-        return failed
+        return list(dict.fromkeys(failed))
 
     @property
     def timed_on(self) -> str:
         """The machine that they are of."""
-        return str(self.records[0]["machine"])
+        return str((self.records or [self._conditions])[0]["machine"])
 
     def with_budgets(self, runs: Sequence[RunSpec]) -> list[RunSpec]:
         """`runs` with the crops that their minutes are; those that could not be timed are left out."""
@@ -177,7 +177,10 @@ class Rates:
 
     def _is_valid(self, record: Record) -> bool:
         """Whether a rate is of the configuration and images as they are now."""
-        return bool(record["settings"] == self._settings(_of_record(record)))
+        try:
+            return bool(record["settings"] == self._settings(_of_record(record)))
+        except ConfigError:  # the method is no longer there
+            return False
 
     def _settings(self, key: Key) -> str:
         """What the rate depends on."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from idmm_fast.compare.rates import FIRST_STEPS, LEAST_STEPS, ROUNDS, Rates, Timing
+from idmm_fast.compare.rates import FIRST_STEPS, LEAST_STEPS, Rates, Timing
 from idmm_fast.compare.runner import Runner
 from idmm_fast.compare.runs import SweepAxes, make_runs
 from idmm_fast.compare.spec import SweepConfig
@@ -92,10 +92,29 @@ def test_a_rate_holds_for_one_configuration_and_one_number_of_images(sweep_dir, 
     assert len(rates.missing(runs)) == 1
 
 
+def test_rates_of_what_is_no_longer_there_do_no_harm(sweep_dir, runner):
+    """Of another folder's dataset, of a method that was renamed; an old rate of the same method is replaced."""
+    rates, runs = Rates(sweep_dir, runner, HERE | {"machine": "another"}), runs_of(sweep_dir, "idmm")
+    rates.measure(rates.missing(runs), Clock(idmm=3600.0))
+    runner.config.tree["pretrain"]["model"]["image_size"] = 16
+    rates = Rates(sweep_dir, runner, HERE)
+    rates.measure(rates.missing(runs), Clock(idmm=7200.0))
+    (rate,) = rates.records
+    assert (rate["machine"], rate["crops_per_s"]) == (HERE["machine"], 1800.0)
+    rates.records += [rate | {"dataset": "elsewhere"}, rate | {"method": "renamed"}]
+    timed = [run.method for run in rates.missing(runs_of(sweep_dir, "simclr"))]
+    assert timed == ["simclr", "idmm"]
+
+
 def test_what_can_not_be_timed_is_told_and_left_out(sweep_dir, runner):
     rates, runs = Rates(sweep_dir, runner, HERE), runs_of(sweep_dir, "random", "idmm", "simclr", seeds=(0,))
-    assert rates.measure(rates.missing(runs), Clock(idmm=3600.0)) == ["simclr failed"] * ROUNDS
+    assert rates.measure(rates.missing(runs), Clock(idmm=3600.0)) == ["simclr failed"]
     assert [run.method for run in rates.with_budgets(runs)] == ["random", "idmm"]
+    rates = Rates(sweep_dir / "none", runner, HERE)
+    (sweep_dir / "none").mkdir()
+    assert len(rates.measure(rates.missing(runs), Clock())) == 2
+    assert [run.method for run in rates.with_budgets(runs)] == ["random"]
+    assert rates.timed_on == HERE["machine"]
 
 
 def test_the_rate_is_that_of_the_steps_after_the_first(sweep_dir, runner, monkeypatch):
