@@ -7,9 +7,9 @@ python compare.py report --out runs/compare --page mine.md                      
 
 All methods see the same number of crops (--budget), or each those that it makes in the same time (--minutes), and all
 fine-tunings see the same number of crops (--finetune-budget). NAME of a dataset stands for data/NAME_train.beton and
-data/NAME_test.beton. A run that is done is not done again: call it again after a
-stop, or with more methods, datasets or seeds. Methods are the files in rn_configs/methods/, what is under `methods` in
-the configuration, and `random`: no pretraining.
+data/NAME_test.beton. A run that is done is not done again: call it again after a stop, or with more methods, datasets
+or seeds. Methods are the files in rn_configs/methods/, what is under `methods` in the configuration, and `random`: no
+pretraining.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .figures import plot_bars
 from .spec import RANDOM, SAME
-from .stats import MEASURES, Numbers, differences, display_name, is_improved, mean_std, sort_methods, unique, values
+from .stats import MEASURES, Numbers, differences, display_name, is_improved, mean_std, sort_methods, values
 from .store import Record
 from .tables import TOP1, format_mean_std, markdown_table, text_table
 
@@ -50,7 +50,7 @@ def _add_minutes(page: Page, records: list[Record], columns: dict[Column, str], 
     parts = _parts(records)
     rows = sort_methods({record["method"] for record in records}.difference(*parts.values()))
     has_improved = any(map(is_improved, rows))
-    machines = unique(({"on": r.get("timed_on", r["machine"])} for r in records if is_timed(r)), "on")
+    machines = list(dict.fromkeys(str(r.get("timed_on", r["machine"])) for r in records if is_timed(r)))
     page.add(
         f"## Equal time: {length}",
         "Every pretraining has the same time on the same number of cores of its own "

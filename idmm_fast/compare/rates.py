@@ -141,12 +141,10 @@ class Rates:
             failed += sentences
             for run, rate in timed:
                 rounds.setdefault(_of_run(run), []).append(rate)
-        scales = {}
+        known = {key: record for key in rounds if (record := self._find(key))}
+        scales = {key[:3]: record["crops_per_s"] / statistics.median(rounds[key]) for key, record in known.items()}
         for key, rates in rounds.items():
-            if before := self._find(key):
-                scales[key[:3]] = before["crops_per_s"] / statistics.median(rates)
-        for key, rates in rounds.items():
-            if self._find(key) is None and len(rates) == ROUNDS:
+            if key not in known and len(rates) == ROUNDS:
                 scale = scales.get(key[:3], 1.0)
                 record = {
                     **dict(zip(_KEY, key)),
@@ -167,9 +165,9 @@ class Rates:
 
     def with_budgets(self, runs: Sequence[RunSpec]) -> list[RunSpec]:
         """`runs` with the crops that their minutes are; those that could not be timed are left out."""
-        found = ((run, self._find(_of_run(run))) for run in runs if run.method != RANDOM)
-        budgets = {run: round(60 * run.minutes * rate["crops_per_s"]) for run, rate in found if rate}
-        return [replace(run, budget=budgets.get(run, 0)) for run in runs if run.method == RANDOM or run in budgets]
+        rates = {key: record["crops_per_s"] for key in set(map(_of_run, runs)) if (record := self._find(key))}
+        timed = (run for run in runs if run.method == RANDOM or _of_run(run) in rates)
+        return [replace(run, budget=round(60 * run.minutes * rates.get(_of_run(run), 0.0))) for run in timed]
 
     def _find(self, key: Key) -> Record | None:
         """The rate of a method on some images, where it is known."""
