@@ -98,7 +98,8 @@ def _minutes_before(path: Path, settings: dict[str, Any]) -> float:
     if not path.exists() or not any(path.parent.glob("*/config.yaml")):  # what failed before a run began binds nobody
         return 0.0
     kept = json.loads(path.read_text(encoding="utf-8"))
-    for key in dict.fromkeys([*kept["settings"], *settings]):
+    both = dict.fromkeys([*kept["settings"], *settings])
+    for key in sorted(both, key=lambda key: not key.startswith("--")):  # an argument explains what else differs
         was, now = (given.get(key, "left out") for given in (kept["settings"], settings))
         if was != now:
             raise ConfigError(
@@ -183,7 +184,7 @@ def _describe(pretrain: dict[str, SimpleNamespace], finetune: SimpleNamespace) -
         "test": len(open_beton(finetune.data.test)),
         "labelled": finetune.data.per_class * len(train.classes),
         "model": f"{finetune.model.name} {finetune.model.options}",
-        "pretrain": {arm: _training(cfg) for arm, cfg in pretrain.items()},
+        "pretrain": {arm: f"{_training(cfg)}, {_targets(cfg)}" for arm, cfg in pretrain.items()},
         "groups": {arm: len(cfg.crops.groups) for arm, cfg in pretrain.items()},
         "finetune": _training(finetune),
     }
@@ -205,6 +206,14 @@ def _training(cfg: SimpleNamespace) -> str:
         f"{length} at {cfg.model.image_size} pixels, {crops} crop{'s' * (crops > 1)} of an image, batch "
         f"{training.batch_size}, {optimizer}, lr {training.lr:g}"
     )
+
+
+def _targets(cfg: SimpleNamespace) -> str:
+    """What a pretraining mixes and smooths, in a few words."""
+    first = cfg.cutmix.from_epoch
+    cutmix = f"CutMix{f' from epoch {first} on' if first else ''}" if cfg.cutmix.alpha else "no CutMix"
+    smoothing = cfg.training.label_smoothing
+    return f"{cutmix}, {f'label smoothing {smoothing:g}' if smoothing else 'no label smoothing'}"
 
 
 def table(report: Report) -> str:
@@ -245,8 +254,8 @@ def _page(report: Report) -> str:
         f"- IDMM: {report['pretrain']['idmm']}.\n"
         "  Crops and blur are milder than the paper's, in proportion to the images (rn_configs/demo.yaml); the rest\n"
         "  is as in the paper.\n"
-        f"- Recommended recipe, instance discrimination: {report['pretrain']['recipe']};\n"
-        "  neither CutMix nor label smoothing (rn_configs/methods/instance_muon.yaml).\n"
+        f"- Recommended recipe, instance discrimination: {report['pretrain']['recipe']}\n"
+        "  (rn_configs/methods/instance_muon.yaml).\n"
         f"- Fine-tuning, the same for all: {report['finetune']}.\n"
         "  With pretraining more is computed; what is compared is what the same labels and fine-tuning give.\n"
         f"- Machine: {report['machine']}; {report['minutes']} minutes.\n"
