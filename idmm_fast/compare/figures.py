@@ -38,7 +38,7 @@ def plot_bars(
             at,
             [mean for mean, _ in stats],
             width * 0.95,
-            yerr=np.nan_to_num([deviation for _, deviation in stats]),
+            yerr=[deviation for _, deviation in stats],
             capsize=2,
             label=title,
             color=colours(k % 20),
@@ -76,8 +76,7 @@ def plot_lines(
         points = [(x, *mean_std(numbers.values())) for x, numbers in found if numbers]
         if points:
             at, mean, deviation = zip(*points)
-            error = np.nan_to_num(deviation)
-            axis.errorbar(at, mean, error, marker="o", markersize=4, capsize=3, label=title, color=f"C{k % 10}")
+            axis.errorbar(at, mean, deviation, marker="o", markersize=4, capsize=3, label=title, color=f"C{k % 10}")
     axis.set_xscale("log")
     axis.set_xticks(xs, [f"{x:,}" for x in xs])
     axis.minorticks_off()

@@ -3,10 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from helpers import ROOT, run_script
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 
 from idmm_fast.commands.compare import parse
+from idmm_fast.compare.figures import plot_bars, plot_lines
 from idmm_fast.compare.page import write_page
 from idmm_fast.compare.spec import RunSpec, SweepConfig, parse_budget
 from idmm_fast.compare.stats import main_records
@@ -283,6 +287,18 @@ def test_a_dataset_with_signs_of_a_formula_in_its_name_has_its_charts(tmp_path):
     lines = [record(m, 0, v, dataset=r"$\frac$") for m, v in (("random", 20.0), ("idmm", 30.0))]
     assert r"| fine-tuned, top-1, % | $\frac$ |" in page_of(lines, tmp_path)
     assert len(list((tmp_path / "assets").glob("*.png"))) == 2
+
+
+def test_one_seed_has_no_error_bar():
+    """Two have one, of their sample standard deviation."""
+    numbers = {1: {0: 1.0}, 2: {0: 1.0, 1: 2.0}, 4: {}}
+    bars, lines = Figure().subplots(1, 2)
+    plot_bars(bars, {1: "A", 2: "B", 4: "C"}, {"s": "S"}, lambda group, _: numbers[group], "")
+    plot_lines(lines, [1, 2, 4], {"s": "S"}, lambda x, _: numbers[x], "")
+    for axis in (bars, lines):
+        ((_, _, (drawn,)),) = (found for found in axis.containers if isinstance(found, ErrorbarContainer))
+        (bar,) = (np.array(ends) for ends in drawn.get_segments() if np.isfinite(ends).all() and len(ends))
+        assert np.ptp(bar[:, 1]) == pytest.approx(2 * 0.5**0.5)
 
 
 def test_a_page_of_nothing_is_refused(tmp_path):
