@@ -3,23 +3,20 @@
 import json
 import resource
 import shutil
-import time
 from collections.abc import Callable
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
 
 from ..config import load_config
 from ..config.pretrain import SCHEMA as PRETRAIN
 from ..errors import Stopped
-from ..files import load_or_compute, write_json
+from ..files import load_or_compute
 from .spec import RANDOM, SAME, Config, RunSpec, SweepConfig
 from .store import Record, settings_digest
 from .subsets import DatasetFiles
 
 OnResult = Callable[[RunSpec, Record], None]
 OnFailure = Callable[[RunSpec, Exception], None]
-T = TypeVar("T")
 
 
 class Runner:
@@ -88,7 +85,8 @@ class Runner:
             return {"crops": 0, "epochs": 0, "pretrain_seconds": 0.0, "peak_mb": None}
 
         def measure() -> Record:
-            _, seconds = _timed(partial(pretrain, self._threaded(cfg)), folder)
+            with _stopwatch(folder) as seconds:
+                pretrain(self._threaded(cfg))
             used = load_config(PRETRAIN, folder / "config.yaml", {}, ()).training  # a number where cfg has auto
             step_images = used.batch_size * used.accumulate
             steps = len((folder / "metrics.jsonl").read_text().splitlines())
@@ -97,7 +95,7 @@ class Runner:
             return {
                 "crops": seen * sum(group["count"] for group in cfg.crops.groups),
                 "epochs": round(seen / images, 2) if rest else epochs,
-                "pretrain_seconds": round(seconds, 1),
+                "pretrain_seconds": round(seconds(), 1),
                 "peak_mb": _peak_mb(),
             }
 
@@ -115,7 +113,8 @@ class Runner:
         settings = settings_digest(run, self.config, self.files).split("-")[1]
         folder = home / f"finetune_{Path(run.target).name}_{run.finetune_budget}_{settings}"
         cfg = self._threaded(self.config.finetune_config(run, betons, len(open_beton(betons[0])), init, folder))
-        result, seconds = _timed(partial(finetune, cfg), folder)
+        with _stopwatch(folder) as seconds:
+            result = finetune(cfg)
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         _tidy(folder, "model.safetensors")
         found = {
@@ -123,7 +122,7 @@ class Runner:
             "top5": result["top5"],
             "labels": result["train_images"],
             "curve": [[entry["epoch"] + 1, entry["top1"]] for entry in metrics if "top1" in entry],
-            "finetune_seconds": round(seconds, 1),
+            "finetune_seconds": round(seconds(), 1),
             "finetune_epochs": cfg.training.epochs,
             "parameters": _count_parameters(cfg),
         }
@@ -137,29 +136,13 @@ class Runner:
         return evaluate_frozen(cfg) | {"evaluated_at": cfg.model.image_size}
 
 
-def _timed(train: Callable[[], T], folder: Path) -> tuple[T, float]:
-    """What a training gives, and its seconds, with those of the earlier calls that it resumes.
-
-    They are kept in seconds.json of its run folder, however a call ends; one that was killed counts up to the last step
-    that it logged.
-    """
+def _stopwatch(folder: Path) -> AbstractContextManager[Callable[[], float]]:
+    """A stopwatch for the training in a run folder, which goes on from the calls that left it a checkpoint."""
     from ..train import checkpoint
+    from ..train.stopwatch import stopwatch
 
-    path, metrics = folder / "seconds.json", folder / "metrics.jsonl"
-    before = 0.0
-    if path.exists() and checkpoint.listing(folder / "checkpoints"):
-        kept = json.loads(path.read_text())
-        before = kept["seconds"]
-        if kept["began"] is not None:
-            before += max(0.0, metrics.stat().st_mtime - kept["began"])
-    write_json(path, {"seconds": before, "began": time.time()})
-    began = time.monotonic()
-    try:
-        result = train()
-    finally:
-        seconds = before + time.monotonic() - began
-        write_json(path, {"seconds": seconds, "began": None})
-    return result, seconds
+    resumes = bool(checkpoint.listing(folder / "checkpoints"))
+    return stopwatch(folder / "seconds.json", folder, resumes=resumes)
 
 
 def _count_parameters(cfg: Config) -> int:

@@ -2,12 +2,12 @@
 
 The images are converted once. Each seed pretrains a small ViT on 2,040 of them, by the paper's recipe and by the
 recommended one for the same time, and fine-tunes with 200 labels from both and from random weights; kNN evaluates the
-frozen features. report.md, report.png and report.json have the figures, settings.json what they were made with.
+frozen features. report.md, report.png and report.json have the figures, settings.json what they were made with,
+seconds.json the time.
 """
 
 import json
 import platform
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..files import load_or_compute, write_json
 from ..plots.curves import read_metrics
 from ..plots.figure import new_figure
 from ..train import finetuning, pretraining
+from ..train.stopwatch import stopwatch
 
 ARMS = {"random": "no pretraining", "idmm": "IDMM pretraining", "recipe": "recommended recipe"}
 PRETRAINED = ("idmm", "recipe")
@@ -66,47 +67,40 @@ def run_demo(
         ConfigError: No part has a key, a value is wrong, or the folder holds runs with other settings.
         BetonError, DatasetError, LoaderError, WriteError, OSError, FloatingPointError: As the parts raise.
     """
-    folder, began = Path(folder), time.monotonic()
+    folder = Path(folder)
     configs = _DemoConfigs((pretrain_config, recipe_config, finetune_config), arguments)
     shared = configs.make("finetune")
     _convert(shared)
     described = _describe({arm: configs.make(arm) for arm in PRETRAINED}, shared)
-    settings, path = configs.arguments | described, folder / "settings.json"
-    before = _minutes_before(path, settings)
-    write_json(path, {"settings": settings, "minutes": before})
-
-    def minutes() -> float:
-        return before + (time.monotonic() - began) / 60
-
+    resumes = _check_settings(folder / "settings.json", configs.arguments | described)
     results: dict[str, dict[str, list[float]]] = {arm: {measure: [] for measure in MEASURES} for arm in ARMS}
-    try:
+    with stopwatch(folder / "seconds.json", folder, resumes=resumes) as seconds:
         for seed in range(seeds):
             for arm, found in _run_seed(configs, folder, seed).items():
                 for measure in MEASURES:
                     results[arm][measure].append(found[measure])
-        report = described | {"machine": _machine(), "results": results, "seeds": seeds, "minutes": round(minutes(), 1)}
+        made = {"machine": _machine(), "results": results, "seeds": seeds, "minutes": round(seconds() / 60, 1)}
+        report = described | made
         write_json(folder / "report.json", report)
         (folder / "report.md").write_text(_page(report), encoding="utf-8")
         _plot(report, folder)
-    finally:
-        write_json(path, {"settings": settings, "minutes": minutes()})
     return report
 
 
-def _minutes_before(path: Path, settings: dict[str, Any]) -> float:
-    """The minutes of earlier calls, by settings.json; ConfigError where the runs beside it have other settings."""
-    if not path.exists() or not any(path.parent.glob("*/config.yaml")):  # what failed before a run began binds nobody
-        return 0.0
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    both = dict.fromkeys([*kept["settings"], *settings])
+def _check_settings(path: Path, settings: dict[str, Any]) -> bool:
+    """Write settings.json, or raise ConfigError where runs beside it have others; gives whether there are runs."""
+    begun = path.exists() and any(path.parent.glob("*/config.yaml"))  # what failed before a run began binds nobody
+    kept = json.loads(path.read_text(encoding="utf-8")) if begun else settings
+    both = dict.fromkeys([*kept, *settings])
     for key in sorted(both, key=lambda key: not key.startswith("--")):  # an argument explains what else differs
-        was, now = (given.get(key, "left out") for given in (kept["settings"], settings))
+        was, now = (given.get(key, "left out") for given in (kept, settings))
         if was != now:
             raise ConfigError(
                 f"{path.parent} was begun with {key} {was}, not {now}, and what is done there is not done again. "
                 f"Give another --out, or delete that folder."
             )
-    return float(kept["minutes"])
+    write_json(path, settings)
+    return begun
 
 
 class _DemoConfigs:

@@ -10,13 +10,13 @@ import torch
 import yaml
 from helpers import FINETUNE, PRETRAIN
 
-from idmm_fast.compare import runner as runner_module
 from idmm_fast.compare.runner import Runner
 from idmm_fast.compare.spec import RunSpec, SweepConfig
 from idmm_fast.compare.subsets import DatasetFiles
 from idmm_fast.config import as_dict
 from idmm_fast.config import replace as with_changes
 from idmm_fast.errors import Stopped
+from idmm_fast.train import stopwatch
 
 RUN = RunSpec("tiny", 0, "balanced", "idmm", 0, 768, "same", 128)  # two epochs of six crops of 64 images
 RESULT = {"top1": 50.0, "top5": 90.0, "train_images": 64}
@@ -35,7 +35,7 @@ def make_runner(sweep_dir, **training):
 def clock(monkeypatch):
     """The time, in seconds, as a list of one number."""
     now = [1000.0]
-    monkeypatch.setattr(runner_module, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
     return now
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from idmm_fast.config import ConfigError, load_yaml
 from idmm_fast.studies import demo
 from idmm_fast.studies.demo import ARMS, MEASURES, _DemoConfigs, run_demo, table
-from idmm_fast.train import finetuning, task
+from idmm_fast.train import finetuning, stopwatch, task
 
 CONFIGS = [ROOT / "rn_configs" / name for name in ("demo.yaml", "methods/instance_muon.yaml", "finetune/demo.yaml")]
 SMALL = [
@@ -102,7 +102,7 @@ def call(tmp_path, monkeypatch, tiny_beton):
         data = [f"--data.train={tiny_beton}", f"--data.test={tiny_beton}"]
         return run_demo(*configs, tmp_path / "demo", seeds, [*data, *arguments])
 
-    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
     monkeypatch.setattr(demo, "_plot", lambda *_: None)
     return call
 
@@ -153,7 +153,14 @@ def test_both_pretrainings_take_the_same_time():
     idmm, recipe = configs.make("idmm"), configs.make("recipe")
     assert idmm.training.minutes == recipe.training.minutes <= 1
     own = load_yaml(PRETRAIN, ROOT / "rn_configs" / "own.yaml")
-    for key in ("training.optimizer", "training.lr", "training.label_smoothing", "crops.groups", "cutmix.alpha"):
+    for key in (
+        "training.optimizer",
+        "training.lr",
+        "training.label_smoothing",
+        "crops.groups",
+        "cutmix.alpha",
+        "cutmix.from_epoch",
+    ):
         section, name = key.split(".")
         assert getattr(getattr(recipe, section), name) == own[key], key
     assert (recipe.model, recipe.data) == (idmm.model, idmm.data)
