@@ -68,8 +68,8 @@ def pretrain(
     betons = convert(data)
     values = load_yaml(pretrain_config.SCHEMA, packaged_config(str(config))) if config else {}
     values = laid_over(values, _run_values(betons["train"], betons.get("test"), out, epochs))
-    values = {"model.name": DEFAULT_MODEL} | values | _values({"model": _section(model)})
     values |= {"model.init": str(init) if init else None}
+    values = {"model.name": DEFAULT_MODEL} | values | _values({"model": _section(model)})
     cfg = make_config(pretrain_config.SCHEMA, laid_over(values, _values(sections)))
 
     def train() -> Path:

@@ -152,6 +152,8 @@ def test_a_pretraining_has_the_model_of_the_argument_then_of_the_configuration(f
     assert model(config="backbones/t2t_vit_7", model="pvt_v2_b0").name == "pvt_v2_b0"
     smaller = model(config="backbones/t2t_vit_7", model={"image_size": 64})
     assert (smaller.name, smaller.image_size) == ("t2t_vit_7", 64)
+    assert model(init="run_1").init == model(model={"init": "run_1"}).init == "run_1"
+    assert model().init is None
 
 
 def test_a_fine_tuning_has_the_model_of_the_argument_then_of_init_then_of_the_configuration(folder, trained):

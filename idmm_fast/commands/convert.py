@@ -17,8 +17,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import cli, datasets
+
+if TYPE_CHECKING:
+    from ..beton.write import ConversionResult
 
 # What needs numba or FFCV is imported where it is used, so that --help and a typing error answer at once.
 
@@ -210,54 +214,68 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
 
     Raises:
         DatasetError, WriteError, Locked, OSError: The message says why and what to do.
+        KeyboardInterrupt: It was stopped; of the splits that the exception names the new file is there.
     """
     splits = load(args)
-    from ..beton import account_lines, open_beton, printable, write_beton
+    from ..beton import account_lines, printable
 
     stem = (args.name or args.ds).rstrip("/").rsplit("/", 1)[-1]
+    new = {split: args.out / f"{stem}_{split}.beton" for split in splits}
     skipped, accounts = 0, {}
-    for split, content in splits.items():
-        path = args.out / f"{stem}_{split}.beton"
-        written = write_beton(
-            path,
-            content,
-            dataset=args.ds,
-            name=split,
-            mode=args.mode,
-            max_resolution=args.max_resolution,
-            quality=args.quality,
-            workers=args.workers,
-            seed=None if args.split_list else args.seed,  # a list has the order of the rows
-            on_error="fail" if args.split_list else args.on_error,  # and a skipped image would move those after it
-            should_stop=stopped,
-            splits={name: len(each) for name, each in splits.items()},
-        )
-        accounts[split] = written.account
-        chosen = path.with_suffix(".txt")
-        if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
-            names = "".join(f"{content.name(i)}\n" for i in range(len(content)))
-            chosen.write_text(names, encoding="utf-8", errors="surrogateescape")
-            print(printable(f"{chosen}: the {len(content)} images that were chosen"))
-        elif chosen.exists() and not args.split_list:
-            print(printable(f"warning: {chosen} was there before: it does not list {path.name}"), file=sys.stderr)
-        kind = f"{len(content.classes)} classes, {written.mode}, {path.stat().st_size / 1e6:.1f} MB"
-        print(printable(f"{path}: {written.count} images, {kind}"))
-        if args.split_list:
-            print(f"  fingerprint {open_beton(path).fingerprint}")
-        for skip in written.skipped:
-            print(f"  skipped {skip['file']}: {skip['reason']}", file=sys.stderr)
-        skipped += len(written.skipped)
+    try:
+        for split, path in new.items():
+            written = _convert_split(args, path, split, splits, stopped)
+            accounts[split] = written.account
+            skipped += len(written.skipped)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*accounts) from None
     print("\n".join(account_lines(accounts, {split: content.classes for split, content in splits.items()})))
     if skipped:
         print(f"{skipped} images were skipped; the .json beside each beton lists them.", file=sys.stderr)
-    new = [args.out / f"{stem}_{split}.beton" for split in splits]
     for path in (args.out / f"{stem}_{split}.beton" for split in _SPLITS if split not in splits):
         if path.exists():
-            told = f"{path} is of an earlier conversion, and its images may be in {' or '.join(map(str, new))}"
+            told = f"{path} is of an earlier conversion, and its images may be in {' or '.join(map(str, new.values()))}"
             print(
                 printable(f"warning: {told} too: delete it, or convert again with the options that made it"),
                 file=sys.stderr,
             )
+
+
+def _convert_split(
+    args: argparse.Namespace, path: Path, split: str, splits: dict[str, datasets.Split], stopped: Callable[[], bool]
+) -> "ConversionResult":
+    """Convert one of the splits, see `convert`."""
+    from ..beton import open_beton, printable, write_beton
+
+    content = splits[split]
+    written = write_beton(
+        path,
+        content,
+        dataset=args.ds,
+        name=split,
+        mode=args.mode,
+        max_resolution=args.max_resolution,
+        quality=args.quality,
+        workers=args.workers,
+        seed=None if args.split_list else args.seed,  # a list has the order of the rows
+        on_error="fail" if args.split_list else args.on_error,  # and a skipped image would move those after it
+        should_stop=stopped,
+        splits={name: len(each) for name, each in splits.items()},
+    )
+    chosen = path.with_suffix(".txt")
+    if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
+        names = "".join(f"{content.name(i)}\n" for i in range(len(content)))
+        chosen.write_text(names, encoding="utf-8", errors="surrogateescape")
+        print(printable(f"{chosen}: the {len(content)} images that were chosen"))
+    elif chosen.exists() and not args.split_list:
+        print(printable(f"warning: {chosen} was there before: it does not list {path.name}"), file=sys.stderr)
+    kind = f"{len(content.classes)} classes, {written.mode}, {path.stat().st_size / 1e6:.1f} MB"
+    print(printable(f"{path}: {written.count} images, {kind}"))
+    if args.split_list:
+        print(f"  fingerprint {open_beton(path).fingerprint}")
+    for skip in written.skipped:
+        print(f"  skipped {skip['file']}: {skip['reason']}", file=sys.stderr)
+    return written
 
 
 def run(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
@@ -292,7 +310,9 @@ def write_datasets(argv: Sequence[str], prog: str = SCRIPT) -> None:
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         run(args, lambda: bool(numbers))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if stopped.args:
+            sys.exit(f"stopped after {' and '.join(stopped.args)}: convert again, so that all splits fit together")
         sys.exit("stopped; nothing was left under the final name")
     finally:
         for number, handler in old.items():

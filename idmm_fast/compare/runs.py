@@ -28,7 +28,7 @@ class SweepAxes:
 
 
 def make_runs(axes: SweepAxes, data: Path | str) -> list[RunSpec]:
-    """All combinations of `axes`, seed after seed.
+    """All combinations of `axes`, seed after seed, each once. All images of a dataset as its target are SAME.
 
     Args:
         axes: What is combined.
@@ -52,6 +52,8 @@ def make_runs(axes: SweepAxes, data: Path | str) -> list[RunSpec]:
         axes.targets,
         axes.finetune_budget,
     ):
+        if target == dataset and not images:
+            target = SAME
         pretrained = images or sizes[dataset]
         finetuned = pretrained if target == SAME else sizes[target]
         minutes = 0.0 if method == RANDOM else axes.minutes
@@ -68,4 +70,4 @@ def make_runs(axes: SweepAxes, data: Path | str) -> list[RunSpec]:
                 minutes=minutes,
             )
         )
-    return runs
+    return list(dict.fromkeys(runs))

@@ -8,11 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
-
 from ..config import ConfigError, flatten, load_yaml, make_config
 from ..config.evaluate import SCHEMA as EVALUATE
 from ..config.finetune import SCHEMA as FINETUNE
+from ..config.load import read_tree
 from ..config.pretrain import SCHEMA as PRETRAIN
 
 Config = SimpleNamespace  # what idmm_fast.config makes: cfg.section.key
@@ -96,22 +95,41 @@ class SweepConfig:
     it each warms up as its own file says); `min_crop_scale`, the least part of an image that a crop shows.
 
     Raises:
-        ConfigError: There is no such file, or it has a key that is not one of these.
+        ConfigError: There is no such file, it is not YAML, it has a key that is not one of these, or a method is no
+            mapping or, by its bases, a variant of itself.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.exists():
             raise ConfigError(f"{path} does not exist; start from rn_configs/compare/small.yaml")
-        self.tree: dict[str, Any] = yaml.safe_load(self.path.read_text(encoding="utf-8")) or {}
+        self.tree: dict[str, Any] = read_tree(self.path)
         for key in self.tree:
             if key not in TOP_LEVEL_KEYS:
                 raise ConfigError(f"{path}: there is no key '{key}'; there are {', '.join(TOP_LEVEL_KEYS)}")
         self.min_crop_scale = float(self.tree.get("min_crop_scale", 0.0))
+        self._methods: dict[str, Values] = self._read_methods()
+
+    def _read_methods(self) -> dict[str, Values]:
+        """{method: what it has of its own}."""
+        methods = self.tree.get("methods") or {}
+        found = {name: own or {} for name, own in methods.items()} if isinstance(methods, dict) else {"": methods}
+        for name, own in found.items():
+            if not isinstance(own, dict):
+                raise ConfigError(f"{self.path}: methods{name and '.'}{name} must be a mapping, not {own}")
+        for name in found:
+            bases = [name]
+            while (base := found.get(bases[-1], {}).get("base")) is not None:
+                if base in bases:
+                    raise ConfigError(
+                        f"{self.path}: methods.{name} is a variant of itself: {' -> '.join([*bases, base])}"
+                    )
+                bases.append(base)
+        return found
 
     def base_method(self, method: str) -> str:
         """The method that `method` is a variant of; itself if it is none."""
-        return (self.tree.get("methods", {}).get(method) or {}).get("base", method)
+        return str(self._methods.get(method, {}).get("base", method))
 
     def pretrain_config(self, run: RunSpec, train: Path | str, images: int, folder: Path | str) -> Config | None:
         """The configuration of a pretraining.
@@ -191,8 +209,7 @@ class SweepConfig:
 
     def _method_values(self, method: str) -> Values:
         """What the pretrainings of a method have in common."""
-        methods = self.tree.get("methods", {})
-        own = dict(methods.get(method) or {})
+        own = dict(self._methods.get(method, {}))
         base = own.pop("base", None)
         if base is not None:
             values = self._method_values(base)
@@ -200,7 +217,7 @@ class SweepConfig:
             folder = self._methods_folder()
             file = folder / f"{method}.yaml"
             if not file.exists():
-                known = sorted({p.stem for p in folder.glob("*.yaml")} | set(methods) | {RANDOM})
+                known = sorted({p.stem for p in folder.glob("*.yaml")} | set(self._methods) | {RANDOM})
                 raise ConfigError(f"there is no method '{method}'; there are {', '.join(known)}")
             values = load_yaml(PRETRAIN, file) | self._shared_values(PRETRAIN, "pretrain")
         return values | flatten(PRETRAIN, own, f"{self.path}, methods.{method}")

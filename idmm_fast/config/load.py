@@ -224,7 +224,7 @@ def load_values(
 ) -> Values:
     """See `load_yaml` and `parse`. included_by: the files that lead here, the outermost first."""
     others, ignored = others or {}, set(ignored)
-    tree = _read_tree(path, included_by)
+    tree = _read_included(path, included_by)
     included = tree.pop("include", None) or []
     flat = flatten_known(tree, [*known, *ignored, *(key for theirs in others.values() for key in theirs)], str(path))
     for script, theirs in others.items():
@@ -252,8 +252,8 @@ def _shown(folder: Path) -> str:
     return f"{folder.name}/" if here.is_dir() and here.samefile(folder) else f"{folder}/"
 
 
-def _read_tree(path: str | Path, included_by: tuple[str, ...]) -> dict[str, Any]:
-    """The content of a YAML file."""
+def _read_included(path: str | Path, included_by: tuple[str, ...]) -> dict[str, Any]:
+    """The content of a YAML file that `included_by` lead to."""
     if not Path(path).exists():
         by = f" (included by {included_by[-1]})" if included_by else ""
         names = _packaged_names()
@@ -265,6 +265,11 @@ def _read_tree(path: str | Path, included_by: tuple[str, ...]) -> dict[str, Any]
         )
     if str(path) in included_by:
         raise ConfigError(f"{path} includes itself, by way of {included_by[-1]}")
+    return read_tree(path)
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The content of a YAML file that is there; ConfigError where it is no YAML, or no mapping."""
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

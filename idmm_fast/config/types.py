@@ -3,6 +3,7 @@
 fastargs reads the string "false" as true and 1.5 as the integer 1; these checkers refuse both.
 """
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -67,7 +68,7 @@ class Float(Checker):
         self.low, self.high = low, high
 
     def check(self, value: Any) -> float:
-        if isinstance(value, bool) or not self.low <= float(value) <= self.high:
+        if isinstance(value, bool) or not self.low <= float(value) <= self.high or math.isinf(float(value)):
             raise ValueError
         return float(value)
 
@@ -147,7 +148,7 @@ class Range(Checker):
 
     def check(self, value: Any) -> list[float]:
         low, high = value
-        if not self.low <= float(low) <= float(high) <= self.high:
+        if not self.low <= float(low) <= float(high) <= self.high or math.isinf(float(high) - float(low)):
             raise ValueError
         return [float(low), float(high)]
 

@@ -74,10 +74,13 @@ class SpreadDecoder(MultiCropDecoder):
         self._pass: tuple[Any, np.ndarray] = None, np.empty(0, np.int64)  # the last one of `sample_pass`
         self._free: list[np.ndarray] = []  # memory of blocks
         blocks = len(order.lengths)
-        self.description = (
-            f"images are decoded once in {order.passes} epochs, in {blocks} block{'s' * (blocks != 1)} of up to "
-            f"{max(order.lengths, default=0)} batches (crops of up to {2 * self._size / 2**20:,.0f} MB in memory)"
-        )
+        if blocks:
+            self.description = (
+                f"images are decoded once in {order.passes} epochs, in {blocks} block{'s' * (blocks != 1)} of up to "
+                f"{max(order.lengths)} batches (crops of up to {2 * self._size / 2**20:,.0f} MB in memory)"
+            )
+        else:
+            self.description = "every epoch decodes all images: they are less than a batch, so nothing is spread"
 
     def _start(self) -> None:
         if self._process != os.getpid():

@@ -38,7 +38,7 @@ def create_method(
         options: further arguments of the method's class, see `options_of`.
 
     Raises:
-        ValueError: for an option that the method does not have, and for data or crops that do not fit it.
+        ValueError: for an option that the method does not have or can't use, and for data or crops that do not fit it.
     """
     method, known = METHODS[name], options_of(name)
     for key in options:
@@ -54,7 +54,10 @@ def create_method(
         raise ValueError(f"{name} needs labels, and data.train has none")
     given = {"labels": labels, "images": labels.numel(), "crops": crops}
     needs = inspect.signature(method.__init__).parameters
-    return method(backbone, **{k: v for k, v in given.items() if k in needs}, **options)
+    try:
+        return method(backbone, **{k: v for k, v in given.items() if k in needs}, **options)
+    except TypeError as error:
+        raise ValueError(f"method.options {dict(options)} do not go with {name}: {error}") from error
 
 
 __all__ = ["IDMM", "METHODS", "DenseLoss", "Method", "create_method", "options_of"]

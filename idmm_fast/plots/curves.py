@@ -11,10 +11,11 @@ from .figure import new_figure
 
 
 def read_metrics(folder: str | Path) -> dict[str, np.ndarray]:
-    """Read metrics.jsonl of a run folder as {key: array}, over the lines that have the key `loss`."""
+    """Read metrics.jsonl of a run folder as {key: array}: its lines with a loss, and the keys that all these have."""
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
-    return {key: np.array([line[key] for line in steps]) for key in steps[0]} if steps else {}
+    shared = [key for key in steps[0] if all(key in line for line in steps)] if steps else []  # not evaluations' keys
+    return {key: np.array([line[key] for line in steps]) for key in shared}
 
 
 def plot_curves(folder: str | Path) -> None:

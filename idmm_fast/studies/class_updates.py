@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..config import ConfigError
 from ..files import write_json
 from ..loader import Augment, MultiCropLoader, Views
 from ..losses import instance_loss
@@ -78,7 +79,12 @@ def updates(
 
     Returns:
         {variant: {figure: float64 (epochs,)}}, see FIGURES.
+
+    Raises:
+        ConfigError: All images fit into a step, so no class is ever outside the batch.
     """
+    if batch_size >= images:
+        raise ConfigError(f"a step of {batch_size} images leaves none of the {images} out; use fewer images a step")
     out = Path(out)
     length = Length(images, epochs, batch_size)
     with tqdm(total=len(VARIANTS) * epochs * (images // batch_size), unit="step", disable=None) as progress:

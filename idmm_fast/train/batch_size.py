@@ -68,7 +68,9 @@ def max_batch_size(model: nn.Module, runtime: Runtime, loss: Callable[[int], tor
     Raises:
         MemoryError: not even three images fit.
     """
-    with oom_told("a step of three images"), runtime.autocast():
+    devices = [runtime.device] if runtime.device.type == "cuda" else []
+    # What is drawn here, by drop path, must not change what the training draws.
+    with oom_told("a step of three images"), runtime.autocast(), torch.random.fork_rng(devices):
         an_image = bytes_of_a_step(loss, 3) - bytes_of_a_step(loss, 2)
     moments = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)  # and the gradient
     fit = (USABLE_FRACTION * free_bytes(runtime.device) - moments) / (an_image + 4 * image_bytes)

@@ -35,11 +35,11 @@ class NonFiniteGuard:
             where: text that names the step.
             loss: its loss.
             last: whether it is the last step of the training. No later one can show that training has recovered, so
-                two in a row are too many there.
+                two in a row are too many there at the latest.
             rows: int64 (n,), the dataset rows of its images.
             path: the dataset.
         """
-        if self.consecutive < (2 if last else self.max_consecutive):
+        if self.consecutive < (min(2, self.max_consecutive) if last else self.max_consecutive):
             return
         if math.isfinite(loss):
             what = f"the gradients of a finite loss ({loss:.4g}) were not finite"

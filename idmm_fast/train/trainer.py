@@ -20,6 +20,8 @@ from .throughput import Throughput
 from .time_budget import UNKNOWN, WARMUP, TimeBudget
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .run_dir import RunDir
     from .task import Groups, Task
 
@@ -127,7 +129,7 @@ class Trainer:
                 stop = max(distributed.all_gather_objects(signals.signal))
                 if stop:  # it came in the last evaluation: what follows this training must not begin
                     self.run.wait_for_checkpoints()
-                    raise Interrupted(stop, self.run.checkpoints)
+                    raise Interrupted(stop, self._checkpoints)
             finally:
                 self.throughput.close()
                 self.loader.close()
@@ -142,7 +144,7 @@ class Trainer:
                 if not signals.signal:
                     raise
                 # A terminal's Ctrl-C goes to all of its processes, torch's compilers too, which the step waits for.
-                raise Interrupted(signals.signal, self.run.checkpoints, is_written=False) from error
+                raise Interrupted(signals.signal, self._checkpoints, is_written=False) from error
             if not is_done:
                 continue
             # The clocks of other processes don't count: all must write the same checkpoint.
@@ -319,4 +321,9 @@ class Trainer:
         self._save(epoch)
         # Nobody leaves before: the end of one process ends the others.
         distributed.broadcast_from_main(self.run.wait_for_checkpoints)
-        raise Interrupted(int(signal), None if self.training.max_steps else self.run.checkpoints)
+        raise Interrupted(int(signal), self._checkpoints)
+
+    @property
+    def _checkpoints(self) -> Path | None:
+        """Their folder; None for a dry run (training.max_steps), which has none."""
+        return None if self.training.max_steps else self.run.checkpoints

@@ -207,6 +207,30 @@ def test_an_unknown_key_of_a_sweep_file_is_named(sweep_dir):
         )
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("methods: [a]\n", r"methods must be a mapping, not \['a'\]"),
+        ("methods: {a: idmm}\n", r"methods\.a must be a mapping, not idmm"),
+        ("methods: {a: {base: b}, b: {base: a}}\n", r"methods\.a is a variant of itself: a -> b -> a"),
+        ("methods: {a: {base: a}}\n", r"methods\.a is a variant of itself: a -> a"),
+        ("methods: {a: [}\n", r"compare\.yaml is not YAML"),
+    ],
+)
+def test_mistakes_of_a_sweep_file_are_sentences(sweep_dir, text, says):
+    (sweep_dir / "compare.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        SweepConfig(sweep_dir / "compare.yaml")
+
+
+def test_all_images_of_the_pretraining_are_the_same_target(sweep_dir):
+    """However they are named; some of them are not all. The table of transfer has its diagonal by that."""
+    axes = {"datasets": ["tiny"], "methods": ["idmm"], "targets": ["same", "tiny"]}
+    assert [run.target for run in make_runs(SweepAxes(**axes), sweep_dir / "data")] == ["same"]
+    some = make_runs(SweepAxes(**axes, images=[16]), sweep_dir / "data")
+    assert [run.target for run in some] == ["same", "tiny"]
+
+
 def test_every_method_sees_the_budget(sweep_dir):
     """At the sizes of rn_configs/compare/small.yaml."""
     config = SweepConfig(ROOT / "rn_configs" / "compare" / "small.yaml")

@@ -122,6 +122,8 @@ def test_file_then_command_line(tmp_path, form):
         (["--training.epochs=0"], "whole number of at least 1"),
         (["--training.lr=-1"], "number of at least 0"),
         (["--training.lr=fast"], "'fast' is not a number"),
+        (["--cutmix.alpha=inf"], "cutmix.alpha: inf is not a number of at least 0"),
+        (["--augment.blur_sigma=[0.1, .inf]"], r"augment.blur_sigma: \[0.1, inf\] is not a range"),
         (["--training.compile=maybe"], "one of auto, true, false"),
         (["--training.compile=1"], "one of auto, true, false"),
         (["--augment.flip_prob=2"], "number in 0..1|number in 0"),

@@ -215,3 +215,15 @@ def test_what_does_not_go_with_spread_is_refused(jpg_beton):
         ValueError, match=r"the crops of 5 batches for 40 epochs, and 6 are needed: 23 MB"
     ):  # 6: 3 and 3
         make(jpg_beton, views=[Views(1, 64)], spread=40, spread_mb=22, rows=np.arange(24))
+
+
+def test_fewer_images_than_a_batch_are_not_spread_and_that_is_said(jpg_beton):
+    """Their crops are those of a loader without spread."""
+    options = {"batch_size": 64, "views": [Views(1, 24)], "cutmix_alpha": 0}
+    spread, plain = make(jpg_beton, **options), make(jpg_beton, spread=1, **options)
+    assert (
+        spread.decoder.description == "every epoch decodes all images: they are less than a batch, so nothing is spread"
+    )
+    found, wanted = crops(spread, 2), crops(plain, 2)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)

@@ -469,6 +469,10 @@ def test_gradients_are_clipped_one_by_one(tiny_beton, tmp_path):
             "at least 2 crops",
         ),
         ({"method.options": {"dim": 3}}, "idmm has its keys"),
+        (
+            {"method.name": "simclr", "cutmix.alpha": 0, "method.options": {"hidden": "abc"}},
+            r"method\.options {'hidden': 'abc'} do not go with simclr: ",
+        ),
         ({"method.name": "byol"}, "one of idmm, simclr"),
     ],
 )

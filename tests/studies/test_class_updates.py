@@ -5,6 +5,8 @@ import pytest
 from helpers import tiny_config
 from PIL import Image
 
+from idmm_fast.config import ConfigError
+
 
 @pytest.mark.integration
 @pytest.mark.parametrize("epochs", [10, pytest.param(40, marks=pytest.mark.slow)])
@@ -21,3 +23,10 @@ def test_class_updates_report_four_variants(tiny_beton, tmp_path, epochs):
     assert all((v["outside"] < v["inside"]).all() for v in result.values())
     assert np.asarray(Image.open(tmp_path / "out" / "updates.png")).std() > 10
     assert "closed form" in summary(result)
+
+
+def test_a_step_leaves_some_classes_out(tiny_beton, tmp_path):
+    from idmm_fast.studies.class_updates import updates
+
+    with pytest.raises(ConfigError, match="a step of 8 images leaves none of the 8 out"):
+        updates(tiny_config(tiny_beton, tmp_path / "x"), tmp_path / "out", images=8, batch_size=8)

@@ -43,6 +43,14 @@ def limited(beton, folder, gigabytes, *args):
     )
 
 
+def test_measuring_a_step_draws_no_random_numbers_of_the_training():
+    """Drop path draws some for each image."""
+    model, before = torch.nn.Linear(4, 1), torch.random.get_rng_state()
+    drawing = lambda images: model(torch.rand(images, 4)).sum()  # noqa: E731
+    assert memory.max_batch_size(model, Runtime(torch.device("cpu"), None, True, False), drawing, 12) == 256
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @pytest.mark.integration
 def test_a_step_keeps_what_it_is_said_to_keep(tiny_beton, tmp_path):
     """The process's peak grows by that much from 10 to 40 images, within a third: backward needs some for a moment."""

@@ -1,5 +1,6 @@
 """Losses that are not finite."""
 
+import contextlib
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers import tiny_config
 
 from idmm_fast.methods import IDMM
+from idmm_fast.train.nonfinite import NonFiniteGuard
 from idmm_fast.train.pretraining import pretrain
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -43,3 +45,15 @@ def test_nonfinite_losses_in_a_row_end_the_run_with_a_message(tiny_beton, tmp_pa
         pretrain(cfg)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["nonfinite_steps"] for line in lines if "nonfinite_steps" in line] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("most", "in_a_row", "last", "ends"),
+    [(1, 1, True, True), (1, 1, False, True), (3, 2, False, False), (3, 1, True, False), (3, 2, True, True)],
+)
+def test_the_last_step_has_two_in_a_row_at_most(most, in_a_row, last, ends):
+    guard = NonFiniteGuard(most)
+    for _ in range(in_a_row):
+        guard.count(1)
+    with pytest.raises(FloatingPointError) if ends else contextlib.nullcontext():
+        guard.check("step 3", float("nan"), last, torch.tensor([1]), "x.beton")
