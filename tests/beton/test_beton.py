@@ -27,6 +27,7 @@ from idmm_fast.beton.format import HEADER, MIN_PAGE
 from idmm_fast.beton.jpeg import OK, Decoder, decode_jpeg
 from idmm_fast.beton.jpeg_check import is_intact
 from idmm_fast.beton.write import WriteOptions, _encoded
+from idmm_fast.commands.convert import write_datasets
 from idmm_fast.datasets import Split, load
 from idmm_fast.kernels.resize import crop_resize_rounded, resized, scratch_size, taps, weights
 
@@ -416,6 +417,21 @@ def test_killed_conversion_leaves_no_file_under_the_final_name(many, tmp_path, n
     else:
         assert left == set()
         assert "nothing was left" in message
+
+
+def test_a_stop_between_splits_names_those_that_are_new(tree, tmp_path, monkeypatch):
+    """A test split of an earlier conversion beside them may hold their images."""
+
+    def write_first(path, *args, name, **options):
+        if name == "test":
+            raise KeyboardInterrupt
+        return write_beton(path, *args, name=name, **options)
+
+    monkeypatch.setattr("idmm_fast.beton.write_beton", write_first)
+    options = ["--test-share", "0.2", "--name", "tree", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="stopped after train: convert again, so that all splits fit together"):
+        write_datasets(["--ds", "folder", "--root", str(tree), *options])
+    assert {path.name for path in tmp_path.glob("*.beton")} == {"tree_train.beton"}
 
 
 CONVERT = """
