@@ -17,10 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .config import ConfigError, laid_over, load_yaml, make_config, model_of, packaged_config
+from .config import ConfigError, check_files, keys, laid_over, load_yaml, make_config, model_of, packaged_config
 from .config import finetune as finetune_config
 from .config import pretrain as pretrain_config
-from .convert import TEST_SHARE, convert
+from .config.load import Schema, nearest_key
+from .convert import TEST_SHARE, convert, listed_files
 from .files import first_free, replacing
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def pretrain(
 ) -> Path:
     """Pretrain on images alone.
 
-    Called again, it resumes. When images were added, taken away or changed meanwhile, the old run folder is renamed,
-    and a new run begins.
+    Called again, it resumes. When images were added, taken away or changed meanwhile, or `init` has other weights, the
+    old run folder is renamed, and a new run begins.
 
     Args:
         data: a folder or a .beton file, see `convert`.
@@ -69,8 +70,9 @@ def pretrain(
     values = load_yaml(pretrain_config.SCHEMA, packaged_config(str(config))) if config else {}
     values = laid_over(values, _run_values(betons["train"], betons.get("test"), out, epochs))
     values |= {"model.init": str(init) if init else None}
-    values = {"model.name": DEFAULT_MODEL} | values | _values({"model": _section(model)})
-    cfg = make_config(pretrain_config.SCHEMA, laid_over(values, _values(sections)))
+    values = {"model.name": DEFAULT_MODEL} | values | _values({"model": _section(model)}, pretrain_config.SCHEMA)
+    cfg = make_config(pretrain_config.SCHEMA, laid_over(values, _values(sections, pretrain_config.SCHEMA)))
+    check_files(cfg)
 
     def train() -> Path:
         from .evaluate.online import OnlineEvaluation
@@ -78,7 +80,7 @@ def pretrain(
 
         return pretraining.pretrain(cfg, OnlineEvaluation(cfg))
 
-    return _restart_for_other_images(out, train)
+    return _restart_for_other_inputs(out, train)
 
 
 def finetune(
@@ -117,15 +119,16 @@ def finetune(
     values = laid_over(values, _run_values(betons["train"], test or betons.get("test"), out, epochs))
     values |= {"model.init": str(init) if init else None, "data.val": str(betons["val"]) if "val" in betons else None}
     values = {"model.name": DEFAULT_MODEL} | values | ({} if "name" in section else model_of(values["model.init"]))
-    values |= _values({"model": section})
-    cfg = make_config(finetune_config.SCHEMA, laid_over(values, _values(sections)))
+    values |= _values({"model": section}, finetune_config.SCHEMA)
+    cfg = make_config(finetune_config.SCHEMA, laid_over(values, _values(sections, finetune_config.SCHEMA)))
+    check_files(cfg)
 
     def train() -> dict[str, Any]:
         from .train import finetuning
 
         return finetuning.finetune(cfg)
 
-    return _restart_for_other_images(out, train)
+    return _restart_for_other_inputs(out, train)
 
 
 def embed(
@@ -165,7 +168,7 @@ def embed(
     runtime = resolve_runtime(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
     images = EvaluationImages(beton.path, trained.size, batch_size)
     features = extract(runtime.to_device(backbone), images, runtime, normalize)[0].numpy()
-    files = _listed_files(beton.path) if Path(data).suffix != ".beton" else []
+    files = listed_files(beton.path)
     if out:
         _write_features(Path(out), features, beton.label, files)
     return features, files
@@ -257,9 +260,15 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
-def _values(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """{"section.key": value} of {section: {key: value}}."""
-    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+def _values(sections: Mapping[str, Mapping[str, Any]], schema: Schema) -> dict[str, Any]:
+    """{"section.key": value} of {section: {key: value}}; ConfigError for an argument that is no section."""
+    for name, given in sections.items():
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"there is no argument '{name}'. {nearest_key(name, keys(schema))}A section of keys is a dict, like "
+                f"training={{'minutes': 20}}"
+            )
+    return {f"{section}.{key}": value for section, given in sections.items() for key, value in given.items()}
 
 
 def _section(model: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -278,28 +287,19 @@ def _run_values(train: Path, test: str | Path | None, out: str | Path, epochs: i
     }
 
 
-def _restart_for_other_images(out: str | Path, train: Callable[[], Result]) -> Result:
-    """What `train()` returns. A run folder `out` that started with other images is renamed first."""
-    from .train.run_dir import OtherImages
+def _restart_for_other_inputs(out: str | Path, train: Callable[[], Result]) -> Result:
+    """What `train()` returns. A run folder `out` that started with other images or weights is renamed first."""
+    from .train.run_dir import OtherInputs
 
     try:
         return train()
-    except OtherImages:
+    except OtherInputs:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the folder is not one process's to rename
             raise
     before = first_free(Path(out).with_name(f"{Path(out).name}_before"))
     Path(out).rename(before)
-    print(f"{out} was started with other images or labels: it is now {before}, and a new run starts")
+    print(f"{out} was started with other images, labels or weights: it is now {before}, and a new run starts")
     return train()
-
-
-def _listed_files(beton: Path) -> list[str]:
-    """The file of every row of a converted folder; [] where there is no list."""
-    listed = beton.with_suffix(".txt")
-    if not listed.exists():
-        return []
-    content = listed.read_bytes()
-    return os.fsdecode(content).split("\0" if content.endswith(b"\0") else "\n")[:-1]  # \0: names with line ends
 
 
 def _write_features(out: Path, features: np.ndarray, labels: np.ndarray, files: Sequence[str]) -> None:

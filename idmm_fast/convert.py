@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,24 @@ def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
     elif held_out:
         print(splits["test"].remarks[-1])
     return betons
+
+
+def listed_files(beton: Path) -> list[str]:
+    """The file of every row of a folder's beton that `convert` made; [] of any other beton."""
+    listed = beton.with_suffix(".txt")
+    if not _is_ours(beton) or not listed.exists():
+        return []
+    content = listed.read_bytes()
+    return os.fsdecode(content).split("\0" if content.endswith(b"\0") else "\n")[:-1]  # \0: names with line ends
+
+
+def shown_stem(beton: Path) -> str:
+    """What tells a beton from others: the name of its file; of one that `convert` made, with its folder's before it."""
+    return f"{beton.parent.name.rpartition('-')[0]}_{beton.stem}" if _is_ours(beton) else beton.stem
+
+
+def _is_ours(beton: Path) -> bool:
+    return beton.resolve().parent.parent == cache_folder().resolve()
 
 
 def _with_tests(splits: dict[str, Split], test_share: float, data: Path) -> tuple[dict[str, Split], float]:

@@ -152,6 +152,7 @@ def test_a_pretraining_has_the_model_of_the_argument_then_of_the_configuration(f
     assert model(config="backbones/t2t_vit_7", model="pvt_v2_b0").name == "pvt_v2_b0"
     smaller = model(config="backbones/t2t_vit_7", model={"image_size": 64})
     assert (smaller.name, smaller.image_size) == ("t2t_vit_7", 64)
+    Path("run_1").mkdir()
     assert model(init="run_1").init == model(model={"init": "run_1"}).init == "run_1"
     assert model().init is None
 
@@ -164,6 +165,7 @@ def test_a_fine_tuning_has_the_model_of_the_argument_then_of_init_then_of_the_co
         idmm_fast.finetune("my_images", "run", **options)
         return trained[-1].model
 
+    Path("unknown.safetensors").touch()
     assert model().name == model(config="own").name == "deit_tiny_patch16_224"
     assert model(config="backbones/t2t_vit_7").name == "t2t_vit_7"
     assert model(config="backbones/t2t_vit_7", init="unknown.safetensors").name == "t2t_vit_7"
@@ -216,9 +218,39 @@ def test_names_with_line_ends_do_not_shift_the_list(folder):
         assert np.allclose(idmm_fast.embed("one", run)[0][0], vector, atol=1e-4)
 
 
+@pytest.mark.integration
+@pytest.mark.usefixtures("without_pictures", "compiled_kernels")
+def test_a_fine_tuning_from_other_weights_under_the_same_name_begins_anew(folder, capsys):
+    """The result of the old ones had been given again."""
+    options = {"model": TINY, "epochs": 1, "training": {"compile": False}}
+
+    def tune():
+        return idmm_fast.finetune("my_images", "tuned", init="run", **options)
+
+    idmm_fast.pretrain("my_images", "run", **options)
+    result = tune()
+    assert tune() == result
+    assert not Path("tuned_before_1").exists()
+    shutil.rmtree("run")
+    idmm_fast.pretrain("my_images", "run", **options | {"training": {"compile": False, "seed": 1}})
+    tune()
+    assert Path("tuned_before_1/model.safetensors").is_file()
+    assert "started with other images, labels or weights: it is now tuned_before_1" in capsys.readouterr().out
+    old, new = (Path(run, "model.safetensors").read_bytes() for run in ("tuned_before_1", "tuned"))
+    assert old != new
+
+
 def test_mistakes_are_sentences(folder):
     with pytest.raises(ConfigError, match=r"training\.batchsize"):
         idmm_fast.pretrain("my_images", "run", training={"batchsize": 3})
+    with pytest.raises(ConfigError, match=r"no argument 'minutes'\. Did you mean 'training\.minutes'\? .* training={"):
+        idmm_fast.pretrain("my_images", "run", minutes=1)
+    with pytest.raises(ConfigError, match="no argument 'training'"):
+        idmm_fast.finetune("my_images", "run", training=3)
+    with pytest.raises(ConfigError, match=r"model\.init: .*nowhere does not exist"):
+        idmm_fast.finetune("my_images", "run", init=folder / "nowhere")
+    with pytest.raises(ConfigError, match=r"data\.test: my_images is a folder, and this takes a \.beton file"):
+        idmm_fast.finetune("my_images", "run", test="my_images")
     with pytest.raises(ConfigError, match=r"\.npz or \.csv"):
         idmm_fast.embed("my_images", "run", "f.txt")
     with pytest.raises(ConfigError, match="no run folder"):

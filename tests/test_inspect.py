@@ -41,7 +41,7 @@ def test_everything_that_is_wrong_with_a_folder_is_said(root, tmp_path):
     for wanted in (
         "shorter side 80 to 93 pixels",
         "  1 gray, 15 in colour\n",
-        f"1 damaged: first {root}/train/b/cut.png: ",
+        f"1 damaged: first {root}/train/b/cut.png: it is not an image that PIL can read",
         f"1 image twice or more within a split; first {root}/train/a/5.png and {root}/train/a/again.png",
         f"1 image twice or more ACROSS SPLITS: accuracy on them is not to be trusted; first {root}/train/a/3.png and "
         f"{root}/test/b/other.bmp",

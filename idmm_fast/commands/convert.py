@@ -200,7 +200,7 @@ def load(args: argparse.Namespace) -> dict[str, datasets.Split]:
     )
     if args.test_share:
         if "test" in splits and splits["test"].has_labels():
-            raise datasets.DatasetError(f"{args.ds} has a test split; leave out --test-share.")
+            raise datasets.DatasetError(f"{args.root or args.ds} has a test split; leave out --test-share.")
         splits = datasets.with_test_split(splits, args.test_share, args.seed)
     return datasets.choose_listed(splits, listing) if listing else splits
 

@@ -6,8 +6,8 @@
 
 --checkpoint NAME (a run folder or a checkpoint in it) is short for --model.init=NAME; model and data are those of the
 run's config.yaml unless given. --data and --test are short for --data.train and --data.test. Where --data is a folder
-of images, its own test split is evaluated, or a fifth of each class, which is held out. The picture goes to the folder
---logging.run_dir, by default the run's.
+of images, its own test split is evaluated, or a fifth of each class, which is held out. Picture and report go to the
+folder --out (short for --logging.run_dir), by default the run's.
 """
 
 import sys
@@ -31,7 +31,7 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
         SCHEMA,
         [*run_config(argv), *argv],
         help_head(__doc__, SCRIPT, prog),
-        aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test"},
+        aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test", "out": "logging.run_dir"},
         ignored=[*keys(pretrain.SCHEMA), *keys(finetune.SCHEMA)],
         prepare=lambda values, typed: betons_of_folder(values, typed, TEST_SHARE),
     )

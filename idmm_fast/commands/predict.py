@@ -46,7 +46,8 @@ def predict(argv: Sequence[str], prog: str = SCRIPT) -> None:
     """Predict as the arguments say, and tell what was written."""
     args = parse(argv, prog)
     if not is_there(args.checkpoint):
-        raise ConfigError(f"{args.checkpoint} does not exist; --checkpoint is the run folder of a fine-tuning")
+        of_run = ", which has best.pt only where it was evaluated more than once" * args.checkpoint.endswith("best.pt")
+        raise ConfigError(f"{args.checkpoint} does not exist; --checkpoint is the run folder of a fine-tuning{of_run}")
     for path in args.images:
         if not path.exists():
             raise ConfigError(f"--images: {path} does not exist; name images, or folders of them")

@@ -11,9 +11,13 @@ torchrun --nproc-per-node 2 train_idmm.py --config rn_configs/pets.yaml      # o
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import Any
 
 from ..cli import help_head, run
 from ..config import check_files, finetune, keys, parse, pretrain
+from ..config.load import Values
 from .folders import betons_of_folder
 
 SCRIPT = "python train_idmm.py"
@@ -22,13 +26,19 @@ FILES = ("backbone.safetensors", "metrics.jsonl", "crops.png", "curves.png")
 
 def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
     """Pretrain as the arguments say, and tell what was written."""
+    data: list[Any] = []
+
+    def prepare(values: Values, typed: Values) -> Values:
+        data.append(values.get("data.train"))
+        return betons_of_folder(values, typed)
+
     cfg = parse(
         pretrain.SCHEMA,
         argv,
         help_head(__doc__, SCRIPT, prog),
         aliases={"data": "data.train", "out": "logging.run_dir", "init": "model.init"},
         others={"idmm-fast finetune": keys(finetune.SCHEMA)},
-        prepare=betons_of_folder,
+        prepare=prepare,
     )
     check_files(cfg)
 
@@ -45,7 +55,20 @@ def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
         )
     else:
         print(f"done: {folder} ({', '.join(name for name in FILES if (folder / name).exists())})")
-        print(f"next: idmm-fast finetune --init {folder}, or without training idmm-fast evaluate --checkpoint {folder}")
+        print(_next_commands(str(folder), str(data[0])))
+
+
+def _next_commands(run: str, data: str) -> str:
+    """What goes on from a run, and what judges it, on the same images: a folder, or a .beton file."""
+    if Path(data).is_dir():
+        given, judged = f"--data {quote(data)}", f"--data {quote(data)}"
+    else:
+        test = quote(data.replace("_train.beton", "_test.beton")) if "_train.beton" in data else "TEST.beton"
+        given, judged = f"--data {quote(data)} --data.test {test}", f"--test {test}"
+    return (
+        f"next: idmm-fast finetune --config own {given} --init {quote(run)} --out {quote(run + '_finetune')}\n"
+        f"or without training: idmm-fast evaluate --checkpoint {quote(run)} {judged}"
+    )
 
 
 def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:

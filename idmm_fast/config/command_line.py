@@ -97,7 +97,7 @@ def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             raise ConfigError(f"'{arg}' is not understood; keys are given as --section.key=value")
         name, eq, value = arg.lstrip("-").partition("=")
         if not eq:
-            if not args:
+            if not args or args[0].startswith("--"):
                 raise ConfigError(f"--{name} needs a value")
             value = args.pop(0)
         yield name, value

@@ -16,7 +16,9 @@ SCHEMA: Schema = {
         "what is read",
         {
             **sections.data("")[1],
-            "test": Param(Str(), "FFCV dataset (.beton) whose images are classified", required=True),
+            "test": Param(
+                Str(), "FFCV dataset (.beton) whose images are classified; --data FOLDER has its own", required=True
+            ),
         },
     ),
     "model": (

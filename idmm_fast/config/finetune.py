@@ -18,7 +18,9 @@ SCHEMA: Schema = {
         {
             **sections.data("")[1],
             **sections.CACHE,
-            "test": Param(Str(), "FFCV dataset (.beton) whose accuracy is reported", required=True),
+            "test": Param(
+                Str(), "FFCV dataset (.beton) whose accuracy is reported; --data FOLDER has its own", required=True
+            ),
             "val": Param(
                 Str(),
                 "FFCV dataset (.beton) that chooses the epoch whose weights are kept; none: those of the last epoch",

@@ -158,6 +158,11 @@ def check_files(cfg: SimpleNamespace) -> None:
             if key == "train" and Path(path).suffix != ".beton":
                 raise ConfigError(f"data.train (--data): there is no folder or .beton file {path}")
             raise ConfigError(f"{section}.{key}: {path} does not exist; {advice}")
+        if section == "data" and path is not None and Path(path).is_dir():
+            raise ConfigError(
+                f"data.{key}: {path} is a folder, and this takes a .beton file. Images of your own go to --data "
+                f"FOLDER, those to test on into FOLDER/test/CLASS"
+            )
 
 
 def is_there(path: str) -> bool:
@@ -205,7 +210,7 @@ def packaged_config(name: str, folder: str = "") -> str:
         name: a file, which is returned as it is; or a name, perhaps as a path in the checkout: rn_configs/pets.yaml.
         folder: where in rn_configs, before rn_configs itself.
     """
-    if Path(name).exists():
+    if Path(name).is_file():
         return name
     own = name.removeprefix("rn_configs/")
     for below in dict.fromkeys((folder, "")):
@@ -243,7 +248,8 @@ def load_values(
 def _packaged_names() -> list[str]:
     """The names of the configurations that come along; those of finetune/ have the same."""
     names = (path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
-    return sorted(name for name in names if not name.startswith(("base/", "compare/", "finetune/")))
+    other = ("base/finetune", "compare/", "finetune/")
+    return sorted(name for name in names if not name.startswith(other))
 
 
 def _shown(folder: Path) -> str:
@@ -254,13 +260,14 @@ def _shown(folder: Path) -> str:
 
 def _read_included(path: str | Path, included_by: tuple[str, ...]) -> dict[str, Any]:
     """The content of a YAML file that `included_by` lead to."""
-    if not Path(path).exists():
+    if not Path(path).is_file():
+        what = "is a folder" if Path(path).is_dir() else "does not exist"
         by = f" (included by {included_by[-1]})" if included_by else ""
         names = _packaged_names()
         near = difflib.get_close_matches(str(path).removesuffix(".yaml"), names, 1, 0.7)
         meant = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"{path} does not exist{by}; the configurations that come along are in {_shown(PACKAGED)}: "
+            f"{path} {what}{by}; the configurations that come along are in {_shown(PACKAGED)}: "
             f"{', '.join(names)}.{meant}"
         )
     if str(path) in included_by:
@@ -302,10 +309,10 @@ def _refuse_unknown(values: Iterable[str], known: Sequence[str], where: str) -> 
     """Raise ConfigError for a key that is not known, with the one that may be meant."""
     for path in values:
         if path not in known:
-            raise ConfigError(f"{where}: there is no key '{path}'. {_nearest(path, known)}(--help lists all keys)")
+            raise ConfigError(f"{where}: there is no key '{path}'. {nearest_key(path, known)}(--help lists all keys)")
 
 
-def _nearest(path: str, known: Sequence[str]) -> str:
+def nearest_key(path: str, known: Sequence[str]) -> str:
     """Did you mean ...?, if there is a key whose own name is alike, of whatever section."""
 
     def likeness(key: str) -> tuple[float, float]:

@@ -28,7 +28,9 @@ Section = tuple[str, dict[str, Param]]
 MODEL: Section = (
     "the backbone",
     {
-        "name": Param(Str(), "timm's name of the model, e.g. deit_tiny_patch16_224, pvt_v2_b0", required=True),
+        "name": Param(
+            Str(), "timm's name of the model, like deit_tiny_patch16_224; --config own has it", required=True
+        ),
         "image_size": Param(Int(8, 4096), "side of the input in pixels", default=112),
         "drop_path": Param(Float(0, 0.99), "stochastic depth rate", default=0.1),
         "options": Param(Mapping(), "further arguments of the timm model, e.g. {patch_size: 4, depth: 6}", default={}),
@@ -57,7 +59,7 @@ def data(test: str) -> Section:
     return (
         "what is read",
         {
-            "train": Param(Str(), "FFCV dataset (.beton) to train on, made by idmm-fast convert", required=True),
+            "train": Param(Str(), "images to train on: an FFCV dataset (.beton), or --data FOLDER", required=True),
             "test": Param(Str(), f"FFCV dataset (.beton) to test on{test}", default=None),
             "num_workers": Param(Int(0, 1024), "loader threads of each process; 0: share the cores", default=0),
             "on_error": Param(

@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 
+from ..convert import listed_files
 from ..files import write_json, write_text
 from ..plots.classification import plot_confusion, plot_mistakes
 from ..runtime.device import Runtime
@@ -165,20 +166,23 @@ def write_report(
     if train_images is not None:
         pictures["curves.png"] = "The training"
     write_json(folder / "report.json", numbers)
-    write_text(folder / "test_predictions.csv", _table(found))
+    write_text(folder / "test_predictions.csv", _table(found, listed_files(Path(images.path))))
     write_text(folder / "report.md", _page(numbers, title, pictures, train_images))
     return numbers
 
 
-def _table(found: Classified) -> str:
-    """The prediction of each image as CSV, by its row in the beton."""
+def _table(found: Classified, files: Sequence[str]) -> str:
+    """The prediction of each image as CSV, by its row in the beton, and by its file where `files` has those of rows."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "true", "predicted", "probability"])
-    names = [name.encode("utf-8", "backslashreplace").decode() for name in found.names]
+    writer.writerow(["row", *(["file"] if files else []), "true", "predicted", "probability"])
+    names, files = (
+        [name.encode("utf-8", "backslashreplace").decode() for name in each] for each in (found.names, files)
+    )
     for k in np.argsort(found.rows, kind="stable"):
-        best = int(found.probabilities[k].argmax())
-        writer.writerow([found.rows[k], names[found.labels[k]], names[best], f"{found.probabilities[k, best]:.6g}"])
+        row, best = found.rows[k], int(found.probabilities[k].argmax())
+        file = [files[row]] if files else []
+        writer.writerow([row, *file, names[found.labels[k]], names[best], f"{found.probabilities[k, best]:.6g}"])
     return text.getvalue()
 
 

@@ -126,7 +126,7 @@ def _predict(
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The images that `paths` name: files as they are named, and all images below folders.
+    """The images that `paths` name, each once: files as they are named, and all images below folders.
 
     What is left out of a folder, and why, is said.
 
@@ -144,4 +144,4 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         tqdm.write(printable(f"left out: {entry['count']} {entry['reason']}, first: {entry['first']}"))
     if not found:
         raise ConfigError(f"there is no image in {', '.join(map(printable, named))}")
-    return found
+    return list(dict.fromkeys(found))

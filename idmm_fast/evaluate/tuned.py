@@ -10,6 +10,7 @@ import numpy as np
 
 from ..beton import Beton, BetonError, open_beton
 from ..config import find_run_config, read_run_config
+from ..convert import shown_stem
 from ..models import load_trained
 from ..runtime.device import choose_attention, resolve_runtime
 from .batches import EvaluationImages
@@ -47,8 +48,9 @@ def evaluate_classifier(cfg: Any) -> dict[str, Any] | None:
     trained_on = {"trained_on": count_trained_on(test, init)}
     if cfg.logging.run_dir is None:
         return measure(found) | trained_on | {"folder": None}
-    folder = Path(cfg.logging.run_dir) / f"report_{test.path.stem}"
-    return write_report(found, images, folder, f"{init} on {test.path.name}") | trained_on | {"folder": str(folder)}
+    name = shown_stem(test.path)
+    folder = Path(cfg.logging.run_dir) / f"report_{name}"
+    return write_report(found, images, folder, f"{init} on {name}") | trained_on | {"folder": str(folder)}
 
 
 def count_trained_on(test: Beton, run: str | Path) -> int:

@@ -15,7 +15,7 @@ from ..beton import Beton, account_lines, open_beton
 from ..beton.account import make_account
 from ..beton.decode import decode_rows
 from ..beton.encode import choose_mode, read_rgb
-from ..beton.pixels import is_deep, with_image
+from ..beton.pixels import is_deep, reason_of, with_image
 from ..datasets import DatasetError, Split, folder
 from ..limits import cores
 
@@ -168,7 +168,7 @@ def _look(result: Inspection, split: str, rows: Sequence[Row], read: Callable[[i
         try:
             pixels, kind = read(number)
         except Exception as error:  # PIL raises many kinds for damaged files
-            return Seen(split, number, label, name, damage=str(error) or type(error).__name__), None
+            return Seen(split, number, label, name, damage=reason_of(error)), None
         height, width = pixels.shape[:2]
         gray = bool((pixels[..., :1] == pixels).all())
         digest = hashlib.sha256(f"{height} {width} ".encode() + pixels.tobytes()).digest()

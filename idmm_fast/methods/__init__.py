@@ -52,6 +52,8 @@ def create_method(
         raise ValueError(f"crops.groups: {name} needs at least 2 crops of an image")
     if method.needs_labels and int(labels.min()) < 0:
         raise ValueError(f"{name} needs labels, and data.train has none")
+    if method.needs_labels and labels.unique().numel() < 2:
+        raise ValueError(f"{name} needs images of two classes at least, and data.train has one: use another method")
     given = {"labels": labels, "images": labels.numel(), "crops": crops}
     needs = inspect.signature(method.__init__).parameters
     try:

@@ -36,16 +36,27 @@ def read_weights(source: str | Path, wanted: Iterable[str] = ()) -> dict[str, to
     """
     if str(source).startswith(BY_NAME):
         return _from_timm(str(source).removeprefix(BY_NAME))
-    path = Path(source)
-    if path.is_dir():
-        known = [path / "backbone.safetensors", path / "model.safetensors"]
-        path = next((file for file in known if file.exists()), known[0])
+    path = weights_file(source)
     if not path.exists():
+        if (path.parent / "checkpoints").is_dir():
+            raise ValueError(
+                f"{path.parent} is a training that has not ended: resume it (--training.resume=auto), or name a file "
+                f"in {path.parent / 'checkpoints'}"
+            )
         raise ValueError(
             f"{path} does not exist; name a run folder of a finished training, a checkpoint or a .safetensors file, "
             f"or timm's own weights: {BY_NAME}NAME"
         )
     return _unprefixed(_read_file(path), list(wanted))
+
+
+def weights_file(source: str | Path) -> Path:
+    """The file that weights are read from, which may not be there: of a run folder its backbone's or its model's."""
+    path = Path(source)
+    if not path.is_dir():
+        return path
+    known = [path / "backbone.safetensors", path / "model.safetensors"]
+    return next((file for file in known if file.exists()), known[0])
 
 
 def normalization_of(source: str | Path | None) -> dict[str, list[float]]:

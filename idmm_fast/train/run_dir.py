@@ -16,8 +16,9 @@ from tqdm import tqdm
 from ..beton import Beton
 from ..config import ConfigError, as_dict
 from ..evaluate.classes import class_names
-from ..files import write_text
+from ..files import sha256, write_text
 from ..lock import Lock
+from ..models.read_weights import weights_file
 from ..runtime import distributed
 from . import checkpoint
 from .metrics import MetricsLog
@@ -62,8 +63,8 @@ BEFORE_THE_KEY: dict[str, dict[str, Any]] = {
 _ABSENT = "nothing (there was no such key)"
 
 
-class OtherImages(ConfigError):
-    """A run can't resume, since its images or labels are not those that it started with."""
+class OtherInputs(ConfigError):
+    """A run can't resume, since its images, labels or first weights are not those that it started with."""
 
 
 def effective_resume(folder: str | Path, resume: str) -> str:
@@ -98,7 +99,7 @@ class RunDir:
 
     Raises:
         ConfigError: the folder holds another run, or the configuration differs from the one it started with.
-        OtherImages: the images or labels differ.
+        OtherInputs: the images, the labels or the weights of model.init differ.
         Locked: another process trains in this folder.
         ValueError: all checkpoints are damaged.
     """
@@ -121,15 +122,20 @@ class RunDir:
 
     def _open(self, config: dict[str, Any], resume: str, betons: dict[str, Beton]) -> Path | None:
         """Make and lock the folder, set `state` and start writing. Returns the path that `state` was read from."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"{self.folder} is a file, and --out (logging.run_dir) a folder; give another")
         is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.folder / ".lock", f"the run folder {self.folder}")
         try:
             path, self.state = self._find_checkpoint(resume)
+            init = config["model"].get("init")
+            weights = weights_file(init or "")
             self._fingerprints = {split: beton.fingerprint for split, beton in betons.items()}
+            self._fingerprints |= {"init": sha256(weights)} if init and weights.is_file() else {}
             if self.state is not None:
                 self._check_same_config(config)
-                self._check_same_images(betons)
+                self._check_same_inputs(betons, weights)
             for left in (*self.folder.glob("*.tmp"), *self.checkpoints.glob("*.tmp")):
                 left.unlink()  # it was left by a process that was killed while it wrote
             if self.state is not None:
@@ -201,18 +207,23 @@ class RunDir:
                         f"Use another --out for another run."
                     )
 
-    def _check_same_images(self, betons: dict[str, Beton]) -> None:
+    def _check_same_inputs(self, betons: dict[str, Beton], weights: Path) -> None:
+        """Refuse to resume with other images, labels or first weights."""
         known = self.state.get("data", {})
         if known and ("val" in known) != ("val" in betons):
             raise ConfigError(
                 f"{self.folder} was started {'with' if 'val' in known else 'without'} data.val; a run resumes as it "
                 f"started. Use another --out for another run."
             )
-        for split, was in known.items():
-            if self._fingerprints.get(split, was) != was:
-                raise OtherImages(
-                    f"{self.folder} was started with other images or labels than those of {betons[split].path} "
-                    f"(data.{split}); a run resumes as it started. Use another --out for another run."
+        for name, was in known.items():
+            if self._fingerprints.get(name, was) != was:
+                if name == "init":
+                    what = f"other weights than those that {weights} has now (model.init)"
+                else:
+                    what = f"other images or labels than those of {betons[name].path} (data.{name})"
+                raise OtherInputs(
+                    f"{self.folder} was started with {what}; a run resumes as it started. "
+                    f"Use another --out for another run."
                 )
 
     def announce(self, text: str) -> None:

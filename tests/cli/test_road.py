@@ -71,7 +71,9 @@ def test_from_a_folder_to_predictions(folder, capsys):
     assert len(list(Path("runs/my_images_inspected").iterdir())) == 3
     assert Path("runs/mine/backbone.safetensors").is_file()
     assert "knn20" in said["evaluate"]
-    assert "next: idmm-fast finetune --init runs/mine" in said["pretrain"]  # each verb names the one after it
+    for line in ("finetune --config own --data my_images --init", "evaluate --checkpoint runs/mine --data my_images"):
+        assert line in (ROOT / "README.md").read_text()
+        assert f": idmm-fast {line}" in said["pretrain"]  # each verb names the one after it
     assert "next: idmm-fast predict --checkpoint runs/mine_finetune --images" in said["finetune"]
     assert "9 of the 46 training images, 20 % of each class" in said["evaluate"]  # with the damaged one
     assert "predictions.csv: 1 images predicted" in said["predict"]
@@ -81,6 +83,13 @@ def test_from_a_folder_to_predictions(folder, capsys):
     assert [row["name"] for row in report["classes"]] == ["1", "2", "10"]  # as people count
     (listed,) = Path("cache").glob("*/test.txt")
     held_out = listed.read_text().splitlines()
+    with open("runs/mine_finetune/test_predictions.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["file"] for row in table] == held_out
+    assert all(Path(row["file"]).parent.name == row["true"] for row in table)
+    main(["evaluate", "--checkpoint", "runs/mine_finetune", "--data", "my_images", "--out", "elsewhere"])
+    assert Path("elsewhere/report_my_images_test/report.md").is_file()
+    assert Path("elsewhere/neighbours.png").is_file()
     main(["predict", "--checkpoint", "runs/mine_finetune", "--images", *held_out, "--out", "predictions.csv"])
     with open("predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))

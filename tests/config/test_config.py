@@ -10,6 +10,7 @@ from idmm_fast.config import (
     find_run_config,
     finetune,
     make_config,
+    packaged_config,
     parse,
     pretrain,
     read_run_config,
@@ -92,6 +93,12 @@ def test_a_name_is_suggested_only_where_one_is_near():
             read(f"--{typed}=1")
 
 
+def test_a_folder_does_not_hide_a_configuration_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert packaged_config("pets").endswith("rn_configs/pets.yaml")
+
+
 def test_a_file_that_is_no_utf8_is_told_so(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"logging:\n  run_dir: \xfcber\n")
     with pytest.raises(ConfigError, match=r"c\.yaml is not YAML: .*utf-8"):
@@ -128,7 +135,9 @@ def test_file_then_command_line(tmp_path, form):
         (["--training.compile=1"], "one of auto, true, false"),
         (["--augment.flip_prob=2"], "number in 0..1|number in 0"),
         (["--crops.groups=[{count: 2}]"], "list of groups"),
-        (["--config=/nowhere.yaml"], "does not exist"),
+        (["--config=/nowhere.yaml"], "does not exist; the configurations .* base/pretrain, .* own, "),
+        (["--config=/"], "/ is a folder; the configurations that come along"),
+        (["--training.lr", "--training.epochs=3"], r"--training\.lr needs a value"),
         (["nonsense"], "not understood"),
         (["--training.lr"], "needs a value"),
     ],
@@ -219,6 +228,8 @@ def test_files_that_are_missing_are_named_before_training(tmp_path, tiny_beton):
             check_files(make_config(finetune.SCHEMA, values))
         values[missing] = str(tiny_beton)
     check_files(make_config(finetune.SCHEMA, values))
+    with pytest.raises(ConfigError, match=rf"data\.test: {tmp_path} is a folder, and this takes a \.beton file"):
+        check_files(make_config(finetune.SCHEMA, {**values, "data.test": str(tmp_path)}))
     values = {"data.train": str(tiny_beton), "data.test": str(tmp_path / "b"), "model.name": "x"}
     check_files(make_config(pretrain.SCHEMA, values))
     with pytest.raises(ConfigError, match=r"data\.test: .* does not exist"):

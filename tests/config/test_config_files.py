@@ -11,6 +11,7 @@ from idmm_fast.config import as_dict, finetune, load_yaml, make_config, parse, p
 FOLDER = ROOT / "rn_configs"
 SCRIPTS = {"train_idmm.py": (FOLDER, pretrain.SCHEMA), "finetune.py": (FOLDER / "finetune", finetune.SCHEMA)}
 OWN = ["--data.train=data/mine_train.beton", "--data.test=data/mine_test.beton"]
+BELOW = ("base/pretrain.yaml", "own.yaml")
 # Each dataset's file, and each backbone over that of pets: (script, its files).
 COMBINATIONS = [
     (script, files)
@@ -45,6 +46,18 @@ def test_every_config_loads(combination):
 def test_every_method_goes_over_a_dataset(path):
     cfg = parse(pretrain.SCHEMA, arguments([FOLDER / "pets.yaml", path]), "doc")
     assert cfg.method.name == {"instance": "idmm", "instance_muon": "idmm"}.get(path.stem, path.stem)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "methods").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_method_is_the_same_over_the_recommended_recipe(path):
+    """But for its minutes: nothing of the recipe may be left in what is called IDMM or SimCLR."""
+    over = [as_dict(parse(pretrain.SCHEMA, [*arguments([FOLDER / below, path]), *OWN], "doc")) for below in BELOW]
+    assert [each["training"].pop("minutes") for each in over] == [0, 20]
+    for each in over:
+        if each["method"]["name"] != "idmm":  # what other methods do not look at
+            assert each["cutmix"]["alpha"] == 0
+            del each["cutmix"]["from_epoch"], each["training"]["label_smoothing"]
+    assert over[0] == over[1]
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)

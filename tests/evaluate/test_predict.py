@@ -224,6 +224,7 @@ def test_what_can_not_be_predicted_is_a_sentence(tuned, tmp_path, monkeypatch, o
             idmm_fast.predict(*args, **options)
 
     (tmp_path / "empty").mkdir()
+    assert find_images([image, image, odd_images]) == [image, *sorted(set(find_images([odd_images])) - {image})]
     says("nowhere does not exist", tmp_path / "nowhere", run)
     says("no image in", tmp_path / "empty", run)
     says("no run folder", image, tmp_path / "empty")

@@ -481,10 +481,11 @@ def test_what_does_not_fit_is_said(tiny_beton, tmp_path, changes, says):
         pretrain(tiny_config(tiny_beton, tmp_path / "run", **{k.replace(".", "__"): v for k, v in changes.items()}))
 
 
-def test_supcon_wants_labels():
-    with pytest.raises(ValueError, match="needs labels"):
+@pytest.mark.parametrize(("label", "says"), [(-1, "needs labels"), (0, "two classes at least, and data.train has one")])
+def test_supcon_wants_labels_of_several_classes(label, says):
+    with pytest.raises(ValueError, match=says):
         create_method(
-            "supcon", create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), torch.full((4,), -1), [2], {}
+            "supcon", create_backbone("vit_tiny_patch16_224", 32, options=TINY_VIT), torch.full((4,), label), [2], {}
         )
 
 

@@ -21,6 +21,7 @@ from idmm_fast.models import (
     normalization_of,
     save_backbone,
 )
+from idmm_fast.models.read_weights import read_weights
 from idmm_fast.train import checkpoint
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
@@ -281,3 +282,9 @@ def test_pretraining_starts_from_weights_at_another_resolution(tiny_beton, tmp_p
             assert torch.equal(ended[key], value), key
     resampled = timm.layers.resample_abs_pos_embed(own.pos_embed, [4, 4])
     assert torch.allclose(ended["pos_embed"], resampled, atol=1e-6)
+
+
+def test_a_run_that_has_not_ended_is_called_that(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"run is a training that has not ended: resume it .* file in .*checkpoints"):
+        read_weights(tmp_path / "run")

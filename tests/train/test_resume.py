@@ -29,7 +29,7 @@ from idmm_fast.train import checkpoint, task
 from idmm_fast.train import trainer as loop
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
-from idmm_fast.train.run_dir import OtherImages, RunDir
+from idmm_fast.train.run_dir import OtherInputs, RunDir
 from idmm_fast.train.signals import Interrupted, SignalFlag
 
 pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.integration]
@@ -514,7 +514,7 @@ def test_a_run_does_not_go_on_with_other_images_labels_or_numbers_of_them(few, t
         _beton(tmp_path / "labels.beton", images, (0, 1, 2, 2)),
         _beton(tmp_path / "more.beton", [*images, images[0]]),
     ):
-        with pytest.raises(OtherImages, match="started with other images or labels"):
+        with pytest.raises(OtherInputs, match="started with other images or labels"):
             tune(others, data__per_class=3)
 
 
