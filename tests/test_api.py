@@ -229,6 +229,7 @@ def test_a_fine_tuning_from_other_weights_under_the_same_name_begins_anew(folder
 
     idmm_fast.pretrain("my_images", "run", **options)
     result = tune()
+    idmm_fast.pretrain("my_images", "run", **options)  # it has ended: its weights stay
     assert tune() == result
     assert not Path("tuned_before_1").exists()
     shutil.rmtree("run")
