@@ -263,6 +263,8 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
 def _values(sections: Mapping[str, Mapping[str, Any]], schema: Schema) -> dict[str, Any]:
     """{"section.key": value} of {section: {key: value}}; ConfigError for an argument that is no section."""
     for name, given in sections.items():
+        if not isinstance(given, Mapping) and name in schema:
+            raise ConfigError(f"{name} is a dict of keys, like training={{'minutes': 20}}, not {given!r}")
         if not isinstance(given, Mapping):
             raise ConfigError(
                 f"there is no argument '{name}'. {nearest_key(name, keys(schema))}A section of keys is a dict, like "

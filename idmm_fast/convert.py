@@ -94,14 +94,17 @@ def _with_tests(splits: dict[str, Split], test_share: float, data: Path) -> tupl
 
 
 def _fingerprint(data: Path, splits: Mapping[str, Split], held_out: float) -> str:
-    """Hex digits that change with the folder's name, its images' names, sizes and times, and the share held out."""
+    """Hex digits that change with the folder's name, its images' names, sizes and times, and the share held out.
+
+    Of the times ctime too: a file that another one of its size and mtime replaced has another.
+    """
     seen = hashlib.sha256(_bytes(str(data.resolve())))
     if held_out:
         seen.update(_bytes(f"test share {held_out}\n"))
     for split in splits.values():
         for path in cast(Sequence[Path], split.images):
             state = path.stat()
-            seen.update(_bytes(f"{path} {state.st_size} {state.st_mtime_ns}\n"))
+            seen.update(_bytes(f"{path} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n"))
     return seen.hexdigest()
 
 

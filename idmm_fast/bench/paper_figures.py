@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import replace
 from ..config.finetune import SCHEMA as FINETUNE
 from ..config.load import Schema
 from ..runtime.device import Runtime
 from ..train.task import Task
-from .step import multiply_rate
+from .step import count_flop, multiply_rate
 
 # TFLOP/s of the makers' data sheets: bf16, dense (without sparsity), summed in float32. TF32 has half of it on all.
 DATASHEET = {
@@ -112,16 +111,11 @@ def flop_per_image(task: Task, images: int = 2) -> float:
     They are the model's: matrix products and convolutions, attention as plain products, nothing computed twice.
 
     Args:
-        task: On the CPU; its attention is switched to plain products.
+        task: On the CPU.
         images: Images of the step.
     """
-    for layer in task.model.modules():
-        if hasattr(layer, "fused_attn"):
-            layer.fused_attn = False  # type: ignore[assignment]  # timm's switch
     loss, _ = task.step_cost()
-    with FlopCounterMode(display=False) as counter:
-        loss(images).backward()
-    return counter.get_total_flops() / images
+    return count_flop(lambda: loss(images).backward()) / images
 
 
 def device_rates(runtime: Runtime, flop_per_s: float) -> dict[str, float | None]:

@@ -86,9 +86,11 @@ class Beton:
     def sidecar(self) -> dict[str, Any]:
         """What write_datasets.py wrote beside the file; {} where there is nothing, or a sidecar of another file."""
         try:
-            content = json.loads(sidecar_path(self.path).read_text())
-        except (OSError, ValueError):
+            content = json.loads(sidecar_path(self.path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
             return {}
+        except (OSError, ValueError):
+            content = None
         right = isinstance(content, dict) and isinstance(content.get("classes") or [], list)
         if not right or content.get("tables_sum", self.table_checksum) != self.table_checksum:
             warnings.warn(
@@ -203,7 +205,13 @@ def _read_tables(path: Path, header: np.void, size: int) -> tuple[np.ndarray, np
     if (size - table) // ALLOCATION.itemsize > count * columns:  # a field takes at most one piece of memory a row
         raise BetonError(f"{path} is damaged: its allocation table is too long for {count} rows. {_again(path)}")
     metadata = np.fromfile(path, sample, count=count, offset=start)
-    return described, metadata, np.fromfile(path, ALLOCATION, offset=table), end
+    allocations = np.fromfile(path, ALLOCATION, offset=table)
+    only_images = set(kinds) <= {IMAGE_FIELD, INT_FIELD} and kinds.count(IMAGE_FIELD) == 1
+    if only_images and allocations.size != count:  # an image takes one piece of memory, a number none
+        raise BetonError(
+            f"{path} is damaged: it says it has {count} rows, and holds {allocations.size} images. {_again(path)}"
+        )
+    return described, metadata, allocations, end
 
 
 def _read_sums(path: Path, end: int, count: int, limit: int, allocations: np.ndarray) -> tuple[np.ndarray, int]:

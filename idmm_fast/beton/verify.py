@@ -14,6 +14,7 @@ from .decode import decode_row
 from .format import JPG, RAW
 from .jpeg import MESSAGES, OK, Decoder
 from .read import Beton, open_beton
+from .write import sidecar_path
 
 
 def verify(path: str | Path, workers: int = 0) -> str:
@@ -66,6 +67,8 @@ def _check_pixels(beton: Beton, path: str | Path, workers: int) -> None:
 
 def _check_sidecar(beton: Beton, path: str | Path) -> None:
     if not beton.sidecar:
+        if (beside := sidecar_path(path)).exists():
+            raise BetonError(f"{beside} is damaged, or not of this {beton.path.name}, or that is. Convert it again.")
         return
     size = beton.path.stat().st_size
     with tqdm(total=size, desc="SHA-256", unit="B", unit_scale=True, leave=False, disable=None) as bar:

@@ -5,6 +5,7 @@ Here the same input and options give the same bytes, whatever the number of work
 """
 
 import contextlib
+import errno
 import json
 import shutil
 import sys
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConversionResult", "WriteError", "WriteOptions", "sidecar_path", "write_beton"]
 
+_PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that say nothing of the file
 IMAGES_PER_TASK = 8  # that a thread is given at once: handing them over one by one costs as much as storing them
 
 
@@ -106,6 +108,8 @@ def _encoded(
             image.sum  # noqa: B018  made here, in the threads
             return image
         except Exception as error:  # PIL raises many kinds for damaged files; each becomes a listed skip
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING):
+                raise WriteError(f"{describe(source)} could not be read this time: {error}. Run it again.") from error
             return error
 
     def work(places: np.ndarray) -> list[tuple[int, Encoded | Exception]]:

@@ -229,6 +229,11 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
             skipped += len(written.skipped)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*accounts) from None
+    except Exception:
+        if accounts:
+            new_ones = f"{' and '.join(map(str, list(new.values())[: len(accounts)]))} is of this conversion"
+            print(printable(f"warning: {new_ones}: convert again, so that all splits fit together"), file=sys.stderr)
+        raise
     print("\n".join(account_lines(accounts, {split: content.classes for split, content in splits.items()})))
     if skipped:
         print(f"{skipped} images were skipped; the .json beside each beton lists them.", file=sys.stderr)

@@ -37,7 +37,7 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
     )
     check_files(cfg)
 
-    from ..beton import open_beton
+    from ..beton import open_beton, printable
     from ..evaluate.frozen import evaluate_frozen  # torch, which takes seconds, only for what is to be run
     from ..evaluate.tuned import evaluate_classifier
 
@@ -59,9 +59,9 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
             seen = f"{classifier['trained_on']} of {classifier['images']} test images are in data.train of"
             print(f"warning: {seen} {cfg.model.init}: this is no accuracy on new images", file=sys.stderr)
         if classifier["folder"]:
-            print(f"report: {classifier['folder']}/report.md")
+            print(printable(f"report: {classifier['folder']}/report.md"))
     if cfg.logging.run_dir:
-        print(f"picture: {Path(cfg.logging.run_dir) / 'neighbours.png'}")
+        print(printable(f"picture: {Path(cfg.logging.run_dir) / 'neighbours.png'}"))
 
 
 def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:

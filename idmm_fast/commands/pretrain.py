@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from shlex import quote
+from types import SimpleNamespace
 from typing import Any
 
 from ..cli import help_head, run
@@ -42,6 +43,7 @@ def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
     )
     check_files(cfg)
 
+    from ..beton import printable
     from ..evaluate.online import OnlineEvaluation  # torch, which takes seconds, only for what is to be run
     from ..runtime.distributed import is_main_process
     from ..train import pretraining
@@ -55,20 +57,25 @@ def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
         )
     else:
         print(f"done: {folder} ({', '.join(name for name in FILES if (folder / name).exists())})")
-        print(_next_commands(str(folder), str(data[0])))
+        for line in _next_commands(str(folder), str(data[0]), cfg):
+            print(printable(line))
 
 
-def _next_commands(run: str, data: str) -> str:
-    """What goes on from a run, and what judges it, on the same images: a folder, or a .beton file."""
-    if Path(data).is_dir():
-        given, judged = f"--data {quote(data)}", f"--data {quote(data)}"
-    else:
-        test = quote(data.replace("_train.beton", "_test.beton")) if "_train.beton" in data else "TEST.beton"
-        given, judged = f"--data {quote(data)} --data.test {test}", f"--test {test}"
-    return (
-        f"next: idmm-fast finetune --config own {given} --init {quote(run)} --out {quote(run + '_finetune')}\n"
-        f"or without training: idmm-fast evaluate --checkpoint {quote(run)} {judged}"
-    )
+def _next_commands(run: str, data: str, cfg: SimpleNamespace) -> list[str]:
+    """What goes on from a run, and what judges it, on the same images: `data` as it was typed, a folder or a beton."""
+    from ..beton import open_beton
+
+    labels = open_beton(cfg.data.train).label
+    if len({*labels[labels >= 0].tolist()}) < 2:  # nothing to fine-tune on, or to judge by
+        return [f"next: idmm-fast embed --checkpoint {quote(run)} --images {quote(data)} --out features.npz"]
+    given = judged = f"--data {quote(data)}"
+    if not Path(data).is_dir():
+        test = quote(cfg.data.test or "TEST.beton")
+        given, judged = f"{given} --data.test {test}", f"--test {test}"
+    return [
+        f"next: idmm-fast finetune --config own {given} --init {quote(run)} --out {quote(run + '_finetune')}",
+        f"or without training: idmm-fast evaluate --checkpoint {quote(run)} {judged}",
+    ]
 
 
 def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:

@@ -210,7 +210,7 @@ def packaged_config(name: str, folder: str = "") -> str:
         name: a file, which is returned as it is; or a name, perhaps as a path in the checkout: rn_configs/pets.yaml.
         folder: where in rn_configs, before rn_configs itself.
     """
-    if Path(name).is_file():
+    if Path(name).exists() and not Path(name).is_dir():  # a file, or a pipe
         return name
     own = name.removeprefix("rn_configs/")
     for below in dict.fromkeys((folder, "")):
@@ -260,8 +260,9 @@ def _shown(folder: Path) -> str:
 
 def _read_included(path: str | Path, included_by: tuple[str, ...]) -> dict[str, Any]:
     """The content of a YAML file that `included_by` lead to."""
-    if not Path(path).is_file():
-        what = "is a folder" if Path(path).is_dir() else "does not exist"
+    is_folder = Path(path).is_dir()
+    if is_folder or not Path(path).exists():
+        what = "is a folder" if is_folder else "does not exist"
         by = f" (included by {included_by[-1]})" if included_by else ""
         names = _packaged_names()
         near = difflib.get_close_matches(str(path).removesuffix(".yaml"), names, 1, 0.7)

@@ -12,10 +12,13 @@ its data by itself has load(root) instead of both.
 import importlib
 import pkgutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 
-from .raw_files import locate, writable_root
+from ..lock import Lock
+from .raw_files import find_folder, locate, writable_root
 from .split import DatasetError, FileSlice, ImageSource, Source, Split, held_out_of, name_tests, with_test_split
 from .split_list import SplitList, choose_listed, read_split_list
 
@@ -119,9 +122,11 @@ def load(
     if hasattr(module, "read"):
         unpack_to = options.get("unpack_to")
         root = writable_root(module.SOURCE, Path(root), Path(unpack_to) if unpack_to else None)
-        if hasattr(module, "prepare"):
-            module.prepare(root)
-        splits = module.read(locate(module.SOURCE, root))
+        with _alone(root) if hasattr(module, "prepare") or not find_folder(module.SOURCE, root) else nullcontext():
+            if hasattr(module, "prepare"):
+                module.prepare(root)
+            folder = locate(module.SOURCE, root)
+        splits = module.read(folder)
         per_class = per_class or (0 if total else getattr(module, "PER_CLASS", 0))
         total = total or getattr(module, "TOTAL", 0)
         if not hasattr(module, "BASE"):  # a sample is counted after it is drawn
@@ -138,6 +143,22 @@ def load(
     if subset:
         splits = {split: content.sample(seed, min(subset, len(content))) for split, content in splits.items()}
     return splits
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Keep other processes from fetching and unpacking the same files at the same time."""
+    made, lock = not root.exists(), None
+    with suppress(OSError):  # nothing is fetched or unpacked into a folder that can't be written
+        root.mkdir(parents=True, exist_ok=True)
+        lock = Lock(root / ".lock", str(root), wait=True)
+    try:
+        with lock or nullcontext():
+            yield
+    finally:
+        if made:
+            with suppress(OSError):  # it holds something
+                root.rmdir()
 
 
 def _check_counts(name: str, source: Source, splits: dict[str, Split], partial: bool) -> None:

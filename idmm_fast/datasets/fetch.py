@@ -1,6 +1,7 @@
 """Fetching raw files: downloads that resume and are checked, archives that are unpacked safely."""
 
 import hashlib
+import http.client
 import lzma
 import shutil
 import tarfile
@@ -62,13 +63,18 @@ def download(url: str, path: Path, checksum: str | None = None) -> None:
                 open(part, "ab" if done else "wb") as file,
                 tqdm(total=total, initial=done, desc=path.name, unit="B", unit_scale=True, disable=None) as bar,
             ):
-                while block := response.read(_BLOCK):
-                    file.write(block)
-                    bar.update(len(block))
-            if total is not None and part.stat().st_size < total:
-                raise OSError(
-                    f"the connection ended after {part.stat().st_size} of {total} bytes; run it again to resume"
-                )
+                try:
+                    while block := response.read(_BLOCK):
+                        file.write(block)
+                        bar.update(len(block))
+                except http.client.HTTPException as error:
+                    raise OSError(f"the connection ended ({error!r}); run it again to resume") from error
+            size = part.stat().st_size
+            if total is not None and size < total:
+                raise OSError(f"the connection ended after {size} of {total} bytes; run it again to resume")
+            if total is not None and size > total:
+                part.unlink()
+                raise OSError(f"{size} bytes came, and the server said {total}; run it again")
     if checksum and md5(part) != checksum:
         part.unlink()
         raise DatasetError(

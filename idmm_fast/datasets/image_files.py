@@ -54,14 +54,14 @@ class LeftOut:
 
 
 def natural_order(name: str) -> list:
-    """A key for sorting names as people count: 2 before 10. Names without digits keep their order.
+    """A key for sorting names as people count: 2 before 10, x before x2. Names without digits keep their order.
 
     Args:
         name: Of a class, say.
     """
     parts: list = re.split(r"([0-9]+)", name)
     parts[1::2] = map(int, parts[1::2])
-    return [*parts, name]  # the name itself, where numbers are equal: 1 and 01
+    return [parts, name]  # the name itself, where numbers are equal: 1 and 01
 
 
 @cache

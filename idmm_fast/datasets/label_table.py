@@ -79,11 +79,12 @@ def load_by_table(
     found: dict[Path, tuple[str, str, str]] = {}  # image: split, label, where
     for table in _tables(root, labels):
         for row in _rows(table, (file_column, label_column, split_column), left_out, remarks):
-            image = files.find(row, table)
+            split = _said_split(row, table, root)
+            image = files.find(row, table, split)
             if image is None:
                 left_out.add("rows without an image file", f"{row.where}: {row.file}")
                 continue
-            entry = _split_name(row, table, root, image), row.label, row.where
+            entry = split or files.split_of_folder(image) or "train", row.label, row.where
             before = found.setdefault(image, entry)
             if before[:2] != entry[:2]:
                 raise DatasetError(
@@ -171,8 +172,8 @@ def _columns(table: Path, names: list[str], rows: list[dict[str, str]], named: S
     return Columns(file, label, split)
 
 
-def _split_name(row: Row, table: Path, root: Path, image: Path) -> str:
-    """The split of a row: what it says, else what its table or its image lies in, else train. Raises DatasetError."""
+def _said_split(row: Row, table: Path, root: Path) -> str | None:
+    """The split of a row by what it says, else by the folder that its table lies in, else by the table's name."""
     if row.split:
         split = split_of(row.split)
         if split is None:
@@ -180,8 +181,9 @@ def _split_name(row: Row, table: Path, root: Path, image: Path) -> str:
                 f"{row.where}: '{row.split}' is not a split. Write train, val or test, or leave it empty."
             )
         return split
-    lies_in = [*image.relative_to(root).parts[:-1]]
-    return next(filter(None, map(split_of, [table.parent.name, table.stem, *lies_in])), "train")
+    folder = table.parent.resolve()
+    is_below = folder != root.resolve() and folder.is_relative_to(root.resolve())  # else its name says nothing
+    return next(filter(None, map(split_of, [folder.name if is_below else "", table.stem])), None)
 
 
 class _Files:
@@ -198,9 +200,14 @@ class _Files:
         for image in images:
             for name in {image.name, image.stem}:
                 self._by_name.setdefault(name, []).append(image)
+        self._splits = set(map(self.split_of_folder, images))
 
-    def find(self, row: Row, table: Path) -> Path | None:
-        """The image of a row, None if it is not there. Raises DatasetError where there are two."""
+    def split_of_folder(self, image: Path) -> str | None:
+        """The split whose folder an image lies in, if there is one."""
+        return next(filter(None, map(split_of, image.relative_to(self.root).parts[:-1])), None)
+
+    def find(self, row: Row, table: Path, split: str | None) -> Path | None:
+        """The image of a row of a split, None if it is not there. Raises DatasetError where there are two."""
         name = row.file.replace("\\", "/").strip("/").removeprefix("./")
         if not name:
             return None
@@ -209,9 +216,12 @@ class _Files:
         for near in (table.parent, self.root):
             exact = [image for image in hits if (near / name) in (image, image.with_suffix(""))]
             hits = exact or hits
-        split = split_of(table.stem)
-        if len(hits) > 1 and split:
-            hits = [i for i in hits if split in map(split_of, i.relative_to(self.root).parts)] or hits
+        if "/" not in name and split in self._splits:  # images of other splits may be called the same
+            hits = [image for image in hits if self.split_of_folder(image) in (split, None)]
+            hits = [image for image in hits if self.split_of_folder(image)] or hits
+        if not hits:
+            files = {(near / row.file).resolve() for near in (table.parent, Path())}
+            hits = [image for image in ends if image.resolve() in files]
         if len(hits) > 1:
             raise DatasetError(f"{row.where}: {row.file} may be {hits[0]} or {hits[1]}. Write its path.")
         return hits[0] if hits else None

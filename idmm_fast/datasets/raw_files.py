@@ -28,7 +28,7 @@ def writable_root(source: Source, root: Path, unpack_to: Path | None) -> Path:
         OSError: UNPACK_TO-KEY can't be written.
     """
     archives = any((root / name).is_file() for name in source.files if _is_archive(name))
-    complete = not archives and _find(source, root) is not None
+    complete = not archives and find_folder(source, root) is not None
     if unpack_to is None or unpack_to.resolve() == root.resolve() or complete or _writable(root):
         return root
     beside = unpack_to.with_name(f"{unpack_to.name}-{_key(root)}")
@@ -71,22 +71,22 @@ def locate(source: Source, root: Path) -> Path:
     Raises:
         DatasetError: The files are not there and can't be fetched, or lie in folders of classes.
     """
-    folder = _find(source, root)
+    folder = find_folder(source, root)
     if folder is None:
         if not any(_is_archive(name) and (root / name).is_file() for name in source.files):
             _refuse_class_folders(source, root)
         _unpack_all(root, source.files)
-        folder = _find(source, root)
+        folder = find_folder(source, root)
     if folder is None and source.files:
         _unpack_all(root, _download_all(source, root))
-        folder = _find(source, root)
+        folder = find_folder(source, root)
     if folder is None:
         advice = f"The files are {', '.join(source.files)} from" if source.files else "See"
         raise DatasetError(f"{_what_is_there(source, root)}. {advice} {source.address}.")
     return folder
 
 
-def _find(source: Source, root: Path) -> Path | None:
+def find_folder(source: Source, root: Path) -> Path | None:
     """The folder that holds all markers; `root` itself where a mirror has them in several folders below it."""
     whole = next((root / f for f in source.folders if all((root / f / m).exists() for m in source.markers)), None)
     if whole is None and all(source.at(root, marker).exists() for marker in source.markers):

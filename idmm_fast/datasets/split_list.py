@@ -128,7 +128,7 @@ def read_split_list(path: Path) -> SplitList:
     settings: dict[str, str | int] = {}
     images: list[ListedImage] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DatasetError(f"{path} is not a text file in UTF-8, so not a split list.") from None
     for number, text in enumerate(lines, 1):
@@ -252,6 +252,7 @@ def _find_by_file(listing: SplitList, candidates: Iterable[tuple[str, ImageSourc
     for path, source in candidates:
         by_name.setdefault(path.rsplit("/", 1)[-1], []).append((path, source))
     found: dict[int, ImageSource] = {}
+    lines: dict[str, int] = {}  # of a path, the line that named it first
     ambiguous, differing = [], []
     for image in tqdm(listing.images, desc="looking for listed images", unit="img", disable=None):
         same_name = by_name.get(image.file.rsplit("/", 1)[-1], [])
@@ -259,6 +260,11 @@ def _find_by_file(listing: SplitList, candidates: Iterable[tuple[str, ImageSourc
         if len(hits) > 1:
             ambiguous.append((image, hits))
         elif hits:
+            if (before := lines.setdefault(hits[0][0], image.line)) != image.line:
+                raise DatasetError(
+                    f"{listing.path}, line {image.line} names the same image as line {before}: {hits[0][0]}. "
+                    f"Remove one of them."
+                )
             found[image.line], same = _as_listed(listing, image, hits[0][1])
             if not same:
                 differing.append(image)

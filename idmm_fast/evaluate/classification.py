@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 
 from ..convert import listed_files
-from ..files import write_json, write_text
+from ..files import replacing, write_json, write_text
 from ..plots.classification import plot_confusion, plot_mistakes
 from ..runtime.device import Runtime
 from .batches import EvaluationImages, evaluation_batches, report_skipped
@@ -166,7 +166,11 @@ def write_report(
     if train_images is not None:
         pictures["curves.png"] = "The training"
     write_json(folder / "report.json", numbers)
-    write_text(folder / "test_predictions.csv", _table(found, listed_files(Path(images.path))))
+    with replacing(
+        folder / "test_predictions.csv"
+    ) as draft:  # names that are no UTF-8 keep their bytes, as in predict's
+        table = _table(found, listed_files(Path(images.path)))
+        draft.write_text(table, encoding="utf-8", errors="surrogateescape")
     write_text(folder / "report.md", _page(numbers, title, pictures, train_images))
     return numbers
 
@@ -176,13 +180,12 @@ def _table(found: Classified, files: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", *(["file"] if files else []), "true", "predicted", "probability"])
-    names, files = (
-        [name.encode("utf-8", "backslashreplace").decode() for name in each] for each in (found.names, files)
-    )
     for k in np.argsort(found.rows, kind="stable"):
         row, best = found.rows[k], int(found.probabilities[k].argmax())
         file = [files[row]] if files else []
-        writer.writerow([row, *file, names[found.labels[k]], names[best], f"{found.probabilities[k, best]:.6g}"])
+        writer.writerow(
+            [row, *file, found.names[found.labels[k]], found.names[best], f"{found.probabilities[k, best]:.6g}"]
+        )
     return text.getvalue()
 
 
@@ -198,7 +201,8 @@ def _page(numbers: dict[str, Any], title: str, pictures: dict[str, str], train_i
     errors = {"top1": f"± {numbers['top1_error']:.2f}"}
     images = "1 test image" if numbers["images"] == 1 else f"{numbers['images']:,} test images"
     trained = "" if train_images is None else f", {train_images:,} training images"
-    lines = [f"# {title}", "", f"{images}{trained}.", "", "| | % | standard error |", "|---|---|---|"]
+    shown = title.encode("utf-8", "backslashreplace").decode()
+    lines = [f"# {shown}", "", f"{images}{trained}.", "", "| | % | standard error |", "|---|---|---|"]
     lines += [f"| {name} | {numbers[k]:.2f} | {errors.get(k, '')} |" for name, k in summary.items() if k in numbers]
     lines += ["", "The classes, those found worst first:", ""]
     lines += [

@@ -1,6 +1,7 @@
 """What was found in images, as lines for the terminal."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 
@@ -38,18 +39,29 @@ def _image_lines(good: list[Seen]) -> list[str]:
 
 
 def _duplicate_lines(groups: list[list[Seen]]) -> list[str]:
-    kinds = {
-        "within a split": [g for g in groups if len(g) > len({i.split for i in g})],
-        "ACROSS SPLITS: accuracy on them is not to be trusted": [g for g in groups if len({i.split for i in g}) > 1],
-        "with different labels": [g for g in groups if len({i.label for i in g if i.label >= 0}) > 1],
+    kinds: dict[str, Callable[[list[Seen]], list[Seen]]] = {
+        "within a split": _in_one_split,
+        "ACROSS SPLITS: accuracy on them is not to be trusted": lambda group: _differing(group, "split"),
+        "with different labels": lambda group: _differing([i for i in group if i.label >= 0], "label"),
     }
+    ordered = [sorted(group, key=lambda i: i.split != "train") for group in groups]
     lines = []
-    for kind, those in kinds.items():
-        if those:
-            first = sorted(those[0], key=lambda i: i.split != "train")
+    for kind, choose in kinds.items():
+        if those := [pair for pair in map(choose, ordered) if pair]:
             images = f"{len(those):,} image{'s' * (len(those) != 1)}"
-            lines.append(f"  {images} twice or more {kind}; first {first[0].name} and {first[1].name}")
+            lines.append(f"  {images} twice or more {kind}; first {those[0][0].name} and {those[0][1].name}")
     return lines or ["  none"]
+
+
+def _in_one_split(group: list[Seen]) -> list[Seen]:
+    """The first two images that are in the same split; [] where there are none."""
+    first: dict[str, Seen] = {}
+    return next(([first[i.split], i] for i in group if first.setdefault(i.split, i) is not i), [])
+
+
+def _differing(group: list[Seen], key: str) -> list[Seen]:
+    """The first image, and the first that differs from it in `key`; [] where none does."""
+    return next(([group[0], i] for i in group if getattr(i, key) != getattr(group[0], key)), [])
 
 
 def _class_lines(found: Inspection) -> list[str]:

@@ -44,6 +44,8 @@ def create_method(
     for key in options:
         if key not in known:
             raise ValueError(f"method.options: {name} has no '{key}'; it has {', '.join(known)}")
+        if isinstance(options[key], bool) or not isinstance(options[key], int | float):
+            raise ValueError(f"method.options: {key} of {name} is a number, not {options[key]!r}")
     if method.required_crops and tuple(crops) != method.required_crops:
         needed = " and ".join(f"one group of {count} crops" for count in method.required_crops)
         advice = f"--config rn_configs/methods/{name}.yaml sets what it needs"
@@ -58,7 +60,7 @@ def create_method(
     needs = inspect.signature(method.__init__).parameters
     try:
         return method(backbone, **{k: v for k, v in given.items() if k in needs}, **options)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise ValueError(f"method.options {dict(options)} do not go with {name}: {error}") from error
 
 

@@ -38,7 +38,7 @@ def read_weights(source: str | Path, wanted: Iterable[str] = ()) -> dict[str, to
         return _from_timm(str(source).removeprefix(BY_NAME))
     path = weights_file(source)
     if not path.exists():
-        if (path.parent / "checkpoints").is_dir():
+        if Path(source).is_dir() and (path.parent / "checkpoints").is_dir():
             raise ValueError(
                 f"{path.parent} is a training that has not ended: resume it (--training.resume=auto), or name a file "
                 f"in {path.parent / 'checkpoints'}"

@@ -315,3 +315,14 @@ def test_gpu_benchmark_writes_after_each_part_and_projects_the_real_training(
     assert (trained["model"], trained["images"], trained["epochs"]) == (models[0], 16, 3)
     at_its_rate = 800 * 2040 / trained["images_per_s"] / 60
     assert at_its_rate <= trained["projected_minutes"] <= at_its_rate + trained["minutes"]
+
+
+def test_attention_counts_as_the_products_that_it_is():
+    """Fused on a CPU it is an operator of its own, which torch's counter does not know."""
+    import torch
+
+    from idmm_fast.bench.step import count_flop
+
+    q, k, v = torch.randn(3, 1, 2, 8, 16)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert count_flop(lambda: attend(q, k, v)) == 2 * 2 * (2 * 8 * 8 * 16)

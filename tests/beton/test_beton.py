@@ -1,6 +1,7 @@
 """Writing and opening betons: what stock FFCV reads, what is skipped, and that nothing half-written is left."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -23,9 +24,10 @@ from idmm_fast import __version__
 from idmm_fast.beton import BetonError, WriteError, open_beton, write_beton
 from idmm_fast.beton.decode import decode_rows
 from idmm_fast.beton.encode import encode, plain_jpeg, stored_size, to_rgb
-from idmm_fast.beton.format import HEADER, MIN_PAGE
+from idmm_fast.beton.format import HEADER, MIN_PAGE, SUMS_MARK
 from idmm_fast.beton.jpeg import OK, Decoder, decode_jpeg
 from idmm_fast.beton.jpeg_check import is_intact
+from idmm_fast.beton.verify import verify
 from idmm_fast.beton.write import WriteOptions, _encoded
 from idmm_fast.commands.convert import write_datasets
 from idmm_fast.datasets import Split, load
@@ -434,6 +436,18 @@ def test_a_stop_between_splits_names_those_that_are_new(tree, tmp_path, monkeypa
     assert {path.name for path in tmp_path.glob("*.beton")} == {"tree_train.beton"}
 
 
+def test_a_failure_between_splits_names_those_that_are_new(tree, tmp_path, monkeypatch, capsys):
+    def write_first(path, *args, name, **options):
+        if name == "test":
+            raise WriteError("the disk is full")
+        return write_beton(path, *args, name=name, **options)
+
+    monkeypatch.setattr("idmm_fast.beton.write_beton", write_first)
+    with pytest.raises(WriteError):
+        write_datasets(["--ds", "folder", "--root", str(tree), "--test-share", "0.2", "--out", str(tmp_path)])
+    assert "folder_train.beton is of this conversion: convert again, so that all splits" in capsys.readouterr().err
+
+
 CONVERT = """
 import os, sys
 from pathlib import Path
@@ -499,6 +513,40 @@ def test_kill_at_twenty_random_moments_leaves_the_old_file_or_the_new_one(tmp_pa
     assert len(seen) > 1
     write_beton(path, load("folder", root)["train"], dataset="t", name="train", quiet=True)
     assert {p.name for p in path.parent.iterdir()} == {"a.beton", "a.json"}
+
+
+def test_an_error_that_passes_is_no_damaged_image(tree, tmp_path, monkeypatch):
+    """A disk that failed once had left an image out for good, where the conversion is kept."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("idmm_fast.beton.write.encode", fail)
+    with pytest.raises(WriteError, match=r"\.jpg could not be read this time: .*Input/output error. Run it again"):
+        write_beton(tmp_path / "x.beton", load("folder", tree)["train"], dataset="x", name="x", mode="raw", quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*mark.json is not of this")
+def test_a_flipped_bit_in_the_number_of_rows_or_in_the_mark_of_the_sums_is_noticed(raw_beton, tmp_path):
+    """By opening, and by --verify, which knows that the sidecar was of another file."""
+    whole = raw_beton.read_bytes()
+    for name in ("rows", "mark"):
+        path, data = tmp_path / f"{name}.beton", bytearray(whole)
+        at = 8 if name == "rows" else whole.index(np.array([SUMS_MARK]).tobytes())
+        data[at] ^= 8
+        path.write_bytes(data)
+        shutil.copy(raw_beton.with_suffix(".json"), path.with_suffix(".json"))
+    with pytest.raises(BetonError, match=r"says it has \d+ rows, and holds 40 images|damaged"):
+        open_beton(tmp_path / "rows.beton")
+    with pytest.raises(BetonError, match=r"mark\.json is damaged, or not of this mark\.beton"):
+        verify(tmp_path / "mark.beton")
+    cut = tmp_path / "cut.beton"
+    shutil.copy(raw_beton, cut)
+    text = raw_beton.with_suffix(".json").read_text()
+    cut.with_suffix(".json").write_text(text[: len(text) // 2])
+    with pytest.warns(UserWarning, match=r"cut\.json is not of this cut\.beton"):
+        assert open_beton(cut).classes[0] == "class_0"
 
 
 def test_a_sidecar_of_another_file_is_not_believed(jpg_beton, raw_beton, tmp_path):

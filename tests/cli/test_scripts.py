@@ -36,7 +36,7 @@ def test_only_files_that_were_written_are_announced(script, tiny_beton, tmp_path
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     if script == "train_idmm.py":
         done, following, _ = run_script(script, *args, "--training.resume=auto").stdout.splitlines()[-3:]
-        run, data = tmp_path / "run", f"--data {tiny_beton} --data.test TEST.beton"
+        run, data = tmp_path / "run", f"--data {tiny_beton} --data.test {tiny_beton}"
         assert following == f"next: idmm-fast finetune --config own {data} --init {run} --out {run}_finetune"
         assert done.startswith(f"done: {tmp_path / 'run'} (")
         announced = done.partition("(")[2].rstrip(")").split(", ")

@@ -364,6 +364,52 @@ def test_a_download_goes_on_where_it_stopped(server, tmp_path):
     assert not list(tmp_path.glob("b.bin*"))
 
 
+def test_a_download_that_is_too_long_is_not_taken(server, tmp_path, monkeypatch):
+    """Two processes that appended to one file had made it so."""
+    server.files["a.bin"] = b"x" * 1000
+    real = fetch.tqdm
+
+    def also_writes(*args, **options):
+        with open(tmp_path / "a.bin.part", "ab") as file:
+            file.write(b"y" * 2000)
+        return real(*args, **options)
+
+    monkeypatch.setattr(fetch, "tqdm", also_writes)
+    with pytest.raises(OSError, match="2000 bytes came, and the server said 1000"):
+        fetch.download(server.url + "a.bin", tmp_path / "a.bin")
+    assert not list(tmp_path.iterdir())
+
+
+UNPACK = """
+import sys
+from pathlib import Path
+from idmm_fast import datasets
+from idmm_fast.datasets import Source, Split
+from types import SimpleNamespace
+root = Path(sys.argv[1])
+module = SimpleNamespace(
+    SOURCE=Source("", 1, {"train": 3000}, "", "", {"jpg.tar": (None, None)}, ("jpg",), (".",)),
+    read=lambda folder: {"train": Split(sorted((folder / "jpg").iterdir()), [0] * 3000, ["a"])},
+)
+datasets._module = lambda name: module
+print(len(datasets.load("some", root)["train"].images))
+"""
+
+
+@pytest.mark.integration
+def test_two_processes_that_unpack_the_same_archive_both_have_all_of_it(tmp_path):
+    """Each had removed what the other was unpacking."""
+    (tmp_path / "raw").mkdir()
+    with tarfile.open(tmp_path / "raw" / "jpg.tar", "w") as archive:
+        for k in range(3000):
+            archive.addfile(tarfile.TarInfo(f"jpg/{k:04d}.jpg"), io.BytesIO())
+    command = [sys.executable, "-c", UNPACK, str(tmp_path / "raw")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    assert [process.communicate(timeout=100)[0] for process in both] == ["3000\n", "3000\n"]
+    assert len(list((tmp_path / "raw" / "jpg").iterdir())) == 3000
+    assert not (tmp_path / "raw" / ".lock").exists()
+
+
 def test_a_dataset_is_downloaded_unpacked_and_read(server, tmp_path, monkeypatch):
     from idmm_fast.datasets import pets
 
@@ -1159,6 +1205,15 @@ def test_a_malformed_line_of_a_split_list_is_named(tmp_path, line, said):
     with pytest.raises(DatasetError, match=r"list\.txt, line [23]") as refused:
         read_split_list(tmp_path / "list.txt")
     assert said in str(refused.value)
+
+
+def test_a_file_that_two_lines_name_in_two_ways_is_refused(tree, tmp_path):
+    """It had gone into both splits."""
+    path = next(tree.rglob("*.jpg")).relative_to(tree).as_posix()
+    text = f"\ufefftrain\ta\t{path}\ntest\ta\t{path.rpartition('/')[2]}\n"  # with the mark that Windows writes
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(DatasetError, match=r"line 2 names the same image as line 1: .*Remove one"):
+        choose_listed(datasets.load("folder", tree), read_split_list(tmp_path / "list.txt"))
 
 
 def test_a_file_that_is_no_split_list_is_refused(tmp_path):

@@ -105,6 +105,48 @@ def test_a_table_named_like_a_split_names_its_images(tmp_path):
     assert read(tmp_path, "train.csv") == wanted
 
 
+def test_an_image_of_another_split_does_not_take_the_place_of_a_missing_one(tmp_path):
+    """Training image 3 is missing; test image 3 had gone into training with its label."""
+    plant(tmp_path, "train/1.jpg", "train/2.jpg", "test/3.jpg", train="id,label\n1,a\n2,b\n3,a\n")
+    assert read(tmp_path, "train.csv") == {
+        "train": {"train/1.jpg": "a", "train/2.jpg": "b"},
+        "test": {"test/3.jpg": None},
+    }
+
+
+def test_a_table_may_name_images_in_the_folder_of_another_split(tmp_path):
+    """Where its split has none: test images are often chosen out of train/."""
+    plant(tmp_path, "train/1.jpg", "train/2.jpg", test="id,label\n2,a\n")
+    assert read(tmp_path, "test.csv") == {"test": {"train/2.jpg": "a"}}
+
+
+def test_a_column_of_splits_tells_images_of_one_name_apart(tmp_path):
+    plant(tmp_path, "train/1.jpg", "test/1.jpg", all="file,label,split\n1.jpg,a,train\n1.jpg,b,train\n")
+    with pytest.raises(DatasetError, match="says other things"):
+        read(tmp_path, "all.csv")
+    (tmp_path / "all.csv").write_text("file,label,split\n1.jpg,a,train\n1.jpg,a,test\n")
+    assert read(tmp_path, "all.csv") == {"train": {"train/1.jpg": "a"}, "test": {"test/1.jpg": "a"}}
+
+
+@pytest.mark.parametrize("name", ["pics", "train", "test", "dev"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_the_folder_of_all_is_called_decides_no_split(tmp_path, name, beside):
+    root = tmp_path / name
+    plant(root, "train/a.jpg", "test/b.jpg", labels="file,label\na.jpg,x\nb.jpg,x\n")
+    table = root / "labels.csv"
+    if beside:
+        (tmp_path / "training").mkdir()
+        table = table.rename(tmp_path / "training" / "labels.csv")
+    assert read(root, table) == {"train": {"train/a.jpg": "x"}, "test": {"test/b.jpg": "x"}}
+
+
+def test_files_are_found_by_absolute_paths_and_from_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plant(tmp_path / "in", "a/1.jpg", "a/2.jpg", "b/1.jpg")
+    (tmp_path / "in" / "b" / "t.csv").write_text(f"file,label\n{tmp_path}/in/a/1.jpg,x\n../a/2.jpg,y\n")
+    assert read(Path("in"), "in/b/t.csv") == {"train": {"a/1.jpg": "x", "a/2.jpg": "y"}}
+
+
 def test_columns_can_be_named(tmp_path):
     table = "file,label,second,part\na.jpg,x,u,train\nb.jpg,y,v,train\nc.jpg,x,u,test\n"
     plant(tmp_path, "a.jpg", "b.jpg", "c.jpg", labels=table)

@@ -471,7 +471,11 @@ def test_gradients_are_clipped_one_by_one(tiny_beton, tmp_path):
         ({"method.options": {"dim": 3}}, "idmm has its keys"),
         (
             {"method.name": "simclr", "cutmix.alpha": 0, "method.options": {"hidden": "abc"}},
-            r"method\.options {'hidden': 'abc'} do not go with simclr: ",
+            r"method\.options: hidden of simclr is a number, not 'abc'",
+        ),
+        (
+            {"method.name": "simclr", "cutmix.alpha": 0, "method.options": {"hidden": -5}},
+            r"method\.options {'hidden': -5} do not go with simclr: ",
         ),
         ({"method.name": "byol"}, "one of idmm, simclr"),
     ],
