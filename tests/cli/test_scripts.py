@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers import FINETUNE, PRETRAIN, ROOT, run_script, tiny_config
 
 from idmm_fast import cli
+from idmm_fast.beton import write_beton
+from idmm_fast.commands.pretrain import _next_commands
+from idmm_fast.datasets import Split
 from idmm_fast.errors import ConfigError, Stopped
 from idmm_fast.train.finetuning import finetune
 from idmm_fast.train.pretraining import pretrain
@@ -157,3 +161,13 @@ def test_errors_become_a_message_and_an_exit_code(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda argv: 1, [])
     assert stop.value.code == 1
+
+
+@pytest.mark.parametrize(("labels", "verb"), [([-1, -1], "embed"), ([0, 0], "embed"), ([0, -1, 1], "finetune")])
+def test_what_comes_next_is_what_the_images_have_labels_for(tmp_path, photos, labels, verb):
+    split = Split(photos[: len(labels)], labels, ["a", "b"])
+    beton = write_beton(tmp_path / "my train.beton", split, dataset="x", name="train", mode="raw", quiet=True).path
+    cfg = SimpleNamespace(data=SimpleNamespace(train=str(beton), test=None))
+    first, *_ = _next_commands("runs/x", str(beton), cfg)
+    assert first.startswith(f"next: idmm-fast {verb} ")
+    assert f"'{beton}'" in first  # as a shell reads it

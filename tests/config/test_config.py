@@ -97,6 +97,7 @@ def test_a_folder_does_not_hide_a_configuration_of_its_name(tmp_path, monkeypatc
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path)
     assert packaged_config("pets").endswith("rn_configs/pets.yaml")
+    assert packaged_config("/dev/null") == "/dev/null"  # as pipes, no file
 
 
 def test_a_file_that_is_no_utf8_is_told_so(tmp_path):

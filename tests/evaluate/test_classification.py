@@ -69,8 +69,11 @@ def test_a_report_says_how_far_its_numbers_go(tmp_path, monkeypatch):
     monkeypatch.setattr(classification, "plot_mistakes", lambda *args: None)
     labels, predicted = np.array([0] * 15 + [1] * 8 + [2] * 2), np.array([0] * 15 + [1] + [0] * 7 + [1] * 2)
     found = Classified(np.arange(25), labels, np.eye(3, dtype=np.float32)[predicted], ["a", "b", "c"])
-    write_report(found, EvaluationImages("x.beton", 32), tmp_path, "x", 100)
+    write_report(
+        found, EvaluationImages("x.beton", 32), tmp_path, "runs/x on caf\udce9", 100
+    )  # a name that is no UTF-8
     page = (tmp_path / "report.md").read_text()
+    assert page.startswith("# runs/x on caf\\udce9\n")
     assert "25 test images, 100 training images." in page
     assert "| top-1 | 64.00 | ± 9.60 |" in page
     assert "| share of the most frequent class | 60.00 |" in page
