@@ -148,7 +148,8 @@ def embed(
         batch_size: images at a time.
 
     Returns:
-        (float32 (n, d), the n files of the images). The files are [] where `data` is a .beton file.
+        (float32 (n, d), the n files of the images). The files are [] where `data` is a .beton file
+        that was not converted from a folder here.
 
     Raises:
         ConfigError: for another suffix of `out`, or a checkpoint that is in no run folder.

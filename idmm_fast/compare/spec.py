@@ -113,10 +113,12 @@ class SweepConfig:
     def _read_methods(self) -> dict[str, Values]:
         """{method: what it has of its own}."""
         methods = self.tree.get("methods") or {}
-        found = {name: own or {} for name, own in methods.items()} if isinstance(methods, dict) else {"": methods}
+        if not isinstance(methods, dict):
+            raise ConfigError(f"{self.path}: methods must be a mapping, not {methods}")
+        found = {name: own or {} for name, own in methods.items()}
         for name, own in found.items():
             if not isinstance(own, dict):
-                raise ConfigError(f"{self.path}: methods{name and '.'}{name} must be a mapping, not {own}")
+                raise ConfigError(f"{self.path}: methods.{name} must be a mapping, not {own}")
         for name in found:
             bases = [name]
             while (base := found.get(bases[-1], {}).get("base")) is not None:

@@ -129,13 +129,13 @@ class RunDir:
         self._lock = Lock(self.folder / ".lock", f"the run folder {self.folder}")
         try:
             path, self.state = self._find_checkpoint(resume)
-            init = config["model"].get("init")
-            weights = weights_file(init or "")
             self._fingerprints = {split: beton.fingerprint for split, beton in betons.items()}
-            self._fingerprints |= {"init": sha256(weights)} if init and weights.is_file() else {}
+            init = config["model"].get("init")
+            if init and (weights := weights_file(init)).is_file():
+                self._fingerprints["init"] = sha256(weights)
             if self.state is not None:
                 self._check_same_config(config)
-                self._check_same_inputs(betons, weights)
+                self._check_same_inputs(betons, init)
             for left in (*self.folder.glob("*.tmp"), *self.checkpoints.glob("*.tmp")):
                 left.unlink()  # it was left by a process that was killed while it wrote
             if self.state is not None:
@@ -207,7 +207,7 @@ class RunDir:
                         f"Use another --out for another run."
                     )
 
-    def _check_same_inputs(self, betons: dict[str, Beton], weights: Path) -> None:
+    def _check_same_inputs(self, betons: dict[str, Beton], init: str | None) -> None:
         """Refuse to resume with other images, labels or first weights."""
         known = self.state.get("data", {})
         if known and ("val" in known) != ("val" in betons):
@@ -218,7 +218,7 @@ class RunDir:
         for name, was in known.items():
             if self._fingerprints.get(name, was) != was:
                 if name == "init":
-                    what = f"other weights than those that {weights} has now (model.init)"
+                    what = f"other weights than those of {init} (model.init)"
                 else:
                     what = f"other images or labels than those of {betons[name].path} (data.{name})"
                 raise OtherInputs(
