@@ -231,8 +231,9 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
         raise KeyboardInterrupt(*accounts) from None
     except Exception:
         if accounts:
-            new_ones = f"{' and '.join(map(str, list(new.values())[: len(accounts)]))} is of this conversion"
-            print(printable(f"warning: {new_ones}: convert again, so that all splits fit together"), file=sys.stderr)
+            whole = " and ".join(str(new[split]) for split in accounts)
+            told = f"warning: {whole} is of this conversion: convert again, so that all splits fit together"
+            print(printable(told), file=sys.stderr)
         raise
     print("\n".join(account_lines(accounts, {split: content.classes for split, content in splits.items()})))
     if skipped:

@@ -166,9 +166,8 @@ def write_report(
     if train_images is not None:
         pictures["curves.png"] = "The training"
     write_json(folder / "report.json", numbers)
-    with replacing(
-        folder / "test_predictions.csv"
-    ) as draft:  # names that are no UTF-8 keep their bytes, as in predict's
+    # Names that are no UTF-8 keep their bytes, as in predict's table.
+    with replacing(folder / "test_predictions.csv") as draft:
         table = _table(found, listed_files(Path(images.path)))
         draft.write_text(table, encoding="utf-8", errors="surrogateescape")
     write_text(folder / "report.md", _page(numbers, title, pictures, train_images))
