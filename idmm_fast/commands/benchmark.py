@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..cli import command_parser, run
 
@@ -63,6 +64,17 @@ def _images(added: argparse.ArgumentParser) -> None:
     )
 
 
+def _options(text: str) -> dict[str, Any]:
+    """The arguments of a model from their JSON."""
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object; one is '{{\"depth\": 6}}'")
+    return options
+
+
 def _network(added: argparse.ArgumentParser) -> None:
     """The arguments that name a model."""
     added.add_argument(
@@ -70,7 +82,7 @@ def _network(added: argparse.ArgumentParser) -> None:
     )
     added.add_argument(
         "--options",
-        type=json.loads,
+        type=_options,
         default={},
         metavar="JSON",
         help="further arguments of the model, e.g. '{\"depth\": 6}'",

@@ -72,6 +72,8 @@ def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {value} is not in {low}..{high}")
     if not 0 <= args.test_share < 1:
         parser.error(f"--test-share {args.test_share:g} is not between 0 and 1")
+    if args.name and "/" in args.name and args.ds != "hf":
+        parser.error(f"--name {args.name} is the first part of the files' names; their folder is --out")
     for option, of in _ONLY_FOR.items():
         if getattr(args, option) and args.ds not in of:
             parser.error(f"--{option.replace('_', '-')} is for --ds {' and --ds '.join(of)}")
