@@ -86,7 +86,8 @@ class Stages:
         self._rows = rows
         self._table = (beton.bytes, beton.ptr, beton.length, beton.height, beton.width)
         self._specs = crop_table(IDMM_VIEWS, Augment())
-        self._scratch = Scratch(int(beton.height.max()), int(beton.width.max()), self._specs, True)
+        pixels = int((beton.height * beton.width).max())
+        self._scratch = Scratch(int(beton.height.max()), int(beton.width.max()), pixels, self._specs)
         self._out = np.empty(2 * 3 * IDMM_VIEWS[0].size ** 2, np.uint8)
         self._raw = bool((beton.mode[rows] == 1).all())
         self.run_through("read")

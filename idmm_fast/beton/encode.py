@@ -268,7 +268,7 @@ def _encode_by_pil(image: Image.Image, data: bytes, mode: str, max_resolution: i
     if (
         mode == "jpg"
         and (not max_resolution or max(width, height) <= max_resolution)
-        and image.format == "JPEG"
+        and image.format in ("JPEG", "MPO")  # MPO: a JPEG with others behind it
         and image.mode in ("RGB", "L")
         and not image.info.get("progressive")
         and orientation(image) == 1

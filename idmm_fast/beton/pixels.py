@@ -95,12 +95,12 @@ def _without_text(data: bytes) -> bytes:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation: 1 upright, 2 to 8 turned or mirrored; 1 where there is none or it can't be read."""
+    """EXIF's orientation: 1 upright, 2 to 8 turned or mirrored; 1 where there is no such number."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # PIL raises many kinds for damaged blocks
         return 1
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def to_rgb(image: Image.Image, data: bytes = b"") -> Image.Image:

@@ -1,5 +1,6 @@
 """Some rows of a beton as a beton of their own."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ..datasets.split import Split
 from ..errors import BetonError
 from .checksum import checksum
 from .format import RAW
-from .read import open_beton
+from .read import open_beton, row_numbers
 from .write import ConversionResult, write_beton
 
 
@@ -40,6 +41,16 @@ def sample_rows(labels: np.ndarray, images: int, balanced: bool, seed: int) -> n
     return np.sort(order[:images])
 
 
+@dataclass(frozen=True)
+class _Jpeg:
+    """A JPEG of a beton, in the memory map until it is read."""
+
+    data: np.ndarray
+
+    def read_bytes(self) -> bytes:
+        return self.data.tobytes()
+
+
 def write_subset(path: str | Path, rows: Any, out: str | Path) -> ConversionResult:
     """Write some rows of a beton to another one, bytes and labels as they are.
 
@@ -47,16 +58,18 @@ def write_subset(path: str | Path, rows: Any, out: str | Path) -> ConversionResu
 
     Args:
         path: the beton.
-        rows: row numbers.
+        rows: see `row_numbers`.
         out: the new beton.
 
     Raises:
         BetonError: the bytes of a row are not those that were written.
+        ValueError: `rows` are none of this beton.
         WriteError: `out` can't be written.
     """
     beton = open_beton(path)
+    rows = row_numbers(rows, beton)
 
-    def image(row: int) -> bytes | np.ndarray:
+    def image(row: int) -> _Jpeg | np.ndarray:
         data = beton.bytes[beton.ptr[row] : beton.ptr[row] + beton.length[row]]
         if beton.sums.size and checksum(data) != beton.sums[row]:
             raise BetonError(
@@ -64,7 +77,7 @@ def write_subset(path: str | Path, rows: Any, out: str | Path) -> ConversionResu
                 f"Convert it again."
             )
         if beton.mode[row] != RAW:
-            return data.tobytes()
+            return _Jpeg(data)
         height, width = beton.height[row], beton.width[row]
         return data[: height * width * 3].reshape(height, width, 3)
 

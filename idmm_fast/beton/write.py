@@ -193,6 +193,14 @@ def _digest(path: Path) -> str:
     return digest
 
 
+def _is_sidecar(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and "dataset" in content
+
+
 def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **options: Any) -> ConversionResult:
     """Convert a split to an FFCV file and its sidecar. Both are written whole or not at all.
 
@@ -204,7 +212,8 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
         options: the fields of WriteOptions.
 
     Raises:
-        WriteError: nothing could be converted or written; with on_error="fail", an image could not be read.
+        WriteError: nothing could be converted or written; with on_error="fail", an image could not be read; a file
+            that is no sidecar has the sidecar's name.
         Locked: another process writes the file.
         KeyboardInterrupt: `should_stop` said so.
     """
@@ -218,6 +227,8 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
     except OSError as error:
         raise WriteError(f"{path.parent} can't be written: {error.strerror or error}") from error
     sidecar, temporary = sidecar_path(path), path.with_name(path.name + ".tmp")
+    if not path.exists() and sidecar.exists() and not _is_sidecar(sidecar):
+        raise WriteError(f"{sidecar} is not of a conversion, and would be written over; rename it")
     if temporary.exists():
         tqdm.write(f"{temporary}: left by a conversion that was interrupted; beginning anew", file=sys.stderr)
     try:

@@ -57,7 +57,7 @@ def sample_operation(seed, epoch, row, stream, k, flipped):
     """Sample one operation of a crop.
 
     The authors flip last and always rotate counter-clockwise, so a flipped crop is rotated clockwise here. The other
-    operations that have a direction take either with the same probability.
+    operations that have a direction take either with the same probability; for ShearY see `apply_operation`.
 
     Args:
         seed: uint64.
@@ -200,8 +200,8 @@ def _nearest(planes, a, b, c, d, e, f, scratch):
 
 
 @kernel
-def _shear(planes, slope, along, across, scratch):
-    """Position j of line i comes from position j + slope * i of the same line: PIL's transform with BICUBIC (a = -1).
+def _shear(planes, slope, still, along, across, scratch):
+    """Position j of line i comes from position j + slope * (i - still) of that line: PIL's transform, BICUBIC (a = -1).
 
     Coordinates are those of pixel centres. In a flat plane a position is `along` from the next, a line `across` from
     the next.
@@ -213,7 +213,7 @@ def _shear(planes, slope, along, across, scratch):
         old[:] = new
         for i in range(size):
             for j in range(size):
-                at = j + 0.5 + slope * (i + 0.5)
+                at = j + 0.5 + slope * (i + 0.5 - still)
                 if at < 0 or at >= size:
                     new[i * across + j * along] = np.float32(FILL)
                     continue
@@ -238,7 +238,7 @@ def _cutout(planes, half, x, y):
 
 
 @kernel
-def apply_operation(planes, operation, arg, x, y, scratch):
+def apply_operation(planes, operation, arg, x, y, flipped, scratch):
     """Apply one operation in place; the result has whole levels.
 
     Args:
@@ -247,6 +247,7 @@ def apply_operation(planes, operation, arg, x, y, scratch):
         arg: its argument, see `level_to_arg`.
         x: of a cutout's centre, a fraction of the side.
         y: of a cutout's centre, a fraction of the side.
+        flipped: whether the planes are mirrored already. ShearY leaves the edge in place that was the left one.
         scratch: float32, at least S * S.
     """
     size = planes.shape[1]
@@ -282,9 +283,9 @@ def apply_operation(planes, operation, arg, x, y, scratch):
         cos, sin = math.cos(angle), math.sin(angle)
         _nearest(planes, cos, sin, half - cos * half - sin * half, -sin, cos, half + sin * half - cos * half, scratch)
     elif operation == SHEAR_X:
-        _shear(planes, arg, 1, size, scratch)
+        _shear(planes, arg, 0, 1, size, scratch)
     elif operation == SHEAR_Y:
-        _shear(planes, arg, size, 1, scratch)
+        _shear(planes, arg, size if flipped else 0, size, 1, scratch)
     elif operation == TRANSLATE_X:
         _nearest(planes, 1.0, 0.0, arg * size, 0.0, 1.0, 0.0, scratch)
     elif operation == TRANSLATE_Y:

@@ -430,7 +430,7 @@ def store_transposed16(typing, out, index, array, first, pitch):
 
 @intrinsic
 def store_transposed_q8_8x8(typing, out, index, pitch, array, first):
-    """Eight rows of eight q8.8, one after another from `first` of `array` on, transposed, as float32 levels.
+    """Eight rows of eight q8.8, one after another from `first` of `array` on, transposed, as float32 levels up to 255.
 
     The rows of the result are `pitch` apart, from `index` of `out` on.
     """
@@ -443,7 +443,9 @@ def store_transposed_q8_8x8(typing, out, index, pitch, array, first):
             rows.append(
                 builder.load(_pointer(context, builder, signature.args[3], array, at, ir.VectorType(_U16, 8)), align=2)
             )
+        white = ir.Constant(rows[0].type, [255 * 256] * 8)
         for row in _transpose8(builder, rows):
+            row = builder.select(builder.icmp_unsigned("<", row, white), row, white)
             levels = builder.sitofp(builder.zext(row, _vector(f32x8, _I32)), _vector(f32x8))
             levels = builder.fmul(levels, ir.Constant(_vector(f32x8), [1 / 256] * 8))
             builder.store(levels, _pointer(context, builder, signature.args[0], out, index, levels.type), align=4)

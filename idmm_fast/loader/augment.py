@@ -111,4 +111,5 @@ def apply_augment(sample: Any, planes: np.ndarray, scratch: np.ndarray) -> None:
         gaussian_blur(planes, sample.sigma, scratch)
     for k in range(2):
         if sample.operation[k] >= 0:
-            apply_operation(planes, sample.operation[k], sample.argument[k], sample.cut_x[k], sample.cut_y[k], scratch)
+            operation, argument, x, y = sample.operation[k], sample.argument[k], sample.cut_x[k], sample.cut_y[k]
+            apply_operation(planes, operation, argument, x, y, sample.flip, scratch)

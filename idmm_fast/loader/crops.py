@@ -1,5 +1,6 @@
 """What crops are asked for, and what a batch of them holds; with the table of them that kernels read."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -100,11 +101,11 @@ class CutMixSpec:
         """`alpha` of an epoch.
 
         Raises:
-            ValueError: it is below 0.
+            ValueError: it is below 0, or not finite.
         """
         alpha = self.alpha(epoch) if callable(self.alpha) else self.alpha
-        if alpha < 0:
-            raise ValueError(f"cutmix_alpha is at least 0 (0: no CutMix), not {alpha}")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"cutmix_alpha is 0 (no CutMix) or a number above it, not {alpha}")
         return alpha
 
 

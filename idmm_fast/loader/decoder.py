@@ -203,14 +203,14 @@ class MultiCropDecoder(Operation):
         if self._process == os.getpid():
             return
         height, width = int(self.beton.height.max()), int(self.beton.width.max())
-        decode = bool((self.beton.mode == JPG).any())
+        jpeg_pixels = int((self.beton.height * self.beton.width * (self.beton.mode == JPG)).max())
         specs = np.concatenate([specs for _, specs in self._groups.values()])
         announce_compilation()
         self._process = os.getpid()  # a forked child has none of its parent's threads and makes its own
         self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="idmm-loader")
         self._scratch: queue.SimpleQueue[Scratch] = queue.SimpleQueue()
         for _ in range(self.num_workers):
-            self._scratch.put(Scratch(height, width, specs, decode))
+            self._scratch.put(Scratch(height, width, jpeg_pixels, specs))
 
     def decode_batch(self, rows: np.ndarray, position: BatchPosition) -> PendingBatch:
         """Begin a batch, over the position's buffer.

@@ -139,9 +139,9 @@ class ImageFiles:
 
     def _scratch(self, height: int, width: int) -> Scratch:
         """The scratch of this thread, made anew where an image is larger than those before it."""
-        known = getattr(self._local, "shape", (0, 0))
-        if height > known[0] or width > known[1]:
-            height, width = max(height, known[0]), max(width, known[1])
-            self._local.scratch = Scratch(height, width, self._specs, decode=True)  # may raise MemoryError
-            self._local.shape = height, width
+        known, wanted = getattr(self._local, "fits", (0, 0, 0)), (height, width, height * width)
+        if any(new > old for new, old in zip(wanted, known)):
+            fits = [max(new, old) for new, old in zip(wanted, known)]
+            self._local.scratch = Scratch(fits[0], fits[1], fits[2], self._specs)  # may raise MemoryError
+            self._local.fits = fits
         return self._local.scratch

@@ -201,7 +201,12 @@ class MultiCropLoader(Loader):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch` (0, 1, ...); without it, each iteration is the next epoch's."""
-        self.next_epoch, self._first_step, self._position_is_set = int(epoch), 0, True
+        self._set_position(epoch, 0)
+
+    def _set_position(self, epoch: int, step: int) -> None:
+        if epoch < 0 or step < 0:
+            raise ValueError(f"epochs and steps are counted from 0: there is no step {step} of epoch {epoch}")
+        self.next_epoch, self._first_step, self._position_is_set = int(epoch), int(step), True
 
     @property
     def cutmix_alpha(self) -> float | Callable[[int], float]:
@@ -289,10 +294,10 @@ class MultiCropLoader(Loader):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """End the current iteration; the next one resumes where `state_dict` was taken, with the same batches."""
+        self._set_position(state["epoch"], state["step"])
         self.close()
         self._iterator = None
         self._iterations += 1
-        self.next_epoch, self._first_step, self._position_is_set = int(state["epoch"]), int(state["step"]), True
 
     def filter(self, field_name: str, condition: Callable) -> None:
         raise NotImplementedError("choose rows with MultiCropLoader(..., rows=...)")

@@ -22,17 +22,16 @@ class Scratch:
     Args:
         max_height: of the images, pixels.
         max_width: of the images, pixels.
+        jpeg_pixels: of the largest JPEG; 0: there are none.
         specs: CROP_SPEC (crops,).
-        decode: whether there are JPEGs.
     """
 
-    def __init__(self, max_height: int, max_width: int, specs: np.ndarray, decode: bool) -> None:
+    def __init__(self, max_height: int, max_width: int, jpeg_pixels: int, specs: np.ndarray) -> None:
         self.decoder = Decoder()
-        pixels = max_height * max_width * 3 if decode else 0
         size, longest_filter = int(specs["size"].max()), max_taps(specs, max_height, max_width)
         height = max_height if specs["bicubic"].any() else 0
         self.arrays = (  # the last arguments of `render_batch`
-            np.empty(pixels, np.uint8),
+            np.empty(3 * jpeg_pixels, np.uint8),
             np.empty((3, size, size), np.float32),
             np.empty(max(scratch_size(size, max_width, height), blur_scratch_size(size)), np.float32),
             np.empty((2, size), np.int64),

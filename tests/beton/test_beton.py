@@ -274,6 +274,12 @@ def test_large_reductions_are_those_of_pil_and_of_the_closed_form(reduction):
         assert np.abs(ours - np.asarray(Image.fromarray(source).resize(size[::-1], Image.BILINEAR), int)).max() <= 1
 
 
+@pytest.mark.parametrize(("side", "size"), [(1655, 16), (3310, 32), (880, 8)])
+def test_white_stays_white(side, size):
+    """Of a reduction of 103 both ways too, whose rounded weights add up to more than 1."""
+    assert (resized(np.full((side, side, 3), 255, np.uint8), size, size) == 255).all()
+
+
 @pytest.mark.parametrize("reduction", [10, 100, 1000, 8000])
 def test_large_bicubic_reductions_are_those_of_pil(reduction):
     image = wide_photo(8 * reduction)
@@ -289,6 +295,18 @@ def test_large_bicubic_reductions_are_those_of_pil(reduction):
     )
     wanted = np.asarray(Image.fromarray(image).resize((8, 8), Image.BICUBIC), int)
     assert np.abs(np.rint(planes.transpose(1, 2, 0)) - wanted).max() <= 1
+
+
+def test_a_file_that_is_no_sidecar_is_not_written_over(tree, tmp_path):
+    split, beton = load("folder", tree)["train"], tmp_path / "mine_train.beton"
+    beton.with_suffix(".json").write_text('{"annotations": [1, 2, 3]}')
+    with pytest.raises(WriteError, match=r"mine_train\.json is not of a conversion"):
+        write_beton(beton, split, dataset="x", name="train", quiet=True)
+    assert beton.with_suffix(".json").read_text() == '{"annotations": [1, 2, 3]}'
+    beton.with_suffix(".json").unlink()
+    write_beton(beton, split, dataset="x", name="train", quiet=True)
+    beton.unlink()  # its sidecar may be written over
+    write_beton(beton, split, dataset="x", name="train", quiet=True)
 
 
 def test_transparency_is_laid_on_white():

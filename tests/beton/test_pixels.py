@@ -105,6 +105,16 @@ def test_every_orientation_is_pils_own(photos, kind, turn):
     assert stored_size(data) == wanted.shape[:2] or kind == "TIFF"
 
 
+@pytest.mark.parametrize(("kind", "turn"), [("JPEG", 0), ("JPEG", 9), ("MPO", 0), ("MPO", 1), ("MPO", 9)])
+def test_an_upright_photograph_is_stored_byte_for_byte(photos, kind, turn):
+    """A camera's MPO too, which is a JPEG with others behind it, and where EXIF has a number that means nothing."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = saved(photos[0][:60, :80], kind, exif=exif)
+    assert bytes(encode(data, "jpg").data) == data
+    assert stored_size(data) == (60, 80)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_exif_block_does_not_lose_a_photograph(photos):
     """One byte or a few of the block altered: the pixels are read, whatever PIL thinks of the block."""

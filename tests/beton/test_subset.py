@@ -28,6 +28,15 @@ def test_a_subset_has_the_same_images(kind, jpg_beton, raw_beton, tmp_path):
     assert np.array_equal(*(x.numpy() for x in pixels))
 
 
+def test_rows_of_a_subset_are_a_choice_of_rows(raw_beton, tmp_path):
+    mask = np.arange(len(open_beton(raw_beton))) < 3
+    assert write_subset(raw_beton, mask, tmp_path / "some.beton").count == 3
+    for wrong in ([-1], [10_000], []):
+        with pytest.raises(ValueError, match="rows"):
+            write_subset(raw_beton, wrong, tmp_path / "none.beton")
+    assert not (tmp_path / "none.beton").exists()
+
+
 def test_a_subset_of_an_altered_file_is_refused(raw_beton, tmp_path):
     path = corrupt_row(raw_beton, tmp_path / "altered.beton", 5, "noise")
     with pytest.raises(BetonError, match=r"row 5 of .* was altered"):

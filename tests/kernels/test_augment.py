@@ -188,10 +188,10 @@ AUTHORS = {  # image, level, sign, centre of the cutout: what the released code 
 }
 
 
-def augmented(image, which, level, sign, at=(50, 60)):
+def augmented(image, which, level, sign, at=(50, 60), flipped=False):
     planes, scratch = planes_of(image), np.empty(image.shape[0] ** 2, np.float32)
     x, y = ((c + 0.5) / image.shape[0] for c in at)
-    randaugment.apply_operation(planes, which, randaugment.level_to_arg(which, level, sign), x, y, scratch)
+    randaugment.apply_operation(planes, which, randaugment.level_to_arg(which, level, sign), x, y, flipped, scratch)
     return levels(planes)
 
 
@@ -216,6 +216,16 @@ def test_randaugment_operations_are_the_authors(patches, name):
         error = np.abs(augmented(image, which, level, sign, at) - wanted)
         assert error.max() <= 1, (level, sign)
         assert (error > 0).mean() <= share, (level, sign)
+
+
+def test_the_shear_of_a_flipped_crop_is_the_authors_who_flip_last(patches):
+    """ShearY leaves the left edge in place, before the flip."""
+    which = randaugment.OPERATIONS.index("ShearY")
+    for image, level, sign in itertools.product(patches[::2], range(1, 10), (1.0, -1.0)):
+        wanted = np.asarray(AUTHORS["ShearY"](Image.fromarray(image), level, sign, None))[:, ::-1].astype(int)
+        error = np.abs(augmented(image[:, ::-1], which, level, -sign, flipped=True) - wanted)
+        assert error.max() <= 1, (level, sign)
+        assert (error > 0).mean() <= 1e-3, (level, sign)
 
 
 def test_no_operation_leaves_an_image_of_one_colour(patches):

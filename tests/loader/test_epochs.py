@@ -109,8 +109,18 @@ def test_mixing_that_alternates_from_epoch_to_epoch_keeps_what_was_made_ahead(ra
     assert len(made) == len(set(made)) == 4 * STEPS + AHEAD + 1  # none twice
     with pytest.raises(ValueError, match="without mixing"):
         make(raw_beton, cutmix_alpha=lambda epoch: 0.0, on_error="skip", views=[Views(1, 16)])
-    with pytest.raises(LoaderError, match="cutmix_alpha is at least 0"):
-        list(make(raw_beton, cutmix_alpha=lambda epoch: -1.0))
+    for wrong in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(LoaderError, match="cutmix_alpha is 0"):
+            list(make(raw_beton, cutmix_alpha=lambda epoch, alpha=wrong: alpha))
+
+
+def test_positions_that_there_are_not_are_refused(raw_beton):
+    loader = make(raw_beton)
+    with pytest.raises(ValueError, match="no step 0 of epoch -1"):
+        loader.set_epoch(-1)
+    with pytest.raises(ValueError, match="no step -2 of epoch 0"):
+        loader.load_state_dict({"epoch": 0, "step": -2})
+    assert loader.state_dict() == {"epoch": 0, "step": 0}
 
 
 ACTIONS = st.one_of(
