@@ -182,8 +182,11 @@ def model_of(init: Any) -> Values:
 
 def find_run_config(path: str | Path) -> Path | None:
     """The config.yaml of the run that `path`, a run folder or a file in it, belongs to; None if there is none."""
+    if str(path).startswith(BY_NAME):
+        return None
     path = Path(path)
-    folders = (path, *list(path.parents)[:3])  # the last for RUN/checkpoints/aside_1/*.pt
+    folders = [path if path.is_dir() else path.parent]
+    folders += [p.parent for p in (path, *list(path.parents)[:2]) if p.name == "checkpoints"]  # aside_1/*.pt in it too
     return next((f / "config.yaml" for f in folders if _is_run_config(f / "config.yaml")), None)
 
 
@@ -194,13 +197,14 @@ def read_run_config(path: str | Path) -> dict[str, Any]:
 
 
 def _is_run_config(path: Path) -> bool:
-    """Whether a file is the configuration of a run: other programs have a config.yaml too."""
+    """Whether a file is the configuration of a run, with all its keys: others are named config.yaml too."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
-    model = tree.get("model") if isinstance(tree, dict) else None
-    return isinstance(model, dict) and {"name", "image_size"} <= model.keys()
+    model, log = (tree.get(name) if isinstance(tree, dict) else None for name in ("model", "logging"))
+    is_whole = isinstance(model, dict) and {"name", "image_size", "options"} <= model.keys()
+    return is_whole and isinstance(log, dict) and "run_dir" in log
 
 
 def packaged_config(name: str, folder: str = "") -> str:
@@ -271,7 +275,7 @@ def _read_included(path: str | Path, included_by: tuple[str, ...]) -> dict[str, 
             f"{path} {what}{by}; the configurations that come along are in {_shown(PACKAGED)}: "
             f"{', '.join(names)}.{meant}"
         )
-    if str(path) in included_by:
+    if Path(path).resolve() in {Path(each).resolve() for each in included_by}:
         raise ConfigError(f"{path} includes itself, by way of {included_by[-1]}")
     return read_tree(path)
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from .instance import weighted
-from .online_softmax import add_product, logits_of, online_softmax_pass, tiles
+from .online_softmax import add_small_product, logits_of, online_softmax_pass, tiles
 
 WORKSPACE_BYTES = 768 << 20  # beyond weights and gradients
 _CPU_TILE_LOGITS = 1 << 18  # of a tile: 1 MB, which the cache holds beside the weights it is computed from
@@ -185,7 +185,7 @@ class FusedStep:
                 if is_first:  # label smoothing's part first; the products are added to it
                     uniform = self.d_w_uniform
                     self.d_w[block] = uniform if offset is None else uniform * offset[block].exp()[:, None]
-                add_product(self.d_w[block], e.T, z * scale[:, None], matmul_dtype)
+                add_small_product(self.d_w[block], e.T, z * scale[:, None], matmul_dtype)
             self.d_b[block].addmv_(e.T, scale)
 
     def _start_head_gradients(self) -> None:

@@ -89,6 +89,15 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, matmul_dt
         total.add_(cast(a, matmul_dtype) @ cast(b, matmul_dtype))
 
 
+def add_small_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, matmul_dtype: torch.dtype | None) -> None:
+    """total += a b, where all of b may be too small for fp16: its largest entry is 1 in the product."""
+    if matmul_dtype is not torch.float16:
+        add_product(total, a, b, matmul_dtype)
+        return
+    largest = b.abs().amax().clamp(min=torch.finfo(b.dtype).tiny)
+    total.add_((cast(a, matmul_dtype) @ cast(b / largest, matmul_dtype)).to(total.dtype) * largest)
+
+
 def cast(values: torch.Tensor, matmul_dtype: torch.dtype | None) -> torch.Tensor:
     """`values` in the type of the products."""
     return values if matmul_dtype is None else values.to(matmul_dtype)

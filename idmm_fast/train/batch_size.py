@@ -10,12 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import yaml
 from torch import nn
 
 from .. import limits
 from ..config import ConfigError, replace
-from ..config.load import Schema, find_run_config
+from ..config.load import Schema, read_run_config
 from ..runtime import distributed
 from ..runtime.device import Runtime
 from .run_dir import effective_resume
@@ -69,9 +68,13 @@ def max_batch_size(model: nn.Module, runtime: Runtime, loss: Callable[[int], tor
         MemoryError: not even three images fit.
     """
     devices = [runtime.device] if runtime.device.type == "cuda" else []
-    # What is drawn here, by drop path, must not change what the training draws.
+    # What is drawn here, by drop path, must not change what the training draws, nor do these images count for the
+    # running statistics of batch normalisation.
+    statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with oom_told("a step of three images"), runtime.autocast(), torch.random.fork_rng(devices):
         an_image = bytes_of_a_step(loss, 3) - bytes_of_a_step(loss, 2)
+    for buffer, before in statistics:
+        buffer.copy_(before)
     moments = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)  # and the gradient
     fit = (USABLE_FRACTION * free_bytes(runtime.device) - moments) / (an_image + 4 * image_bytes)
     return int(max(1, min(DEFAULT_BATCH_SIZE, fit)))
@@ -162,10 +165,9 @@ def fix_batch_size(
     """
     if cfg.training.batch_size != "auto":
         return cfg
-    started = _started_config(cfg)
+    started = _started_size(cfg)
     if started is not None:
-        size = yaml.safe_load(started.read_text(encoding="utf-8"))["training"]["batch_size"]
-        return replace(schema, cfg, {"training.batch_size": size})
+        return replace(schema, cfg, {"training.batch_size": started})
     most = DEFAULT_BATCH_SIZE // distributed.world() // multiple * multiple
     if most < 1:
         raise ConfigError(
@@ -184,10 +186,11 @@ def fix_batch_size(
     return replace(schema, cfg, {"training.batch_size": size})
 
 
-def _started_config(cfg: SimpleNamespace) -> Path | None:
-    """The config.yaml of the run that `cfg` resumes, or None."""
+def _started_size(cfg: SimpleNamespace) -> int | None:
+    """training.batch_size of the run that `cfg` resumes; None where there is no such run."""
     resume = effective_resume(cfg.logging.run_dir, cfg.training.resume)
     if resume == "no":
         return None
-    found = Path(cfg.logging.run_dir) / "config.yaml" if resume == "auto" else find_run_config(resume)
-    return found if found is not None and found.is_file() else None
+    config = read_run_config(Path(cfg.logging.run_dir) / "config.yaml" if resume == "auto" else resume)
+    size = config.get("training", {}).get("batch_size")
+    return size if isinstance(size, int) else None

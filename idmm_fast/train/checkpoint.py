@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import threading
@@ -82,7 +83,8 @@ def check_finite(state: dict[str, Any], step: int) -> None:
         if not torch.isfinite(tensor).all():
             raise FloatingPointError(
                 f"after step {step} the weights '{name}' are not finite, so no checkpoint was written; those before it "
-                f"are kept. Resume from the last one with a smaller training.lr, or training.amp=fp32."
+                f"are kept. Resume from the last one with training.amp=fp32, or start another run from its weights "
+                f"(--init CHECKPOINT --out DIR) with a smaller training.lr."
             )
 
 
@@ -173,15 +175,24 @@ def newest(folder: str | Path) -> tuple[Path, dict[str, Any]] | tuple[None, None
     return None, None
 
 
-def set_aside(folder: str | Path, step: int) -> Path | None:
+def set_aside(folder: str | Path, step: int, epochs: int | None = None) -> Path | None:
     """Move the checkpoints that are later than `step` to a new folder aside_N.
 
     Training resumes from `step`; what it writes must not be taken for older than they are.
+
+    Args:
+        folder: the folder of checkpoints.
+        step: number of steps done.
+        epochs: number of epochs done: best.pt is moved too where it is of a later one. None: it stays.
 
     Returns:
         pathlib.Path of the new folder, or None where nothing was moved.
     """
     later = [path for path in listing(folder) if step_of(path) > step]
+    best = Path(folder) / "best.pt"
+    if epochs is not None and best.exists():
+        with contextlib.suppress(ValueError):  # damaged
+            later += [best] * (load(best).get("epoch", epochs - 1) >= epochs)
     if not later:
         return None
     aside = first_free(Path(folder) / "aside")

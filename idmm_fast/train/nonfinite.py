@@ -48,8 +48,8 @@ class NonFiniteGuard:
         named = ", ".join(map(str, rows.unique().tolist()[:20]))
         raise FloatingPointError(
             f"{what} at {where}, {self.consecutive} times in a row; the last batch held the rows {named} of {path}. "
-            f"The last good checkpoint is kept. Resume from it, or start again, with a smaller training.lr or "
-            f"training.amp=fp32."
+            f"The last good checkpoint is kept. Resume from it with training.amp=fp32, or start another run from its "
+            f"weights (--init CHECKPOINT --out DIR) with a smaller training.lr."
         )
 
 

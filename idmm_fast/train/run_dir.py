@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -65,6 +66,12 @@ _ABSENT = "nothing (there was no such key)"
 
 class OtherInputs(ConfigError):
     """A run can't resume, since its images, labels or first weights are not those that it started with."""
+
+
+def _is_left_over(name: str) -> bool:
+    """Whether a file is a temporary one of `replacing` whose process is gone."""
+    found = re.fullmatch(r".+\.(\d+)-\d+\.tmp", name)
+    return found is not None and not Path(f"/proc/{found[1]}").exists()
 
 
 def effective_resume(folder: str | Path, resume: str) -> str:
@@ -136,14 +143,19 @@ class RunDir:
             if self.state is not None:
                 self._check_same_config(config)
                 self._check_same_inputs(betons, init)
-            for left in (*self.folder.glob("*.tmp"), *self.checkpoints.glob("*.tmp")):
-                left.unlink()  # it was left by a process that was killed while it wrote
+            elif (self.folder / "config.yaml").exists() and not (self.folder / "starts.jsonl").exists():
+                raise ConfigError(
+                    f"{self.folder}/config.yaml is not of a run, and a run's would be written over it. "
+                    f"Rename it, or use another --out."
+                )
+            for left in (*self.folder.iterdir(), *self.checkpoints.glob("*.tmp")):
+                if left.parent == self.checkpoints or _is_left_over(left.name):
+                    left.unlink()  # a process that was killed while it wrote left it
             if self.state is not None:
-                self._set_aside()
+                self._set_aside(self.state["loader"]["epoch"] if resume != "auto" else None)
             trackers = Trackers(self.folder, config, bool(self.state))
-            text = yaml.safe_dump(config, sort_keys=False)
-            write_text(self.folder / "config.yaml", text)
             record_start(self.folder / "starts.jsonl", self.state["step"] if self.state else 0)
+            write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
             self._metrics = MetricsLog(self.folder, self.state, trackers)
             return path
         except BaseException:
@@ -155,6 +167,9 @@ class RunDir:
 
     def _find_checkpoint(self, resume: str) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
         """(path, content) of the checkpoint to resume from, or (None, None)."""
+        is_finished = any((self.folder / name).exists() for name in ("backbone.safetensors", "model.safetensors"))
+        if resume in ("auto", "no") and is_finished and not checkpoint.listing(self.checkpoints):
+            raise ConfigError(f"{self.folder} holds a finished run, without its checkpoints. Use another --out.")
         if resume == "auto":
             return checkpoint.newest(self.checkpoints)
         if resume != "no":
@@ -185,9 +200,13 @@ class RunDir:
         """Where checkpoints of this run may lie."""
         return [self.checkpoints.resolve(), *(p.resolve() for p in self.checkpoints.glob("aside_*"))]
 
-    def _set_aside(self) -> None:
-        """Put away what comes after the checkpoint that is resumed from: what is written from now on replaces it."""
-        aside = checkpoint.set_aside(self.checkpoints, self.state["step"])
+    def _set_aside(self, epochs: int | None) -> None:
+        """Put away what comes after the checkpoint that is resumed from: what is written from now on replaces it.
+
+        Args:
+            epochs: that the checkpoint holds, where best.pt may be of a later one that does not come again.
+        """
+        aside = checkpoint.set_aside(self.checkpoints, self.state["step"], epochs)
         if aside:
             if (self.folder / "metrics.jsonl").exists():
                 shutil.copy(self.folder / "metrics.jsonl", aside)
@@ -196,11 +215,14 @@ class RunDir:
     def _check_same_config(self, config: dict[str, Any]) -> None:
         """Refuse to resume with another configuration: it would not be the same run."""
         before = self.state["config"]
+        # Where the first weights are does not count if it is known what they are: see _check_same_inputs.
+        free = {"init"} & self.state.get("data", {}).keys() & self._fingerprints.keys()
         for section in dict.fromkeys([*before, *config]):
             was, now = before.get(section, {}), config.get(section, {})
             was = {k: v for k, v in BEFORE_THE_KEY.get(section, {}).items() if k in now} | was
             for key in dict.fromkeys([*was, *now]):
-                if key not in _MAY_CHANGE.get(section, ()) and was.get(key, _ABSENT) != now.get(key, _ABSENT):
+                may_change = free if section == "model" else _MAY_CHANGE.get(section, ())
+                if key not in may_change and was.get(key, _ABSENT) != now.get(key, _ABSENT):
                     raise ConfigError(
                         f"{self.folder} was started with {section}.{key}={was.get(key, _ABSENT)}, "
                         f"not {now.get(key, _ABSENT)}; a run resumes as it started. "

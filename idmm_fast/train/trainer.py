@@ -133,7 +133,7 @@ class Trainer:
             finally:
                 self.throughput.close()
                 self.loader.close()
-                self.run.close()
+                self.run.wait_for_checkpoints()
 
     def _train_epoch(self, epoch: int, signals: SignalFlag, consensus: distributed.Consensus) -> bool:
         """Train the rest of an epoch; return False where a dry run (training.max_steps) ends in it."""

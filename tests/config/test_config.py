@@ -1,5 +1,7 @@
 """Configurations: typed, bounded, and no key is dropped in silence."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -173,6 +175,10 @@ def test_a_file_goes_over_the_one_that_it_includes(tmp_path):
     path.write_text("include: c.yaml\n")
     with pytest.raises(ConfigError, match="includes itself"):
         read("--config", str(path))
+    path.write_text("include: below/round.yaml\n")
+    (tmp_path / "below" / "round.yaml").write_text("include: ../c.yaml\n")
+    with pytest.raises(ConfigError, match="includes itself"):
+        read("--config", str(path))
 
 
 @pytest.mark.parametrize(
@@ -246,9 +252,26 @@ def test_another_programs_config_is_none_of_a_run(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     assert find_run_config(tmp_path / "weights" / "x.pth") is None
     assert read_run_config(tmp_path / "weights" / "x.pth") == {}
-    (tmp_path / "config.yaml").write_text("model: {name: x, image_size: 32}\n")
-    assert find_run_config(tmp_path / "weights" / "x.pth") == tmp_path / "config.yaml"
-    assert read_run_config(tmp_path) == {"model": {"name": "x", "image_size": 32}}
+    (tmp_path / "weights" / "config.yaml").write_text(content)
+    assert find_run_config(tmp_path / "weights" / "x.pth") is None
+
+
+def test_the_config_of_a_run_is_beside_its_files_or_above_its_checkpoints(tmp_path, monkeypatch):
+    run, whole = (
+        tmp_path / "run",
+        {"model": {"name": "x", "image_size": 32, "options": {}}, "logging": {"run_dir": "r"}},
+    )
+    (run / "checkpoints" / "aside_1").mkdir(parents=True)
+    (run / "weights").mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(whole))
+    assert read_run_config(run) == whole
+    for of in ("", "backbone.safetensors", "checkpoints", "checkpoints/best.pt", "checkpoints/aside_1/best.pt"):
+        assert find_run_config(run / of) == run / "config.yaml", of
+    for other in ("weights", "weights/x.pth", "weights/deep/x.pth"):
+        assert find_run_config(run / other) is None, other
+    monkeypatch.chdir(run)
+    assert find_run_config("timm:deit_tiny_patch16_224.fb_in1k") is None
+    assert find_run_config("backbone.safetensors") == Path("config.yaml")
 
 
 def test_the_loaders_augment_and_the_section_are_one(tmp_path):

@@ -248,6 +248,19 @@ def test_fused_under_bf16_autocast_is_within_two_percent():
         assert relative_error(mine, w) < 2e-2
 
 
+def test_fused_under_fp16_autocast_keeps_the_gradient_of_a_softmax_over_many_classes():
+    """Of a step of 1,024 images: a class's part of it, 1 / (1,024 N), is below fp16's smallest number."""
+    z, weight, bias, a, b, lam = random_case(16, 60_000, 8, torch.float32)
+    counts = torch.full((16,), 1 / 1024)
+    with torch.autocast("cpu", torch.float16):
+        ours = fused_instance_loss(z, weight, bias, a, b, lam, 0.1, row_weight=counts)
+    theirs = counts @ instance_loss(z @ weight.T + bias, a, b, lam, 0.1, reduction="none")
+    others = torch.ones(60_000, dtype=torch.bool).index_fill_(0, torch.cat([a, b]), False)
+    (mine,), (wanted,) = torch.autograd.grad(ours, weight), torch.autograd.grad(theirs, weight)
+    assert relative_error(mine[others], wanted[others]) < 2e-2
+    assert relative_error(mine, wanted) < 2e-2
+
+
 def test_the_gradients_memory_is_used_again_once_nobody_holds_it():
     torch.manual_seed(0)
     z, w, b = torch.randn(4, 8), torch.randn(100, 8, requires_grad=True), torch.zeros(100, requires_grad=True)

@@ -10,7 +10,7 @@ import torch
 import yaml
 from helpers import FINETUNE, read_losses, tiny_config, train_command
 
-from idmm_fast.config import ConfigError
+from idmm_fast.config import ConfigError, as_dict
 from idmm_fast.methods import IDMM
 from idmm_fast.models import create_backbone
 from idmm_fast.runtime import distributed
@@ -43,12 +43,14 @@ def limited(beton, folder, gigabytes, *args):
     )
 
 
-def test_measuring_a_step_draws_no_random_numbers_of_the_training():
-    """Drop path draws some for each image."""
-    model, before = torch.nn.Linear(4, 1), torch.random.get_rng_state()
+def test_measuring_a_step_leaves_the_training_as_it_is():
+    """Drop path draws random numbers for each image; batch normalisation keeps statistics of them."""
+    model, before = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.BatchNorm1d(2)), torch.random.get_rng_state()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     drawing = lambda images: model(torch.rand(images, 4)).sum()  # noqa: E731
     assert memory.max_batch_size(model, Runtime(torch.device("cpu"), None, True, False), drawing, 12) == 256
     assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
 
 @pytest.mark.integration
@@ -109,19 +111,23 @@ def test_auto_asks_the_run_folder_itself_and_no_other(tmp_path, monkeypatch):
 
     monkeypatch.setattr(memory, "max_batch_size", lambda *_: 24)
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "old" / "config.yaml").write_text(
-        yaml.safe_dump({"model": {"name": "x", "image_size": 32}, "training": {"batch_size": 8}})
-    )
+
+    def started(images):
+        return yaml.safe_dump(as_dict(tiny_config("x.beton", "r", training__batch_size=images)))
+
+    (tmp_path / "old" / "config.yaml").write_text(started(8))
     assert size(training__resume="auto") == 24
     assert size(training__resume="no") == 24
     assert size(training__resume=str(tmp_path / "old" / "checkpoints" / "epoch_00000_step_00000004.pt")) == 8
     (tmp_path / "old" / "stages" / "new").mkdir(parents=True)
-    (tmp_path / "old" / "stages" / "new" / "config.yaml").write_text(yaml.safe_dump({"training": {"batch_size": 12}}))
+    (tmp_path / "old" / "stages" / "new" / "config.yaml").write_text(started(12))
     assert size(training__resume="auto") == 12
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun restarts the job
     assert size(training__resume="no") == 24  # the run there is not of this job, and is not resumed
     record_start(tmp_path / "old" / "stages" / "new" / "starts.jsonl", 0)
     assert size(training__resume="no") == 12
+    (tmp_path / "old" / "stages" / "new" / "config.yaml").write_text("training: {epochs: 8}")  # of the user
+    assert size(training__resume="auto") == 24
 
 
 @pytest.mark.slow

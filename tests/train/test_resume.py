@@ -15,7 +15,7 @@ import torch
 from helpers import FINETUNE, read_losses, tiny_config
 from hypothesis import HealthCheck, Phase, given, strategies
 from hypothesis import settings as examples
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.config import ConfigError
@@ -27,7 +27,7 @@ from idmm_fast.runtime import distributed
 from idmm_fast.runtime.device import Runtime
 from idmm_fast.train import checkpoint, task
 from idmm_fast.train import trainer as loop
-from idmm_fast.train.finetuning import finetune
+from idmm_fast.train.finetuning import Finetuning, finetune
 from idmm_fast.train.pretraining import pretrain
 from idmm_fast.train.run_dir import OtherInputs, RunDir
 from idmm_fast.train.signals import Interrupted, SignalFlag
@@ -260,6 +260,79 @@ def test_going_on_from_an_older_checkpoint_sets_the_later_ones_aside(kept, few, 
     assert np.array_equal(read_losses(folder / "checkpoints" / "aside_1"), before)  # what had been measured is not lost
     pretrain(tiny_config(few, folder, training__resume="auto", **again))
     assert np.array_equal(read_losses(folder), before)
+
+
+def test_the_best_of_later_epochs_is_set_aside_with_them(few, tmp_path, monkeypatch):
+    """Training anew from an older checkpoint had replaced it, however bad the new one was."""
+    accuracies = iter([50.0, 60.0, 70.0, 99.0, 55.0, 56.0])
+    evaluate = Finetuning.evaluate
+    monkeypatch.setattr(Finetuning, "evaluate", lambda *args: evaluate(*args) | {"top1": next(accuracies)})
+    options = {**SMALL, "training__epochs": 4, "training__evaluate_every": 1, "training__keep_checkpoints": 4}
+    cfg = tiny_config(few, tmp_path, FINETUNE, data__val=str(few), **options)
+    finetune(cfg)
+    older = checkpoint.listing(tmp_path / "checkpoints")[1]
+    finetune(tiny_config(few, tmp_path, FINETUNE, data__val=str(few), training__resume=str(older), **options))
+    kept = [checkpoint.load(folder / "best.pt") for folder in (tmp_path / "checkpoints", older.parent / "aside_1")]
+    assert [(state["epoch"], state["top1"]) for state in kept] == [(3, 56.0), (3, 99.0)]
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_over(kept, few):
+    options, folder = kept
+    before = (folder / "backbone.safetensors").read_bytes()
+    shutil.rmtree(folder / "checkpoints")
+    for resume in ("no", "auto"):
+        with pytest.raises(ConfigError, match="holds a finished run, without its checkpoints"):
+            pretrain(tiny_config(few, folder, training__resume=resume, **options))
+    assert (folder / "backbone.safetensors").read_bytes() == before
+
+
+def test_what_is_not_of_a_run_stays_in_its_folder(few, tmp_path):
+    options = {**SMALL, "training__batch_size": 6, "training__epochs": 1}
+    (tmp_path / "config.yaml").write_text("training: {lr: 1.0e-3}  # mine\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml is not of a run"):
+        pretrain(tiny_config(few, tmp_path, **options))
+    assert "mine" in (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "part.tmp").mkdir()
+    left = (
+        tmp_path / "notes.tmp",
+        tmp_path / f"predictions.csv.{os.getpid()}-1.tmp",
+        tmp_path / "config.yaml.99999999-1.tmp",
+    )
+    for path in left:
+        path.touch()
+    pretrain(tiny_config(few, tmp_path, **options))
+    assert [path.exists() for path in (tmp_path / "part.tmp", *left)] == [True, True, True, False]
+
+
+def test_the_folder_is_locked_until_all_is_written(few, tmp_path, monkeypatch):
+    """A second start had read and replaced what the first one's evaluation of the test images needed."""
+    finish = Finetuning.finish
+
+    def finish_beside_another(task, run):
+        with pytest.raises(ConfigError, match="in use by process"):
+            finetune(tiny_config(few, tmp_path, FINETUNE, training__resume="auto", **options))
+        return finish(task, run)
+
+    options = {**SMALL, "training__epochs": 1}
+    monkeypatch.setattr(Finetuning, "finish", finish_beside_another)
+    assert finetune(tiny_config(few, tmp_path, FINETUNE, **options))["top1"] >= 0
+
+
+def test_the_same_first_weights_under_another_path_are_the_same(kept, few, tmp_path):
+    """Of a run that was moved with its pretraining, or named by another spelling of its path."""
+    options, first = {**SMALL, "training__epochs": 2, "training__keep_checkpoints": 2}, kept[1]
+    folder, moved = tmp_path / "finetuning", tmp_path / "moved"
+    finetune(tiny_config(few, folder, FINETUNE, model__init=str(first), **options))
+    wanted = read_losses(folder)
+    checkpoint.listing(folder / "checkpoints")[-1].unlink()
+    shutil.move(first, moved)
+    finetune(tiny_config(few, folder, FINETUNE, model__init=str(moved), training__resume="auto", **options))
+    assert np.array_equal(read_losses(folder), wanted)
+    other = dict(load_file(moved / "backbone.safetensors"))
+    save_file({k: v + 1 for k, v in other.items()}, moved / "backbone.safetensors")
+    with pytest.raises(OtherInputs, match="other weights than those of"):
+        finetune(tiny_config(few, folder, FINETUNE, model__init=str(moved), training__resume="auto", **options))
 
 
 def test_falling_back_from_a_damaged_checkpoint_keeps_what_is_written_then(kept, few):
