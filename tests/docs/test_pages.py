@@ -4,9 +4,12 @@ import functools
 import importlib.util
 import json
 import re
+import shlex
 
 import pytest
 from helpers import ROOT, run_script
+
+from idmm_fast.config import finetune, parse, pretrain
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "rn_configs" / "README.md"])
@@ -47,7 +50,35 @@ def test_commands_are_understood(page, script, rest):
         assert PLACEHOLDER.search(path) or (ROOT / path).exists(), path
 
 
+TRAININGS = {  # with what the images give: a folder its splits, a run its model
+    "pretrain": (pretrain.SCHEMA, "", {"model.name": "x", "data.test": "x.beton"}),
+    "finetune": (finetune.SCHEMA, "finetune", {"model.name": "x", "data.test": "x.beton", "data.val": "x.beton"}),
+}
+SHORT = {"data": "data.train", "out": "logging.run_dir", "init": "model.init"}
+LINES = sorted(
+    {
+        (page.name, {"train_idmm.py": "pretrain", "finetune.py": "finetune"}.get(verb, verb), rest.strip())
+        for page in PAGES
+        for verb, rest in re.findall(
+            r"(?:idmm-fast |python |\d )(pretrain|finetune|train_idmm\.py|finetune\.py) (-[^`\n#]*)",
+            text_of(page).replace("\\\n", " "),
+        )
+        if not PLACEHOLDER.search(rest) and "..." not in rest and "--help" not in rest
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "verb", "rest"), LINES, ids=lambda value: value)
+def test_trainings_can_be_configured_as_the_pages_say(page, verb, rest):
+    """All values of the files and of the line fit each other, as they are checked before a training."""
+    rest = re.sub(r"--folds \d+|--stages", "", re.sub(r"=[A-Z]\b", "=7", rest))
+    schema, folder, found = TRAININGS[verb]
+    cfg = parse(schema, shlex.split(rest), "", SHORT, configs=folder, prepare=lambda values, typed: found | values)
+    assert cfg.model.name
+
+
 def test_there_are_commands_of_every_script():
+    assert len(LINES) > 25
     assert {script for _, script, _ in COMMANDS} >= {path.name for path in ROOT.glob("*.py")}
 
 
