@@ -21,8 +21,8 @@ from .config import ConfigError, check_files, keys, laid_over, load_yaml, make_c
 from .config import finetune as finetune_config
 from .config import pretrain as pretrain_config
 from .config.load import Schema, nearest_key
-from .convert import TEST_SHARE, convert, listed_files
-from .files import first_free, replacing
+from .convert import STAND_INS, TEST_SHARE, convert, listed_files
+from .files import check_target, first_free, replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,13 +66,18 @@ def pretrain(
     Raises:
         ConfigError, and whatever else `train_idmm.py` reports.
     """
-    betons = convert(data)
-    values = load_yaml(pretrain_config.SCHEMA, packaged_config(str(config))) if config else {}
-    values = laid_over(values, _run_values(betons["train"], betons.get("test"), out, epochs))
-    values |= {"model.init": str(init) if init else None}
-    values = {"model.name": DEFAULT_MODEL} | values | _values({"model": _section(model)}, pretrain_config.SCHEMA)
-    cfg = make_config(pretrain_config.SCHEMA, laid_over(values, _values(sections, pretrain_config.SCHEMA)))
-    check_files(cfg)
+
+    def configured(betons: Mapping[str, Path]) -> SimpleNamespace:
+        values = load_yaml(pretrain_config.SCHEMA, packaged_config(str(config))) if config else {}
+        values = laid_over(values, _run_values(betons["train"], betons.get("test"), out, epochs))
+        values |= {"model.init": str(init) if init else None}
+        values = {"model.name": DEFAULT_MODEL} | values | _values({"model": _section(model)}, pretrain_config.SCHEMA)
+        cfg = make_config(pretrain_config.SCHEMA, laid_over(values, _values(sections, pretrain_config.SCHEMA)))
+        check_files(cfg)
+        return cfg
+
+    configured(STAND_INS)  # mistakes are told before a conversion, which may take long
+    cfg = configured(convert(data))
 
     def train() -> Path:
         from .evaluate.online import OnlineEvaluation
@@ -113,15 +118,20 @@ def finetune(
     Raises:
         ConfigError, and whatever else `finetune.py` reports.
     """
-    betons = convert(data, test_share=0.0 if test else TEST_SHARE)
-    section = _section(model)
-    values = load_yaml(finetune_config.SCHEMA, packaged_config(str(config), "finetune")) if config else {}
-    values = laid_over(values, _run_values(betons["train"], test or betons.get("test"), out, epochs))
-    values |= {"model.init": str(init) if init else None, "data.val": str(betons["val"]) if "val" in betons else None}
-    values = {"model.name": DEFAULT_MODEL} | values | ({} if "name" in section else model_of(values["model.init"]))
-    values |= _values({"model": section}, finetune_config.SCHEMA)
-    cfg = make_config(finetune_config.SCHEMA, laid_over(values, _values(sections, finetune_config.SCHEMA)))
-    check_files(cfg)
+
+    def configured(betons: Mapping[str, Path]) -> SimpleNamespace:
+        section, val = _section(model), betons.get("val")
+        values = load_yaml(finetune_config.SCHEMA, packaged_config(str(config), "finetune")) if config else {}
+        values = laid_over(values, _run_values(betons["train"], test or betons.get("test"), out, epochs))
+        values |= {"model.init": str(init) if init else None, "data.val": str(val) if val else None}
+        values = {"model.name": DEFAULT_MODEL} | values | ({} if "name" in section else model_of(values["model.init"]))
+        values |= _values({"model": section}, finetune_config.SCHEMA)
+        cfg = make_config(finetune_config.SCHEMA, laid_over(values, _values(sections, finetune_config.SCHEMA)))
+        check_files(cfg)
+        return cfg
+
+    configured(STAND_INS)  # mistakes are told before a conversion, which may take long
+    cfg = configured(convert(data, test_share=0.0 if test else TEST_SHARE))
 
     def train() -> dict[str, Any]:
         from .train import finetuning
@@ -138,7 +148,7 @@ def embed(
     image_size: int | None = None,
     batch_size: int = 256,
 ) -> tuple[np.ndarray, list[str]]:
-    """Features of every training image under the frozen network of a run.
+    """Features of every training image under the frozen network of a run, with the precision of its own evaluation.
 
     Args:
         data: a folder or a .beton file, see `convert`.
@@ -152,21 +162,21 @@ def embed(
         that was not converted from a folder here.
 
     Raises:
-        ConfigError: for another suffix of `out`, or a checkpoint that is in no run folder.
+        ConfigError: for another suffix of `out`, a checkpoint that is in no run folder, or an image_size below 1.
+        OSError: `out` can't be written.
     """
     from .beton import open_beton
     from .evaluate import EvaluationImages, extract
     from .models import load_trained
-    from .runtime.device import resolve_runtime
 
     if out and Path(out).suffix not in (".npz", ".csv"):
         raise ConfigError(f"out is a file that ends in .npz or .csv, not {out}")
     if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        check_target(out)
     trained = load_trained(checkpoint, image_size, features=True)
     normalize, backbone = trained.network.children()
     beton = open_beton(convert(data)["train"])
-    runtime = resolve_runtime(SimpleNamespace(device="auto", amp="auto", channels_last="auto", compile=False), 0)
+    runtime = trained.runtime()
     images = EvaluationImages(beton.path, trained.size, batch_size)
     features = extract(runtime.to_device(backbone), images, runtime, normalize)[0].numpy()
     files = listed_files(beton.path)
@@ -199,13 +209,14 @@ def predict(
 
     Raises:
         ConfigError: there is no image, none can be read, or the run has no classifier.
+        OSError: `out` can't be written.
         ValueError: its weights can't be read.
     """
     from .evaluate.predict import PredictOptions, predict_files
-    from .evaluate.prediction_files import as_rows, check_target, write_predictions
+    from .evaluate.prediction_files import as_rows, check_table, write_predictions
 
     if out:
-        check_target(out)
+        check_table(out)
     paths = [images] if isinstance(images, str | os.PathLike) else images
     found = predict_files(checkpoint, paths, PredictOptions(topk, flip, **options))
     if out:
@@ -229,6 +240,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
 
     Raises:
         ConfigError: if the packages are missing, or the checkpoint is in no run folder.
+        OSError: if `out` can't be written.
         ValueError: if its weights do not fit.
     """
     import torch
@@ -240,8 +252,8 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise ConfigError("ONNX needs two more packages: pip install onnx onnxscript") from None
+    check_target(out)
     trained = load_trained(checkpoint)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as draft:
         torch.onnx.export(
             trained.network,

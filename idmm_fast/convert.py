@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .datasets import Split
 
 TEST_SHARE = 0.2  # of each class, held out by a fine-tuning where there is no test split
+# In place of what `convert` gives, so that a configuration is checked before: files that are there.
+STAND_INS = dict.fromkeys(("train", "test"), Path(os.devnull))
 
 
 def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
@@ -61,10 +63,20 @@ def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
     return betons
 
 
+def list_files(beton: Path, files: Sequence[str]) -> None:
+    """Write the file of every row beside a beton, where `listed_files` finds them; no list of []."""
+    if not files:
+        _list_of(beton).unlink(missing_ok=True)
+        return
+    end = "\0" if any("\n" in file for file in files) else "\n"
+    with replacing(_list_of(beton)) as draft:
+        draft.write_bytes(_bytes("".join(file + end for file in files)))
+
+
 def listed_files(beton: Path) -> list[str]:
-    """The file of every row of a folder's beton that `convert` made; [] of any other beton."""
-    listed = beton.with_suffix(".txt")
-    if not _is_ours(beton) or not listed.exists():
+    """The file of every row of a beton of a folder that `convert` made, or of a fold of one; [] of any other beton."""
+    listed = _list_of(beton)
+    if not listed.exists():
         return []
     content = listed.read_bytes()
     return os.fsdecode(content).split("\0" if content.endswith(b"\0") else "\n")[:-1]  # \0: names with line ends
@@ -73,6 +85,11 @@ def listed_files(beton: Path) -> list[str]:
 def shown_stem(beton: Path) -> str:
     """What tells a beton from others: the name of its file; of one that `convert` made, with its folder's before it."""
     return f"{beton.parent.name.rpartition('-')[0]}_{beton.stem}" if _is_ours(beton) else beton.stem
+
+
+def _list_of(beton: Path) -> Path:
+    """Where the files of a beton's rows are listed. Outside the cache a .txt has what `--subset` chose, by name."""
+    return beton.with_suffix(".txt" if _is_ours(beton) else ".files.txt")
 
 
 def _is_ours(beton: Path) -> bool:
@@ -117,10 +134,7 @@ def _write(betons: Mapping[str, Path], splits: Mapping[str, Split], names: Seque
         beton, split = betons[name], splits[name]
         counts = {each: len(content) for each, content in splits.items()}
         written = write_beton(beton, split, dataset="folder", name=name, splits=counts)
-        files = [str(split.images[place]) for place in written.places]
-        end = "\0" if any("\n" in file for file in files) else "\n"
-        with replacing(beton.with_suffix(".txt")) as draft:
-            draft.write_bytes(_bytes("".join(file + end for file in files)))
+        list_files(beton, [str(split.images[place]) for place in written.places])
         skipped = f", {len(written.skipped)} skipped" if written.skipped else ""
         print(printable(f"{beton}: {written.count} images of {data}{skipped}"))
         accounts[name] = written.account

@@ -62,14 +62,37 @@ def replacing(path: str | Path, *, unique: bool = True) -> Iterator[Path]:
         OSError: the file can't be written.
     """
     path = Path(path)
-    writer = f".{os.getpid()}-{threading.get_native_id()}" if unique else ""
-    temporary = path.with_name(f"{path.name}{writer}.tmp")
+    temporary = _temporary(path) if unique else path.with_name(f"{path.name}.tmp")
     try:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A temporary name of a file that no other writer has."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+
+
+def check_target(path: str | Path) -> None:
+    """Refuse a file that can't be written, before the work for it is done. Its folder is made if it is not there.
+
+    Raises:
+        OSError: it is a folder, or its folder can't be made or written to; the message says which.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _temporary(path).touch()
+        _temporary(path).unlink()
+    except FileExistsError:
+        raise NotADirectoryError(f"{path} can't be written: {path.parent} is no folder") from None
+    except OSError as error:
+        raise type(error)(f"{path} can't be written: {error.strerror or error}") from None
 
 
 def write_text(path: str | Path, text: str) -> None:

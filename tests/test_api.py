@@ -1,6 +1,7 @@
 """The Python interface: docs/quickstart.md as it stands, only shorter; what is cached, what is written."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,17 @@ from idmm_fast.api import _write_features, convert
 from idmm_fast.beton import open_beton
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import DatasetError
-from idmm_fast.models import Classifier, Normalize, create_backbone, feature_dim, init_head, load_backbone
+from idmm_fast.loader.image_files import ImageFiles
+from idmm_fast.models import (
+    Classifier,
+    Normalize,
+    create_backbone,
+    feature_dim,
+    init_head,
+    load_backbone,
+    load_trained,
+    save_backbone,
+)
 from idmm_fast.train import checkpoint
 
 PAGE = ROOT / "docs" / "quickstart.md"
@@ -167,7 +178,8 @@ def test_a_pretraining_has_the_model_of_the_argument_then_of_the_configuration(f
 
 def test_a_fine_tuning_has_the_model_of_the_argument_then_of_init_then_of_the_configuration(folder, trained):
     Path("other").mkdir()
-    Path("other/config.yaml").write_text("model: {name: vit_tiny_patch16_224, image_size: 32, options: {depth: 2}}\n")
+    theirs = "model: {name: vit_tiny_patch16_224, image_size: 32, options: {depth: 2}}\nlogging: {run_dir: other}\n"
+    Path("other/config.yaml").write_text(theirs)
 
     def model(**options):
         idmm_fast.finetune("my_images", "run", **options)
@@ -247,6 +259,90 @@ def test_a_fine_tuning_from_other_weights_under_the_same_name_begins_anew(folder
     assert "started with other images, labels or weights: it is now tuned_before_1" in capsys.readouterr().out
     old, new = (Path(run, "model.safetensors").read_bytes() for run in ("tuned_before_1", "tuned"))
     assert old != new
+
+
+@pytest.fixture
+def run(folder):
+    """The run folder of a pretraining on the CPU in bf16: random weights."""
+    (folder / "run").mkdir()
+    torch.manual_seed(0)
+    save_backbone(create_backbone(TINY["name"], 32, options=TINY["options"]), folder / "run" / "backbone.safetensors")
+    write_run_config(folder / "run", "bf16")
+    return folder / "run"
+
+
+def write_run_config(run, amp, device="cpu"):
+    training = {"amp": amp, "device": device, "channels_last": False}
+    sections = {"model": TINY, "training": training, "logging": {"run_dir": str(run)}}
+    (run / "config.yaml").write_text(json.dumps(sections))
+
+
+@pytest.mark.usefixtures("compiled_kernels")
+def test_features_have_the_precision_that_the_run_says(run):
+    """That of its evaluation; embed had taken what is fastest here."""
+    backbone = create_backbone(TINY["name"], 32, options=TINY["options"]).eval()
+    load_backbone(backbone, run)
+    found, wanted = {}, {}
+    for amp in ("bf16", "fp32"):
+        write_run_config(run, amp)
+        found[amp], files = idmm_fast.embed("my_images", run)
+        pixels = next(iter(ImageFiles([Path(file) for file in files], 32, 256, 1)))[0]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp == "bf16"):
+            wanted[amp] = backbone(Normalize(pretraining=True)(pixels)).float().numpy()
+    assert np.abs(wanted["bf16"] - wanted["fp32"]).max() > 1e-3
+    for amp in found:
+        assert np.allclose(found[amp], wanted[amp], atol=1e-5)
+
+
+@pytest.mark.parametrize("amp", ["fp16", "fp32"])
+def test_what_a_run_is_evaluated_on_is_its_own_as_far_as_this_machine_can(run, amp):
+    write_run_config(run, amp, "cuda")
+    trained = load_trained(run)
+    assert trained.runtime().device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = trained.runtime("cpu")
+    assert on_cpu.device.type == "cpu"
+    assert on_cpu.amp != torch.float16
+    if amp == "fp32":
+        assert on_cpu.amp is None
+
+
+def test_a_size_of_no_pixels_is_not_the_runs(run):
+    for size in (0, -5):
+        with pytest.raises(ConfigError, match=f"image_size is at least 1, not {size}"):
+            idmm_fast.embed("my_images", run, image_size=size)
+
+
+def test_what_can_not_be_written_is_told_before_the_work(run, monkeypatch):
+    pytest.importorskip("onnxscript")
+    for name in ("f.csv", "f.onnx"):
+        Path(name).mkdir()
+    for place in ("idmm_fast.models", "idmm_fast.evaluate.predict"):
+        monkeypatch.setattr(f"{place}.load_trained", lambda *args, **options: pytest.fail("it was begun"))
+    for work in (
+        lambda out: idmm_fast.embed("my_images", run, f"{out}.csv"),
+        lambda out: idmm_fast.predict("my_images", run, f"{out}.csv"),
+        lambda out: idmm_fast.export(run, f"{out}.onnx"),
+    ):
+        with pytest.raises(OSError, match=r"^f\.\w+ is a folder; name a file$"):
+            work("f")
+        with pytest.raises(OSError, match=r"^run/config\.yaml/f\.\w+ can't be written: run/config\.yaml is no folder$"):
+            work("run/config.yaml/f")
+
+
+def test_mistakes_are_told_before_a_folder_is_converted(folder):
+    mistakes = {
+        r"training\.lr: 'abc' is not a number": {"training": {"lr": "abc"}},
+        r"training\.epochs: 0 is not": {"epochs": 0},
+        r"no key 'training\.epoch'": {"training": {"epoch": 3}},
+        r"model\.init: nowhere does not exist": {"init": "nowhere"},
+    }
+    for train in (idmm_fast.pretrain, idmm_fast.finetune):
+        for said, given in mistakes.items():
+            with pytest.raises(ConfigError, match=said):
+                train("my_images", "run", **given)
+    with pytest.raises(ConfigError, match=r"data\.test: gone\.beton does not exist"):
+        idmm_fast.finetune("my_images", "run", test="gone.beton")
+    assert not (folder / "cache").exists()
 
 
 def test_mistakes_are_sentences(folder):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from idmm_fast.files import first_free, load_or_compute, replacing, write_json, write_text
+from idmm_fast.files import check_target, first_free, load_or_compute, replacing, write_json, write_text
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path):
@@ -84,3 +84,28 @@ def test_the_first_free_name(tmp_path):
     assert first_free(tmp_path / "aside") == tmp_path / "aside_1"
     (tmp_path / "aside_1").mkdir()
     assert first_free(tmp_path / "aside") == tmp_path / "aside_2"
+
+
+def test_a_file_that_can_not_be_written_is_refused_by_its_own_name(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    wrong = {
+        tmp_path / "folder.csv": "folder.csv is a folder; name a file",
+        tmp_path / "file" / "a.csv": "a.csv can't be written: .*file is no folder",
+        tmp_path / "file" / "deep" / "a.csv": "a.csv can't be written: Not a directory",
+        tmp_path / ("a" * 250 + ".csv"): "aaa.csv can't be written: File name too long",
+    }
+    for path, said in wrong.items():
+        with pytest.raises(OSError, match=said):
+            check_target(path)
+    check_target(tmp_path / "new" / "a.csv")
+    (tmp_path / "new" / "b.csv").write_text("old")
+    check_target(tmp_path / "new" / "b.csv")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["b.csv"]
+    assert (tmp_path / "new" / "b.csv").read_text() == "old"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc")
+def test_a_folder_that_takes_no_files_is_told_before_the_work():
+    with pytest.raises(OSError, match=r"^/proc/a\.csv can't be written: [\w ]+$"):
+        check_target("/proc/a.csv")

@@ -231,6 +231,24 @@ def test_it_is_said_why_there_is_no_fine_tuning(tmp_path, photos, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_without_training_images_there_are_no_commands(split, tmp_path, photos, monkeypatch):
+    """They had been given, and failed; the images of the other split were counted as those for training."""
+    monkeypatch.chdir(tmp_path)
+    for k in range(4):
+        path = tmp_path / "x" / split / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photos[k][:70, :70]).save(path)
+    said = look("x")
+    assert said.endswith("\nno training images: add x/train/CLASS\n")
+    assert "idmm-fast" not in said
+    Path("x.csv").write_text("file,label,split\n" + "".join(f"{k}.png,{'ab'[k % 2]},{split}\n" for k in range(4)))
+    assert look("x", "--labels", "x.csv").endswith("\nno training images: x.csv names none\n")
+    table = folder.load(tmp_path / "x")["test"]
+    beton = write_beton(tmp_path / "x.beton", table, dataset="x", name="test", mode="raw", quiet=True).path
+    assert suggest(inspect([beton], quiet=True), [beton], "x").commands  # it was named to be trained on
+
+
 def test_folds_are_of_the_images_that_a_conversion_leaves_for_training():
     """A fifth of each class, one image at least, is in a beton of its own; folds read the other one."""
     small, larger = (suggest(found(c), [Path("x")], "x", {"labels": "x.csv"}).commands for c in ([3, 3], [50, 30]))
@@ -302,6 +320,7 @@ def test_suggested_commands_are_understood(monkeypatch, tmp_path):
     """All but the images, which are not there."""
     monkeypatch.chdir(tmp_path)
     Path("my images").mkdir()
+    Path("runs/mine").mkdir(parents=True)
     for text in commands([50, 50], side=32)[:3]:
         name, verb, *arguments = shlex.split(text)
         assert name == "idmm-fast"
@@ -325,3 +344,20 @@ def test_many_classes_share_contact_sheets(tmp_path):
         assert strip[20, 200 + 2 * 96 + 40].tolist() == [0, 8 * label, 255]
         assert strip[20, 200 + 3 * 96 + 40].tolist() == [255, 255, 255]
         assert strip[:, :200].min() < 100  # its name
+
+
+@pytest.mark.parametrize("counts", [[3, 3], [3] * 30])
+def test_a_contact_sheet_is_written_whole_or_not_at_all(counts, tmp_path, monkeypatch):
+    images = found(counts)
+    for label in range(len(counts)):
+        images.thumbnails["train", label] = [Image.new("RGB", (96, 50))]
+    whole = {file: file.read_bytes() for file in write_sheets(images, tmp_path / "sheets")}
+
+    def save(self, path, *args, **options):
+        Path(path).write_bytes(b"half of")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match="full"):
+        write_sheets(images, tmp_path / "sheets")
+    assert {file: file.read_bytes() for file in (tmp_path / "sheets").iterdir()} == whole

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import cli, datasets
+from ..files import replacing
 
 if TYPE_CHECKING:
     from ..beton.write import ConversionResult
@@ -273,7 +274,8 @@ def _convert_split(
     chosen = path.with_suffix(".txt")
     if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
         names = "".join(f"{content.name(i)}\n" for i in range(len(content)))
-        chosen.write_text(names, encoding="utf-8", errors="surrogateescape")
+        with replacing(chosen) as draft:
+            draft.write_text(names, encoding="utf-8", errors="surrogateescape")
         print(printable(f"{chosen}: the {len(content)} images that were chosen"))
     elif chosen.exists() and not args.split_list:
         print(printable(f"warning: {chosen} was there before: it does not list {path.name}"), file=sys.stderr)

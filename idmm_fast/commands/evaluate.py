@@ -33,7 +33,7 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
         help_head(__doc__, SCRIPT, prog),
         aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test", "out": "logging.run_dir"},
         ignored=[*keys(pretrain.SCHEMA), *keys(finetune.SCHEMA)],
-        prepare=lambda values, typed: betons_of_folder(values, typed, TEST_SHARE),
+        prepare=lambda values, typed: betons_of_folder(SCHEMA, values, typed, TEST_SHARE),
     )
     check_files(cfg)
 

@@ -87,7 +87,8 @@ def _prepared(values: dict[str, Any], typed: dict[str, Any], folds: int) -> dict
     """Values with betons in place of a folder, and, where no model is typed, that of model.init."""
     if "model.name" not in typed:
         values = laid_over(values | model_of(values.get("model.init")), typed)
-    values = betons_of_folder(values, typed, 0.0 if folds else TEST_SHARE, ("train", "test", "val"))
+    share = 0.0 if folds else TEST_SHARE
+    values = betons_of_folder(schema.SCHEMA, values, typed, share, ("train", "test", "val"))
     if folds and values.get("data.test") is None and "data.train" in values:
         values = values | {"data.test": values["data.train"]}  # each fold has its own
     return values

@@ -67,7 +67,7 @@ def print_suggestion(found: "Inspection", suggestion: "Suggestion", measured: bo
     """Print commands, and below each the time that it takes, if that is to be measured."""
     from ..beton import printable
 
-    print(suggestion.head)
+    print(printable(suggestion.head))
     paces: dict[str, Pace | str] = {}
     for command in suggestion.commands:
         print(f"  {printable(command.text)}", flush=True)

@@ -58,10 +58,10 @@ def predict(argv: Sequence[str], prog: str = SCRIPT) -> None:
 
     # torch, which takes seconds, only for what is to be run
     from ..evaluate.predict import PredictOptions, predict_files, printable
-    from ..evaluate.prediction_files import check_target, write_predictions
+    from ..evaluate.prediction_files import check_table, write_predictions
 
     options = PredictOptions(args.topk, args.flip, args.device, args.batch_size, args.workers)
-    check_target(args.out)
+    check_table(args.out)
     found = predict_files(args.checkpoint, args.images, options)
     write_predictions(found, args.out)
     for k, reason in found.damaged.items():

@@ -31,7 +31,7 @@ def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
 
     def prepare(values: Values, typed: Values) -> Values:
         data.append(values.get("data.train"))
-        return betons_of_folder(values, typed)
+        return betons_of_folder(pretrain.SCHEMA, values, typed)
 
     cfg = parse(
         pretrain.SCHEMA,

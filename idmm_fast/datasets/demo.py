@@ -5,6 +5,7 @@ dataset-fashion-mnist has the files; elsewhere torchvision fetches the same file
 """
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,13 @@ def _folder(root: Path) -> Path:
 
 
 def _read(path: Path, header: int) -> np.ndarray:
-    """The uint8 array of an idx file whose header has `header` bytes."""
-    data = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
-    sizes = data[4:header].view(">u4").astype(int)
-    return data[header:].reshape(sizes)
+    """The uint8 array of an idx file whose header has `header` bytes. Raises DatasetError."""
+    content = path.read_bytes()
+    try:
+        data = np.frombuffer(gzip.decompress(content), np.uint8)
+        return data[header:].reshape(data[4:header].view(">u4").astype(int))
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+        raise DatasetError(f"{path} is damaged: delete it and run again ({error})") from None
 
 
 def load(root: Path) -> dict[str, Split]:

@@ -109,7 +109,8 @@ def _split(table: Any, datasets: ModuleType, label_column: str | None, trained: 
     else:
         labels, classes = _encode_labels(table[column], column, _class_names(table.features[column]), trained)
         remarks = [f"labels are those of the column {column}"]
-    table = table.cast_column(images[0], datasets.Image(decode=False))
+    # The one column alone: a row is read with all columns that there are, and images of others would be decoded.
+    table = table.select_columns([images[0]]).cast_column(images[0], datasets.Image(decode=False))
     return Split(
         [Item(table, images[0], i) for i in range(len(table))],
         labels,

@@ -123,7 +123,7 @@ def _rows(table: Path, named: Sequence[str | None], left_out: LeftOut, remarks: 
         raise DatasetError(f"{table} has no rows below its first, which names the columns.")
     names = numbered[0][1]
     cells = [(f"{table}, row {number}", dict(zip(names, row))) for number, row in numbered[1:]]
-    columns = _columns(table, names, [row for _, row in cells], named)
+    columns = _columns(table, names, [row for _, row in cells], named, remarks)
     remarks.append(
         f"{table}: files are in the column {columns.file}, labels in "
         f"{columns.label or f'{len(columns.classes)} columns of 0 and 1'}"
@@ -147,17 +147,21 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _columns(table: Path, names: list[str], rows: list[dict[str, str]], named: Sequence[str | None]) -> Columns:
+def _columns(
+    table: Path, names: list[str], rows: list[dict[str, str]], named: Sequence[str | None], remarks: list[str]
+) -> Columns:
     """Which columns hold what: those that are named, else by what they are called."""
     plain = {name.lower().replace(" ", "_").replace("-", "_"): name for name in reversed(names)}
     there = f"Its columns are: {', '.join(names)}."
     for column, option in zip(named, ("file", "label", "split")):
         if column is not None and column not in names:
             raise DatasetError(f"{table} has no column {column}, which --{option}-column names. {there}")
-    file, label, split = (
+    file, label = (
         column or next((plain[name] for name in known if name in plain), None)
-        for column, known in zip(named, (FILES, LABELS, SPLITS))
+        for column, known in zip(named, (FILES, LABELS))
     )
+    called = [plain[name] for name in SPLITS if name in plain and plain[name] not in (file, label)]
+    split = named[2] or _split_column(table, called, rows, remarks)
     if file is None:
         raise DatasetError(f"{table} has no column that is called like one of files; name it: --file-column. {there}")
     if label == file:
@@ -170,6 +174,16 @@ def _columns(table: Path, names: list[str], rows: list[dict[str, str]], named: S
     if label is None:
         raise DatasetError(f"{table} has no column that is called like one of labels; name it: --label-column. {there}")
     return Columns(file, label, split)
+
+
+def _split_column(table: Path, called: list[str], rows: list[dict[str, str]], remarks: list[str]) -> str | None:
+    """The first column that is called like one of splits, but for those that hold other things alone."""
+    for name in called:
+        said = [row[name] for row in rows if row.get(name)]
+        if not said or any(map(split_of, said)):  # of a few that are none, the first is named in an error
+            return name
+        remarks.append(f"{table}: the column {name} is not taken for one of splits: it holds none, first {said[0]}")
+    return None
 
 
 def _said_split(row: Row, table: Path, root: Path) -> str | None:

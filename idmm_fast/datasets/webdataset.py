@@ -1,7 +1,7 @@
 """WebDataset shards: .tar files of KEY.jpg and KEY.cls or KEY.json ({"label": ...}), named with --shards.
 
 Source: the webdataset package's convention: a key ends at the first dot of the base name. Shards are read in place.
-With --no-labels every image is of one class.
+With --no-labels every image is of one class. Members that are hidden or a system's are passed over, as in folders.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .image_files import image_endings
+from .image_files import LeftOut, image_endings, is_hidden
 from .split import DatasetError, FileSlice, Split
 
 OPTIONS = ("shards", "no_labels")
@@ -67,12 +67,13 @@ def load(root: Path | None, shards: str | None, no_labels: str | None = None) ->
         raise DatasetError("--ds webdataset needs --shards, e.g. --shards 'dir/{000..011}.tar'")
     images: list[FileSlice] = []
     found: list[str | None] = []
+    left_out = LeftOut()
     for path in tqdm(expand(shards), desc="shards", disable=None):
-        shard, labels = _read_shard(path)
+        shard, labels = _read_shard(path, left_out)
         images += shard
         found += [None if no_labels else labels.get(_stem(image.name), labels.get(_key(image.name))) for image in shard]
     if not images:
-        raise DatasetError(f"--shards {shards}: no image was found in them.")
+        raise DatasetError(f"--shards {shards}: no image was found in them.{left_out.sentences()}")
     if None in found and not no_labels:
         raise DatasetError(
             f"{found.count(None):,} of {len(images):,} images have no label (KEY.cls, or 'label' in KEY.json; the key "
@@ -83,7 +84,8 @@ def load(root: Path | None, shards: str | None, no_labels: str | None = None) ->
     numbers = all(name.isdigit() for name in names)
     classes = sorted(set(names), key=int if numbers else None)
     index = {c: k for k, c in enumerate(classes)}
-    return {"train": Split(images, [index[name] for name in names], classes, [image.name for image in images])}
+    files = [image.name for image in images]
+    return {"train": Split(images, [index[name] for name in names], classes, files, left_out=left_out.listing())}
 
 
 def _stem(name: str) -> str:
@@ -97,7 +99,7 @@ def _key(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def _read_shard(path: Path) -> tuple[list[FileSlice], dict[str, str]]:
+def _read_shard(path: Path, left_out: LeftOut) -> tuple[list[FileSlice], dict[str, str]]:
     """The images of a shard, and {key: label}."""
     images: list[FileSlice] = []
     labels: dict[str, str] = {}
@@ -107,7 +109,9 @@ def _read_shard(path: Path) -> tuple[list[FileSlice], dict[str, str]]:
                 stem, _, extension = member.name.rpartition(".")
                 if not member.isfile():
                     continue
-                if f".{extension.lower()}" in image_endings():
+                if any(is_hidden(part) for part in member.name.split("/") if part.strip(".")):
+                    left_out.add("hidden files and folders, or a system's", f"{path}:{member.name}")
+                elif f".{extension.lower()}" in image_endings():
                     images.append(FileSlice(path, member.offset_data, member.size, member.name))
                 elif extension in ("cls", "json"):
                     label = _label(_content(file, member), extension)

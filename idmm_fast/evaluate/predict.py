@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from ..config import ConfigError
 from ..datasets.image_files import LeftOut, image_files
 from ..loader.image_files import ImageFiles
 from ..models import load_trained
-from ..runtime.device import Runtime, choose_attention, resolve_runtime
+from ..runtime.device import Runtime, choose_attention
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def predict_files(checkpoint: str | Path, paths: Iterable[str | Path], options: 
             f"{checkpoint} has no classifier: it is a pretraining, or a fine-tuning that has not ended. Fine-tune it "
             f"(idmm-fast finetune --init), or name a checkpoint of the fine-tuning"
         )
-    runtime = _runtime(trained.training, options.device)
+    runtime = trained.runtime(options.device)
     network = runtime.to_device(trained.network)
     choose_attention(network, runtime)
     images = ImageFiles(files, trained.size, options.batch_size, options.num_workers)
@@ -92,15 +91,6 @@ def predict_files(checkpoint: str | Path, paths: Iterable[str | Path], options: 
         raise ConfigError(f"none of the {len(files)} images can be read; first: {files[0]}: {images.damaged[0]}")
     names = [os.fspath(file) for file in files]
     return Predictions(names, trained.label_names, labels, probabilities, images.damaged)
-
-
-def _runtime(training: SimpleNamespace, device: str) -> Runtime:
-    """Where and how precisely to compute: as the run was evaluated, as far as the device can."""
-    amp = training.amp
-    if amp == "fp16" and not (device != "cpu" and torch.cuda.is_available()):
-        amp = "auto"
-    chosen = SimpleNamespace(device=device, amp=amp, channels_last=training.channels_last, compile=False)
-    return resolve_runtime(chosen, 0)
 
 
 @torch.no_grad()

@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..files import PREDICTION_ENDINGS, replacing
+from ..files import PREDICTION_ENDINGS, check_target, replacing
 from .predict import Predictions
 
 
-def check_target(out: str | Path) -> None:
-    """Raise ConfigError for a file that can't be written, before the work for it is done."""
+def check_table(out: str | Path) -> None:
+    """Refuse a file that predictions can't be written to, before the work for it is done.
+
+    Raises:
+        ConfigError: another ending, or a package is missing.
+        OSError: see `files.check_target`.
+    """
     if Path(out).suffix.lower() not in PREDICTION_ENDINGS:
         raise ConfigError(
             f"{out}: predictions are written as {', '.join(PREDICTION_ENDINGS)}; the ending of the name decides"
         )
     if Path(out).suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
         raise ConfigError(f"{out}: Parquet needs one more package: pip install pyarrow. Or write .csv or .json.")
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{Path(out).parent} can't be made: {error.strerror or error}") from error
+    check_target(out)
 
 
 def as_rows(found: Predictions) -> Iterator[dict[str, Any]]:
@@ -49,7 +51,7 @@ def write_predictions(found: Predictions, out: str | Path) -> None:
         ConfigError: another ending, or a package is missing.
         OSError: the file can't be written.
     """
-    check_target(out)
+    check_table(out)
     write = {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}[Path(out).suffix.lower()]
     with replacing(out) as draft:
         write(found, draft)

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ..beton import printable
+from ..files import replacing
 from .look import ROW, SHEET, THUMBNAIL, Inspection
 
 _CLASSES_A_PAGE, _TITLE = 25, 200  # rows of a page; pixels of the classes' names beside them
@@ -29,7 +30,7 @@ def write_sheets(found: Inspection, out: Path) -> list[Path]:
             page = of_split[first : first + _CLASSES_A_PAGE]
             numbers = "-".join(f"{max(0, label):04d}" for label in (page[0][0], page[-1][0]))
             files.append(out / f"{_file_name(split)}_classes_{numbers}.png")
-            _page(found, split, page).save(files[-1])
+            _save(_page(found, split, page), files[-1])
     return files
 
 
@@ -49,8 +50,14 @@ def _write_class(found: Inspection, key: tuple[str, int], images: list[Image.Ima
     for k, image in enumerate(images):
         sheet.paste(image, (k % columns * THUMBNAIL, k // columns * THUMBNAIL))
     file = out / _file_name(f"{key[0]}_{key[1]:04d}_{_name(found, *key)}.png")
-    sheet.save(file)
+    _save(sheet, file)
     return file
+
+
+def _save(sheet: Image.Image, file: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with replacing(file) as draft:
+        sheet.save(draft, "PNG")
 
 
 def _page(found: Inspection, split: str, rows: list[tuple[int, list[Image.Image]]]) -> Image.Image:

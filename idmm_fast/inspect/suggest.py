@@ -45,7 +45,7 @@ class Suggestion:
     """What would be done with the images.
 
     Attributes:
-        head: How many there are, and of which size.
+        head: How many there are, and of which size; or that there are none.
         rows: Numbers of the training images that can be read.
         commands: One after the other.
         missing: Why no fine-tuning is among them, or "".
@@ -66,6 +66,9 @@ def suggest(found: Inspection, paths: Sequence[Path], name: str, labels: Mapping
         name: What the runs are called, see `run_name`.
         labels: As for `inspect`.
     """
+    if found.stored and found.training != "train":
+        why = f"{labels['labels']} names none" if labels else f"add {paths[0]}/train/CLASS"
+        return Suggestion(f"no training images: {why}", [], [])
     good = found.good(found.training)
     side = float(np.median([min(i.height, i.width) for i in good])) if good else 0.0
     stored = f", stored as {found.stored}" if found.stored else ""

@@ -16,7 +16,8 @@ class Normalize(nn.Module):
     """uint8 (B, 3, H, W), levels 0..255, to float: (x / 255 - mean) / std, per channel, on whatever device x is on.
 
     Args:
-        pretraining: whether the standard deviation is that of pretraining, whose backbones need it when frozen too.
+        pretraining: whether the standard deviation is that of pretraining, which features are extracted with too. A
+            fine-tuning has ImageNet's, also where its backbone is frozen (model.freeze).
         mean: of each channel, 0..1; None: ImageNet's. Set where the first weights were made with another one.
         std: of each channel, above 0; None: as `pretraining` says.
     """

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import torch
 
 from ..config import ConfigError, find_run_config, read_run_config
+from ..runtime.device import Runtime, resolve_runtime
 from .backbone import create_backbone, feature_dim
 from .head import Classifier, init_head
 from .normalize import Normalize
@@ -33,6 +34,23 @@ class TrainedNetwork:
     label_names: list[str]
     training: SimpleNamespace
 
+    def runtime(self, device: str | None = None) -> Runtime:
+        """Where and how precisely to compute: as the run was evaluated, as far as this machine can.
+
+        Args:
+            device: "auto", "cpu" or "cuda"; None: the run's, or the CPU where there is no GPU.
+
+        Raises:
+            ConfigError: there is no GPU for "cuda".
+        """
+        has_gpu = torch.cuda.is_available()
+        device = device or (self.training.device if has_gpu else "cpu")
+        amp = self.training.amp
+        if amp == "fp16" and not (device != "cpu" and has_gpu):
+            amp = "auto"
+        chosen = SimpleNamespace(device=device, amp=amp, channels_last=self.training.channels_last, compile=False)
+        return resolve_runtime(chosen, 0)
+
 
 _AUTO = {"device": "auto", "amp": "auto", "channels_last": "auto", "compile": "auto"}
 
@@ -46,9 +64,11 @@ def load_trained(checkpoint: str | Path, image_size: int | None = None, features
         features: whether the classifier of a fine-tuning is left out, and images are normalised as in pretraining.
 
     Raises:
-        ConfigError: the checkpoint is in no run folder.
+        ConfigError: the checkpoint is in no run folder, or image_size is below 1.
         ValueError: its weights can't be read, or do not fit.
     """
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"image_size is at least 1, not {image_size}")
     config = read_run_config(checkpoint)
     if not config:
         raise ConfigError(

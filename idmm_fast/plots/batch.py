@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from ..loader import MultiCropLoader
-from .figure import new_figure
+from .figure import new_figure, save_figure
 
 _TITLE = "One batch: a row an image, a column a crop. "
 _MIXED = "Red: the CutMix box. Below: rows outside | inside the box"
@@ -55,7 +55,7 @@ def plot_batch(loader: MultiCropLoader, path: str | Path, epoch: int = 0, images
             share = f"  λ={mix.lam[first]:.2f}" if is_mixed else ""
             column[0].set_title(f"{'ABCDEFGH'[g % 8]}{crop + 1}{share}", fontsize=9)
     figure.suptitle("\n".join(title), fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _most_mixed_step(loader: MultiCropLoader, epoch: int, size: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .figure import new_figure, shown_name
+from .figure import new_figure, save_figure, shown_name
 from .neighbours import load_images
 
 
@@ -36,7 +36,7 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: str | Path) -
                 if value:
                     colour = "white" if value > 50 else "black"
                     axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def plot_mistakes(
@@ -59,4 +59,4 @@ def plot_mistakes(
     for axis, image, title in zip(axes, load_images(beton, rows, size), titles):
         axis.imshow(image)
         axis.set_title("\n".join(map(shown_name, title.split("\n"))), fontsize=6)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .figure import new_figure
+from .figure import new_figure, save_figure
 
 
 def read_metrics(folder: str | Path) -> dict[str, np.ndarray]:
@@ -43,4 +43,4 @@ def plot_curves(folder: str | Path) -> None:
     data_wait.set_ylim(0, 100)
     for axis in (loss, lr, throughput):
         axis.set_xlabel("epoch")
-    figure.savefig(Path(folder) / "curves.png", dpi=110)
+    save_figure(figure, Path(folder) / "curves.png")

@@ -1,7 +1,11 @@
 """Figures that need no display: every picture of this package is drawn on one of these."""
 
+from pathlib import Path
+
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from ..files import replacing
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -12,11 +16,23 @@ def new_figure(width: float, height: float) -> Figure:
         height: In inches.
 
     Returns:
-        The figure; `figure.savefig(path, dpi=...)` writes it.
+        The figure; `save_figure` writes it.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
+    """Write a figure, whole or not at all.
+
+    Args:
+        figure: Of `new_figure`.
+        path: The file; its ending says which format it has.
+        dpi: Pixels an inch.
+    """
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=dpi, format=Path(path).suffix.removeprefix(".") or "png")
 
 
 def shown_name(name: str, letters: int = 24) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..beton import open_beton
 from ..beton.decode import decode_rows
-from .figure import new_figure, shown_name
+from .figure import new_figure, save_figure, shown_name
 
 
 def plot_image_grid(path: str | Path, out: str | Path | None = None, columns: int = 8, rows: int = 6) -> Path:
@@ -37,5 +37,5 @@ def plot_image_grid(path: str | Path, out: str | Path | None = None, columns: in
         axis.set_title(f"{row}: {shown_name(beton.classes[label])}" if is_named else str(row), fontsize=7)
     name = shown_name(Path(path).name, 0)
     figure.suptitle(f"{name}: {len(beton)} images, {len(beton.classes)} classes", fontsize=9)
-    figure.savefig(out, dpi=100)
+    save_figure(figure, out, 100)
     return out

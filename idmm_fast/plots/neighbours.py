@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ..loader import evaluation_loader
-from .figure import new_figure, shown_name
+from .figure import new_figure, save_figure, shown_name
 
 
 @dataclass(frozen=True)
@@ -81,4 +81,4 @@ def plot_neighbours(
         "Left: a test image. Right: its nearest training images (cosine similarity below)",
         fontsize=9,
     )
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

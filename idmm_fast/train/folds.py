@@ -14,6 +14,7 @@ from ..beton import open_beton
 from ..beton.subset import write_subset
 from ..config import ConfigError, replace
 from ..config.finetune import SCHEMA
+from ..convert import list_files, listed_files
 from ..files import write_json
 from ..runtime import distributed
 from .finetuning import finetune
@@ -74,6 +75,8 @@ def run_folds(cfg: SimpleNamespace, count: int) -> dict[str, Any]:
 
 
 def _write(beton: str, folder: Path, train: np.ndarray, test: np.ndarray) -> None:
-    """Write the rows of a fold as betons of their own."""
+    """Write the rows of a fold as betons of their own, and which files they test, where that is known."""
     write_subset(beton, train, folder / "train.beton")
-    write_subset(beton, test, folder / "test.beton")
+    written = write_subset(beton, test, folder / "test.beton")
+    files = listed_files(Path(beton))
+    list_files(written.path, [files[test[place]] for place in written.places] if files else [])

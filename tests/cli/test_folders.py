@@ -9,6 +9,9 @@ from idmm_fast.beton import open_beton
 from idmm_fast.beton.subset import write_subset
 from idmm_fast.evaluate.tuned import count_trained_on
 
+# Of a run's config.yaml.
+MODEL = "model: {name: vit_tiny_patch16_224, image_size: 32, options: {depth: 2}}\nlogging: {run_dir: run}\n"
+
 
 @pytest.fixture
 def folder(tmp_path, photos, monkeypatch):
@@ -44,9 +47,7 @@ def test_evaluation_of_a_run_reads_the_folder_that_is_named(folder, asked, tiny_
     """The run's own data.test once stayed: accuracies on one data set with the neighbours of another."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text(
-        f"data: {{train: {tiny_beton}, test: {tiny_beton}}}\nmodel: {{name: vit_tiny_patch16_224, image_size: 32}}\n"
-    )
+    (run / "config.yaml").write_text(f"data: {{train: {tiny_beton}, test: {tiny_beton}}}\n{MODEL}")
     shown = run_script("evaluate.py", "--checkpoint", run, "--data", folder)
     assert shown.returncode == 0, shown.stderr
     assert images_of(asked[-1]) == {"train": 8, "test": 4}
@@ -56,6 +57,24 @@ def test_evaluation_of_a_run_reads_the_folder_that_is_named(folder, asked, tiny_
     assert "64 test images, of which the most frequent class has 16 (25.00 %)" in shown.stdout
     run_script("evaluate.py", "--checkpoint", run)
     assert images_of(asked[-1]) == {"train": 64, "test": 64}
+
+
+@pytest.mark.parametrize("script", ["train_idmm.py", "finetune.py", "evaluate.py"])
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("--training.batch_size=0", "training.batch_size: 0 is not"),
+        ("--data.num_workers=many", "data.num_workers: 'many' is not"),
+        ("--model.init=nowhere", "nowhere does not exist"),
+        ("--data.test=nowhere.beton", "data.test: nowhere.beton does not exist"),
+    ],
+)
+def test_mistakes_are_told_before_a_folder_is_converted(folder, script, mistake, said, tmp_path):
+    more = ["--online_eval.every=1"] if script == "train_idmm.py" else []
+    shown = run_script(script, "--data", folder, "--out", tmp_path / "run", "--model.name=x", *more, mistake)
+    assert shown.returncode == 1
+    assert said in shown.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_takes_the_place_of_all_splits_of_a_configuration(folder, asked, tiny_beton, tmp_path):
@@ -77,7 +96,7 @@ def test_a_fine_tuning_has_the_model_that_is_typed_then_that_of_init_then_that_o
     """A configuration once went before the run whose weights were asked for, and did not fit them."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text("model: {name: vit_tiny_patch16_224, image_size: 32, options: {depth: 2}}\n")
+    (run / "config.yaml").write_text(MODEL)
 
     def model(*arguments):
         betons = f"--data.train={tiny_beton}", f"--data.test={tiny_beton}"
@@ -99,8 +118,7 @@ def test_test_images_that_a_classifier_was_trained_on_are_counted_and_told(
 ):
     run = tmp_path / "run"
     run.mkdir()
-    model = "model: {name: vit_tiny_patch16_224, image_size: 32}"
-    (run / "config.yaml").write_text(f"data: {{train: {tiny_beton}, test: {raw_beton}}}\n{model}\n")
+    (run / "config.yaml").write_text(f"data: {{train: {tiny_beton}, test: {raw_beton}}}\n{MODEL}")
     write_subset(tiny_beton, np.arange(9), tmp_path / "nine.beton")
     assert count_trained_on(open_beton(tiny_beton), run) == 64
     assert count_trained_on(open_beton(tmp_path / "nine.beton"), run) == 9

@@ -102,7 +102,7 @@ MISTAKES = [
     ("compare.py", "report --out nowhere", 1, "nowhere does not exist"),
     ("benchmark.py", "--help", 0, "end_to_end"),
     ("benchmark.py", "loader --help", 0, "--peers"),
-    ("benchmark.py", "loader --worker=x", 2, "invalid int value"),
+    ("benchmark.py", "loader --worker=x", 2, "a whole number, at least 1, not x"),
     ("benchmark.py", "loader --beton nowhere.beton", 1, "nowhere.beton does not exist"),
     ("benchmark.py", "step --options [1]", 2, "'[1]' is no JSON object"),
     ("benchmark.py", "step --options {depth:6}", 2, "'{depth:6}' is no JSON object"),

@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -848,6 +849,24 @@ def test_demo_reads_idx_files_and_balances_classes(tmp_path):
     assert len(splits["test"]) == 50
 
 
+def test_a_truncated_file_of_the_demo_is_said_to_be_damaged(tmp_path):
+    """It was a traceback, and the file was never fetched again."""
+    for stem in ("train", "t10k"):
+        for what, sizes in (("images-idx3", (30, 28, 28)), ("labels-idx1", (30,))):
+            head = bytes([0, 0, 8, len(sizes)]) + np.array(sizes, ">u4").tobytes()
+            (tmp_path / f"{stem}-{what}-ubyte.gz").write_bytes(gzip.compress(head + bytes(np.prod(sizes))))
+    datasets.load("demo", tmp_path, partial=True)
+    file = tmp_path / "t10k-images-idx3-ubyte.gz"
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    bad = bytes(b ^ 255 for b in whole[middle : middle + 9])
+    damaged = whole[:middle], b"", b"<html>", whole[:middle] + bad + whole[middle + 9 :], gzip.compress(head)
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(DatasetError, match=f"^{re.escape(str(file))} is damaged: delete it and run again"):
+            datasets.load("demo", tmp_path, partial=True)
+
+
 def test_folder_forms(tmp_path):
     for split in ("train", "val"):
         for c in ("b", "a"):
@@ -944,6 +963,26 @@ def make_two(root):
     return root
 
 
+def test_a_list_of_chosen_images_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    options = "--ds", "folder", "--root", make_two(tmp_path / "in"), "--out", tmp_path / "out", "--subset", 1
+    assert script(*options).returncode == 0
+    listed = tmp_path / "out" / "folder_train.txt"
+    assert listed.read_text() == "a/1.jpg\n"
+    write_text = Path.write_text
+
+    def half(self, text, **given):
+        if ".txt" not in self.name:
+            return write_text(self, text, **given)
+        write_text(self, text[:3], **given)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    failed = script(*options)
+    assert (failed.returncode, "the disk is full" in failed.stderr) == (1, True)
+    assert listed.read_text() == "a/1.jpg\n"
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
 @pytest.fixture
 def shards(tmp_path, photos):
     """Two WebDataset shards of five samples: KEY.jpg, and KEY.cls or KEY.json."""
@@ -991,6 +1030,30 @@ def test_a_label_that_is_null_is_none(tmp_path, photos):
     assert datasets.load("webdataset", None, shards=shards, no_labels="yes")["train"].classes == ["all"]
 
 
+def test_hidden_members_of_a_webdataset_are_passed_over_as_in_folders(tmp_path, photos):
+    """macOS's tar writes ._NAME beside each file; "./" before a name hides nothing."""
+    members = {
+        "./._a.jpg": b"\0\5\x16\7",
+        "./a.jpg": photo_bytes(photos[0]),
+        "./a.cls": b"x",
+        "b.jpg": photo_bytes(photos[1]),
+        "b.cls": b"y",
+        "__MACOSX/c.jpg": b"",
+        "d/.trash/d.jpg": b"",
+        "../e.jpg": photo_bytes(photos[2]),
+        "../e.cls": b"x",
+    }
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    split = datasets.load("webdataset", None, shards=str(tmp_path / "a.tar"))["train"]
+    assert split.names == ["./a.jpg", "b.jpg", "../e.jpg"]
+    assert [split.classes[label] for label in split.labels] == ["x", "y", "x"]
+    assert [(entry["count"], entry["first"]) for entry in split.left_out] == [(3, f"{tmp_path}/a.tar:./._a.jpg")]
+
+
 def test_hugging_faces_datasets_are_read_from_disk(tmp_path, photos):
     import datasets as hf
 
@@ -1033,6 +1096,19 @@ def test_hugging_faces_numbers_and_text_become_classes(tmp_path, photos, kind, v
     assert by_name.classes == ["5", "6", "7", "8"]
     with pytest.raises(DatasetError, match=r"no column nothing \(columns: image, label, other\)"):
         datasets.load("hf", None, name=str(tmp_path / "d"), label_column="nothing")
+
+
+def test_of_a_row_of_hugging_faces_only_the_image_is_read(tmp_path, photos):
+    """Whatever is in the other columns: images had been left out where a mask is damaged."""
+    import datasets as hf
+
+    damaged = {"bytes": b"no image", "path": None}
+    table = rows_of(hf, photos, label=(hf.Value("int64"), [0, 1, 0]), mask=(hf.Image(), [damaged] * 3))
+    table.save_to_disk(str(tmp_path / "d"))
+    split = datasets.load("hf", None, name=str(tmp_path / "d"))["train"]
+    assert split.labels == [0, 1, 0]
+    for image, photo in zip(split.images, photos):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(image.read_bytes()))), photo)
 
 
 def test_hugging_faces_splits_with_labels_win_and_rows_without_image_are_skipped(tmp_path, photos):

@@ -157,6 +157,22 @@ def test_columns_can_be_named(tmp_path):
     }
 
 
+def test_a_column_that_is_only_called_like_one_of_splits_is_ignored_and_that_is_said(tmp_path):
+    """HAM10000's `dataset` had made its table unusable."""
+    plant(tmp_path, "a.jpg", "b.jpg", labels="image_id,dx,dataset\na,nv,vidir_modern\nb,mel,rosendahl\n")
+    path = str(tmp_path / "labels.csv")
+    split = datasets.load("folder", tmp_path, labels=path)["train"]
+    assert [split.classes[label] for label in split.labels] == ["nv", "mel"]
+    assert split.remarks == [
+        f"{path}: the column dataset is not taken for one of splits: it holds none, first vidir_modern",
+        f"{path}: files are in the column image_id, labels in dx",
+    ]
+    with pytest.raises(DatasetError, match="row 2: 'vidir_modern' is not a split"):
+        read(tmp_path, path, split_column="dataset")
+    plant(tmp_path, labels="image_id,dx,dataset,usage\na,nv,vidir_modern,train\nb,nv,rosendahl,test\n")
+    assert read(tmp_path, path) == {"train": {"a.jpg": "nv"}, "test": {"b.jpg": "nv"}}
+
+
 def test_what_a_table_leaves_out_is_in_the_account(tmp_path):
     table = "file,label\na.jpg,x\nb.jpg,y\ngone.jpg,x\nlost.jpg,y\na.jpg,x\n"
     plant(tmp_path / "in", "a.jpg", "b.jpg", "more/c.jpg", labels=table)
@@ -197,7 +213,7 @@ MISTAKES = {
     "none of the files": ("file,label\nz.jpg,x\n", r"no row of .* names an image .*Left out: 1, rows without an image"),
     "two labels": ("file,label\na.jpg,x\na.jpg,y\n", r"row 3 says other things of .*a\.jpg than .*row 2"),
     "two files": ("file,label\nc.jpg,x\n", r"row 2: c\.jpg may be .*one/c\.jpg or .*two/c\.jpg"),
-    "a strange split": ("file,label,split\na.jpg,x,later\n", "row 2: 'later' is not a split"),
+    "a strange split": ("file,label,split\na.jpg,x,train\nb.jpg,x,later\n", "row 3: 'later' is not a split"),
     "a class that training has not": (
         "file,label,split\na.jpg,x,train\nb.jpg,y,test\n",
         "of the test split has the class y",

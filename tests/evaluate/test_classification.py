@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 from helpers import FINETUNE, TINY_VIT, run_script, tiny_config
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, classification_report
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
 from idmm_fast.beton.decode import decode_rows
 from idmm_fast.beton.subset import write_subset
 from idmm_fast.config import ConfigError
+from idmm_fast.convert import convert, listed_files
 from idmm_fast.datasets import Split
 from idmm_fast.evaluate import EvaluationImages, classification
 from idmm_fast.evaluate.classification import Classified, expected_calibration_error, measure, write_report
@@ -19,6 +21,7 @@ from idmm_fast.evaluate.tuned import labels_by_name
 from idmm_fast.models import load_trained
 from idmm_fast.train import checkpoint
 from idmm_fast.train.finetuning import finetune
+from idmm_fast.train.folds import _write as write_fold
 from idmm_fast.train.folds import run_folds
 
 
@@ -179,6 +182,31 @@ def test_a_validation_split_chooses_the_epoch(tiny_beton, tmp_path, without_pict
         assert all((kept[key] == value).all() for key, value in best["model"].items())
     without = finetune(tiny_config(tmp_path / "train.beton", tmp_path / "g", FINETUNE, **values | {"data.val": None}))
     assert "val_top1" not in without
+
+
+def test_the_files_of_a_folders_folds_are_those_of_their_rows(tmp_path, photos, monkeypatch):
+    """Tables of their predictions had rows alone. A .txt beside a beton has what a conversion chose, by name."""
+    monkeypatch.setenv("IDMM_FAST_CACHE", str(tmp_path / "cache"))
+    for k in range(8):
+        path = tmp_path / "images" / "ab"[k % 2] / ("line\nbreak.png" if k == 5 else f"{k}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photos[k][:20, :20]).save(path)
+    whole = convert(tmp_path / "images")["train"]
+    seen = []
+    for k, test in enumerate(([1, 3, 6], [0, 2, 4, 5, 7])):
+        fold = tmp_path / f"fold_{k}"
+        write_fold(str(whole), fold, np.setdiff1d(range(8), test), np.array(test))
+        (fold / "test.txt").write_text("a/chosen.png\n" * len(test))
+        files = listed_files(fold / "test.beton")
+        for file, image in zip(files, decode_rows(open_beton(fold / "test.beton"), None), strict=True):
+            assert np.array_equal(np.asarray(Image.open(file)), image)
+        seen += files
+    assert sorted(seen) == sorted(str(path) for path in (tmp_path / "images").rglob("*.png"))
+    write_subset(whole, [0, 1], tmp_path / "other.beton")
+    (tmp_path / "other.txt").write_text("a/chosen.png\nb/chosen.png\n")
+    assert listed_files(tmp_path / "other.beton") == []
+    write_fold(str(tmp_path / "other.beton"), tmp_path / "fold_0", np.array([0]), np.array([1]))
+    assert listed_files(tmp_path / "fold_0" / "test.beton") == []  # not those of before
 
 
 @pytest.mark.integration

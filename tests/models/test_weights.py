@@ -113,7 +113,7 @@ def test_weights_of_another_model_are_told_with_the_keys_that_fit(tmp_path):
     """As they are typed: read by a shell, and as YAML, they are the model of the run."""
     options = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     model = {"name": "vit_tiny_patch16_224", "options": options, "image_size": 16}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model, "logging": {"run_dir": "x"}}))
     save_backbone(create_backbone(model["name"], 16, 0.0, options), tmp_path / "backbone.safetensors")
     other = create_backbone(model["name"], 16, 0.0, options | {"embed_dim": 16})
     with pytest.raises(ValueError, match="does not fit this model") as told:

@@ -1,7 +1,6 @@
 """The picture of a batch says what is in it."""
 
 import pytest
-from matplotlib.figure import Figure
 
 from idmm_fast.loader import MultiCropLoader
 from idmm_fast.loader.crops import Views
@@ -13,10 +12,10 @@ from idmm_fast.plots.batch import plot_batch
 def test_the_cutmix_box_is_told_of_where_crops_are_mixed(tiny_beton, tmp_path, monkeypatch, alpha):
     texts = []
 
-    def savefig(self, *args, **options):
-        texts.extend([self.get_suptitle(), self.axes[0].get_title(), self.axes[0].get_xlabel()])
+    def save_figure(figure, path):
+        texts.extend([figure.get_suptitle(), figure.axes[0].get_title(), figure.axes[0].get_xlabel()])
 
-    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr("idmm_fast.plots.batch.save_figure", save_figure)
     views = [Views(1, 32)]
     loader = MultiCropLoader(tiny_beton, 8, num_workers=1, views=views, cutmix_alpha=alpha)
     plot_batch(loader, tmp_path / "crops.png")

@@ -383,6 +383,21 @@ def test_a_signal_to_torchrun_checkpoints_in_mid_epoch(tiny_beton, tmp_path, uni
     assert np.array_equal(read_losses(tmp_path / "run"), uninterrupted_losses)
 
 
+def test_the_slurm_script_hands_on_the_cores_of_a_task(tmp_path):
+    """Since SLURM 22.05 srun does not inherit them from sbatch; without a number there is nothing to hand on."""
+    (tmp_path / "srun").write_text('#!/usr/bin/env bash\necho "cores: ${SRUN_CPUS_PER_TASK-none}"\n')
+    (tmp_path / "scontrol").write_text("#!/usr/bin/env bash\necho localhost\n")
+    for tool in tmp_path.iterdir():
+        tool.chmod(0o755)
+    job = {"SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
+    for given, found in (({"SLURM_CPUS_PER_TASK": "12"}, "12"), ({}, "none")):
+        env = os.environ | job | given | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        shown = subprocess.run(
+            [ROOT / "scripts" / "slurm.sh", "x.yaml"], env=env, capture_output=True, text=True, check=True
+        )
+        assert shown.stdout == f"cores: {found}\n"
+
+
 @pytest.mark.slow
 def test_the_slurm_script_starts_what_it_should(tiny_beton, tmp_path):
     """With an srun and an scontrol that know one node of two processes: they train, and the same line again goes on."""
