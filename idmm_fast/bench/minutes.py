@@ -91,12 +91,14 @@ def measure_pace(
         ConfigError, LoaderError, ValueError, OSError, MemoryError: As of the training.
     """
     schema, name, make_task = _TRAININGS[verb]
+    labels = None
     if verb == "finetune":
         labels = source.label if isinstance(source, Beton) else source.labels
         rows = [row for row in rows if labels[row] >= 0]
     with tempfile.TemporaryDirectory() as folder:
         batch = min(len(rows), DEFAULT_BATCH_SIZE if torch.cuda.is_available() else _ON_CPU)
-        beton = _some(source, rows, 2 * batch, Path(folder) / "some.beton", mode)
+        chosen = _some(rows, 2 * batch, labels)
+        beton = _write(source, chosen, Path(folder) / "some.beton", mode)
         values = {
             **keys,
             "data.train": str(beton),
@@ -115,9 +117,19 @@ def measure_pace(
     return Pace(images_per_s, steps, recipe.minutes, recipe.epochs, evaluations, recipe.batch_size, fits)
 
 
-def _some(source: Split | Beton, rows: Sequence[int], count: int, path: Path, mode: str) -> Path:
-    """A beton of some of the rows, of all classes alike where rows are in their order."""
-    chosen = np.unique(np.asarray(rows)[np.linspace(0, len(rows) - 1, count).astype(int)])
+def _some(rows: Sequence[int], count: int, labels: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    """Some of the rows, of all classes alike where rows are in their order; of two classes, if there are `labels`."""
+    every = np.asarray(rows)
+    chosen = np.unique(every[np.linspace(0, len(rows) - 1, count).astype(int)])
+    if labels is not None:
+        others = every[np.asarray(labels)[every] != labels[chosen[0]]]
+        if others.size and not np.isin(others, chosen).any():
+            chosen = np.unique([*chosen[:-1], others[0]])
+    return chosen
+
+
+def _write(source: Split | Beton, chosen: np.ndarray, path: Path, mode: str) -> Path:
+    """A beton of some rows."""
     if isinstance(source, Beton):
         write_subset(source.path, chosen, path)
         return path

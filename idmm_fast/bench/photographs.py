@@ -32,7 +32,8 @@ def open_betons(args: argparse.Namespace, scratch: Path | str) -> tuple[Beton, B
     """A beton of JPEGs, and one of the same images as pixels.
 
     Args:
-        args: `beton`, a file; else `images`, a tree of JPEGs; else made ones. `limit`: how many at most.
+        args: `beton`, a file; else `images`, a tree of JPEGs, of which the first split is read; else made ones.
+            `limit`: how many at most.
         scratch: A folder for what is written.
 
     Raises:
@@ -45,7 +46,8 @@ def open_betons(args: argparse.Namespace, scratch: Path | str) -> tuple[Beton, B
             raise ValueError(f"{jpg.path} holds raw pixels; the benchmark needs JPEGs (idmm-fast convert --mode jpg)")
         images: Sequence = [bytes(jpg.bytes[p : p + n]) for p, n in zip(jpg.ptr[: args.limit], jpg.length)]
     else:
-        loaded = folder.load(args.images)["train"].images if args.images else sample_photographs(args.limit)
+        splits = folder.load(args.images) if args.images else {}
+        loaded = next(iter(splits.values())).images if splits else sample_photographs(args.limit)
         images = loaded[: args.limit]
         jpg = open_beton(_write(images, scratch, "jpg"))
     return jpg, open_beton(_write(images, scratch, "raw"))

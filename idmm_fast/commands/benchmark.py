@@ -40,7 +40,7 @@ def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.add_argument(
-            "--repeats", type=int, default=5, metavar="N", help="times each system runs, in turn (default: 5)"
+            "--repeats", type=_count, default=5, metavar="N", help="times each system runs, in turn (default: 5)"
         )
         added.add_argument("--json", type=Path, metavar="OUT", help="write all figures here")
         return added
@@ -53,6 +53,17 @@ def parse(argv: Sequence[str], prog: str = SCRIPT) -> argparse.Namespace:
     _add_paper(commands.add_parser("paper", help=PAPER, description=PAPER))
     _add_gpu(command)
     return parser.parse_args(argv)
+
+
+def _count(text: str, least: int = 1) -> int:
+    """A number of things, not below `least`."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"a whole number, at least {least}, not {text}")
+    return number
 
 
 def _images(added: argparse.ArgumentParser) -> None:
@@ -92,24 +103,24 @@ def _network(added: argparse.ArgumentParser) -> None:
 def _add_loader(command: Command) -> None:
     loader = command("loader", "images/s of the six-crop pipeline, against baselines, in one run, alternating")
     _images(loader)
-    loader.add_argument("--workers", type=int, default=1, metavar="N", help="threads of each system (default: 1)")
+    loader.add_argument("--workers", type=_count, default=1, metavar="N", help="threads of each system (default: 1)")
     loader.add_argument(
         "--peers",
         default="official",
         metavar="LIST",
         help="comma-separated: official (default), ffcv, albumentations, dali; `make bench` installs and runs all",
     )
-    loader.add_argument("--limit", type=int, default=256, metavar="N", help="images a run (default: 256)")
+    loader.add_argument("--limit", type=_count, default=256, metavar="N", help="images a run (default: 256)")
     loader.add_argument(
         "--epochs",
-        type=int,
+        type=partial(_count, least=0),
         default=0,
         metavar="N",
         help="instead: N epochs of --limit images in eight batches, against one epoch as long",
     )
     loader.add_argument(
         "--spread",
-        type=int,
+        type=partial(_count, least=0),
         default=0,
         metavar="K",
         help="instead: one crop an image, decoded once in K epochs (crops.spread), against once an epoch",
@@ -120,33 +131,37 @@ def _add_loader(command: Command) -> None:
 def _add_cache_and_writer(command: Command) -> None:
     cache = command("cache", "images/s of JPEGs that are decoded once and kept in memory, against stored pixels")
     _images(cache)
-    cache.add_argument("--workers", type=int, default=1, metavar="N", help="threads of each system (default: 1)")
-    cache.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
+    cache.add_argument("--workers", type=_count, default=1, metavar="N", help="threads of each system (default: 1)")
+    cache.add_argument("--limit", type=_count, default=256, metavar="N", help="different images (default: 256)")
 
     writer = command("writer", "images/s of conversion to .beton, against FFCV's own writer, and its memory")
     writer.add_argument(
         "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: crops of scikit-learn's two photographs)"
     )
     writer.add_argument(
-        "--count", type=int, default=2000, metavar="N", help="images a run, the tree's over and over (default: 2000)"
+        "--count", type=_count, default=2000, metavar="N", help="images a run, the tree's over and over (default: 2000)"
     )
     writer.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="workers of each system (default: one a core)"
+        "--workers",
+        type=partial(_count, least=0),
+        default=0,
+        metavar="N",
+        help="workers of each system (default: one a core)",
     )
 
 
 def _add_loss_and_head(command: Command) -> None:
     loss = command("loss", "the fused loss against the dense path's products, and index targets against dense ones")
-    loss.add_argument("--batch", type=int, default=256, metavar="B", help="rows (default: 256)")
-    loss.add_argument("--dim", type=int, default=192, metavar="D", help="length of a feature (default: 192)")
+    loss.add_argument("--batch", type=_count, default=256, metavar="B", help="rows (default: 256)")
+    loss.add_argument("--dim", type=_count, default=192, metavar="D", help="length of a feature (default: 192)")
     loss.add_argument(
-        "--classes", type=int, default=1281167, metavar="N", help="instances (default: 1281167, ImageNet's)"
+        "--classes", type=_count, default=1281167, metavar="N", help="instances (default: 1281167, ImageNet's)"
     )
 
     head = command("head", "a few steps of training with as many instances as ImageNet has, and their peak memory")
-    head.add_argument("--classes", type=int, default=1281167, metavar="N", help="instances (default: 1281167)")
-    head.add_argument("--batch", type=int, default=32, metavar="B", help="images a step (default: 32)")
-    head.add_argument("--steps", type=int, default=20, metavar="N", help="steps (default: 20)")
+    head.add_argument("--classes", type=_count, default=1281167, metavar="N", help="instances (default: 1281167)")
+    head.add_argument("--batch", type=_count, default=32, metavar="B", help="images a step (default: 32)")
+    head.add_argument("--steps", type=_count, default=20, metavar="N", help="steps (default: 20)")
 
 
 def _add_end_to_end(command: Command) -> None:
@@ -161,21 +176,27 @@ def _add_end_to_end(command: Command) -> None:
         default="cpu",
         help="GPU augmentation or the loader's, see data.augment_on in idmm-fast pretrain --help (default: cpu)",
     )
-    end.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
-    end.add_argument("--workers", type=int, default=0, metavar="N", help="loader threads (default: one a core)")
+    end.add_argument("--limit", type=_count, default=256, metavar="N", help="different images (default: 256)")
+    end.add_argument(
+        "--workers", type=partial(_count, least=0), default=0, metavar="N", help="loader threads (default: one a core)"
+    )
     _network(end)
-    end.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
-    end.add_argument("--batch", type=int, default=16, metavar="B", help="images a step, six crops each (default: 16)")
-    end.add_argument("--steps", type=int, default=6, metavar="N", help="steps that are timed in a round (default: 6)")
+    end.add_argument("--size", type=_count, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
+    end.add_argument(
+        "--batch", type=_count, default=16, metavar="B", help="images a step, six crops each (default: 16)"
+    )
+    end.add_argument(
+        "--steps", type=_count, default=6, metavar="N", help="steps that are timed in a round (default: 6)"
+    )
 
 
 def _add_step(command: Command) -> None:
     step = command("step", "crops/s of a training step against the reference implementation, a switch at a time")
     _network(step)
-    step.add_argument("--size", type=int, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
-    step.add_argument("--batch", type=int, default=8, metavar="B", help="images a step, six crops each (default: 8)")
-    step.add_argument("--instances", type=int, default=2040, metavar="N", help="classes of the head (default: 2040)")
-    step.add_argument("--steps", type=int, default=4, metavar="N", help="steps of a system in a round (default: 4)")
+    step.add_argument("--size", type=_count, default=112, metavar="N", help="side of a crop in pixels (default: 112)")
+    step.add_argument("--batch", type=_count, default=8, metavar="B", help="images a step, six crops each (default: 8)")
+    step.add_argument("--instances", type=_count, default=2040, metavar="N", help="classes of the head (default: 2040)")
+    step.add_argument("--steps", type=_count, default=4, metavar="N", help="steps of a system in a round (default: 4)")
     step.add_argument(
         "--low",
         choices=("auto", "bf16", "none"),
@@ -215,7 +236,7 @@ def _add_paper(paper: argparse.ArgumentParser) -> None:
 def _add_gpu(command: Command) -> None:
     gpu = command("gpu", "a real pretraining, step and end_to_end on a GPU: 4 minutes for DeiT-Tiny alone")
     _images(gpu)
-    gpu.add_argument("--limit", type=int, default=256, metavar="N", help="different images (default: 256)")
+    gpu.add_argument("--limit", type=_count, default=256, metavar="N", help="different images (default: 256)")
     gpu.add_argument(
         "--models",
         default="deit_tiny_patch16_224,pvt_v2_b0,t2t_vit_t_14",

@@ -65,7 +65,8 @@ def _add_trainings(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="NAME",
-        help="random, idmm, instance, simclr, supcon, moco_v2, moco_v3, dino, or a variant",
+        help="random, instance_muon (the recommended recipe), idmm, instance, simclr, supcon, moco_v2, moco_v3, dino, "
+        "or a variant",
     )
     add(
         "--seeds",
@@ -137,7 +138,10 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 def _minutes(text: str) -> float:
     """A length of time, above 0."""
-    minutes = float(text)
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
     if not 0 < minutes < float("inf"):
         raise argparse.ArgumentTypeError(f"a pretraining takes a number of minutes above 0, not {text}")
     return minutes
@@ -193,11 +197,12 @@ def compare(argv: Sequence[str], prog: str = SCRIPT) -> int | None:
         finetune_budget=args.finetune_budget,
         minutes=args.minutes,
     )
-    runs = make_runs(axes, args.data)
-    records, failed = run_sweep(runs, SweepConfig(args.config), args.data, args.out, args.jobs)
+    config = SweepConfig(args.config)
+    records, failed = run_sweep(make_runs(axes, config, args.data), config, args.data, args.out, args.jobs)
     for sentence in failed:
         print(f"failed: {sentence}", file=sys.stderr)
-    print(f"done: {len(records)} runs in {args.out}/results.jsonl; {prog} report --out {args.out}")
+    if records:
+        print(f"done: {len(records)} runs in {args.out}/results.jsonl; {prog} report --out {args.out}")
     return 1 if failed else 0
 
 

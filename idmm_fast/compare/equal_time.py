@@ -37,6 +37,7 @@ def add_equal_time(page: Page, records: list[Record]) -> None:
         columns = {column_of(record): _title(column_of(record)) for record in mine}
         scratch = [r for r in own if r["method"] == RANDOM and r["finetune_budget"] == tuning]
         mine += [record for record in scratch if column_of(record) in columns]
+        page.show(mine)
         _add_minutes(page, mine, columns, f"{minutes:g} minutes, then {tuning:,} crops")
 
 
@@ -103,9 +104,9 @@ def _seen_table(records: list[Record], columns: dict[Column, str], rows: list[st
     for method in rows:
         cells = []
         for column in columns:
-            mine = [r for r in records if r["method"] == method and column_of(r) == column and is_timed(r)]
-            epochs, crops = (mean_std(r[key] for r in mine)[0] if mine else 0.0 for key in ("epochs", "crops"))
-            cells.append(f"{epochs:,.0f}; {crops:,.0f}" if mine else "-")
+            mine = [r for r in records if column_of(r) == column and is_timed(r)]
+            found = [values(mine, measure, method=method) for measure in ("epochs", "crops")]
+            cells.append("; ".join(f"{mean_std(numbers.values())[0]:,.0f}" for numbers in found if numbers) or "-")
         if set(cells) != {"-"}:
             lines.append([display_name(method), *cells])
     return text_table(["epochs; crops", *columns.values()], lines)

@@ -1,8 +1,9 @@
 """The results page: what a sweep found, in one Markdown file with pictures, made from results.jsonl."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 from matplotlib.axes import Axes
 
@@ -25,6 +26,7 @@ class Page:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._parts: list[str] = []
+        self._shown: set[tuple] = set()
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, *paragraphs: str) -> None:
@@ -39,7 +41,15 @@ class Page:
         figure = new_figure(9, 4.2)
         plot(figure.subplots())
         figure.savefig(file, dpi=90)
-        self.add(f"![{name.replace('_', ' ')}](assets/{file.name})")
+        self.add(f"![{name.replace('_', ' ')}](assets/{quote(file.name)})")
+
+    def show(self, records: Iterable[Record]) -> None:
+        """Note that the page has these runs."""
+        self._shown.update(record["row"] for record in records)
+
+    def others(self, records: list[Record]) -> list[Record]:
+        """The runs that are not on the page yet."""
+        return [record for record in records if record["row"] not in self._shown]
 
     def write(self) -> None:
         """Write the Markdown file."""
@@ -60,7 +70,7 @@ def write_page(out: Path | str, path: Path | str | None = None) -> Path:
         ConfigError: No run is finished.
     """
     out = Path(out)
-    records = newest(ResultStore(out).records)
+    records = [record | {"row": row_of(record)} for record in newest(ResultStore(out).records)]
     if not records:
         raise ConfigError(f"{out}/results.jsonl holds no finished run; run idmm-fast compare with --out {out} first")
     page, counted = Page(path or out / "report.md"), _counted(records)
@@ -73,6 +83,7 @@ def write_page(out: Path | str, path: Path | str | None = None) -> Path:
     sections.add_variants(page, counted)
     sections.add_length(page, counted, "budget")
     sections.add_length(page, counted, "finetune_budget")
+    sections.add_others(page, page.others(records))
     mixed = _mixed_settings(records)
     if mixed:
         page.add("## Settings", *mixed)

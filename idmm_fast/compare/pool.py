@@ -27,6 +27,7 @@ from ..limits import cores, processor
 from ..lock import Lock
 from .rates import ROUNDS, SECONDS, Rates, Timing
 from .runner import Runner
+from .runs import off_budget
 from .spec import RunSpec, SweepConfig
 from .store import RECIPE, Record, ResultStore, settings_digest
 from .subsets import DatasetFiles
@@ -71,6 +72,8 @@ def run_sweep(
             runs = rates.with_budgets(runs)
             timed_on = {"timed_on": rates.timed_on}
         settings = {run: settings_digest(run, config, files) for run in runs}
+        for sentence in dict.fromkeys(sentence for run in runs for sentence in off_budget(run, config, files)):
+            tqdm.write(sentence)
         groups = _pending_groups(settings, store, files)
         pending = sum(map(len, groups))
         with _StopSignals() as stop, _Pool(runner, groups, jobs) as pool, _Progress(len(settings), pending) as progress:
@@ -199,8 +202,7 @@ class _Pool:
 
     def _start(self, group: Group) -> None:
         """A process for these runs."""
-        name = "_".join(map(str, group[0].pretrain_key)).replace(os.sep, "_")
-        log = self._runner.folder / f"{name}.log"
+        log = self._runner.log(group[0])
         place = min(set(range(self._jobs)) - {worker.place for worker in self._workers.values()})
         ours, theirs = self._context.Pipe(duplex=False)
         args = (self._runner, group, log, theirs, self._cores[place])
@@ -229,7 +231,7 @@ class _Pool:
     def _fail(self, worker: _Worker, runs: Group, error: str) -> None:
         """Note that these runs of a worker have failed."""
         worker.ended.update(runs)
-        self.failed += [f"{run}: {error}; see {worker.log}" for run in runs]
+        self.failed += [f"{self._runner.name(run)}: {error}; see {worker.log}" for run in runs]
 
     def _restart(self, worker: _Worker) -> None:
         """Once more what a process left undone that died, from its last checkpoint; the second time it has failed."""
@@ -243,7 +245,7 @@ class _Pool:
             return
         self._restarted.add(left[0])
         self._waiting.append(left)
-        tqdm.write(f"{left[0]} {end}; it is started once more")
+        tqdm.write(f"{self._runner.name(left[0])} {end}; it is started once more")
 
 
 class _Progress:

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..files import write_json
 from .runner import OnFailure, OnResult, Runner
 from .spec import RANDOM, SAME, RunSpec
-from .store import Record, settings_digest
+from .store import Record, pretrain_digest
 
 ROUNDS = 3
 SECONDS = 8.0  # of a timing at most, without its first steps
@@ -85,6 +85,15 @@ class Timing(Runner):
         crops = images / steps_per_epoch * sum(group["count"] for group in cfg.crops.groups)  # of a step, on average
         return crops * (len(marks) - FIRST_STEPS) / (marks[-1] - marks[FIRST_STEPS - 1])
 
+    def name(self, run: RunSpec) -> str:
+        """See Runner.name; the budget is no number that anybody asked for."""
+        return f"timing {run.method} on {f'{run.images} {run.sampling} of ' * bool(run.images)}{run.dataset}"
+
+    def log(self, run: RunSpec) -> Path:
+        """See Runner.log."""
+        log = super().log(run)
+        return log.with_name(log.name.replace(str(run.budget), "timing"))
+
 
 class _EnoughError(Exception):
     """Ends a training that was timed long enough, of the configuration `cfg`."""
@@ -100,11 +109,24 @@ class Rates:
         folder: Of the sweep.
         runner: Whose configurations and files they are of.
         conditions: Under which this process would time: {"machine": ..., "jobs": ...}.
+
+    Raises:
+        ConfigError: The file is damaged.
     """
 
     def __init__(self, folder: Path, runner: Runner, conditions: Record) -> None:
         self.path, self._runner, self._conditions = folder / "rates.json", runner, conditions
-        self.records: list[Record] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+        self.records: list[Record] = self._read() if self.path.exists() else []
+
+    def _read(self) -> list[Record]:
+        """The records of the file."""
+        try:
+            records = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError:
+            records = None
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise ConfigError(f"{self.path} is damaged; mend it, or delete it to time all methods anew")
+        return records
 
     def missing(self, runs: Sequence[RunSpec]) -> list[RunSpec]:
         """What must be timed: a run without end for each method and images that have no rate.
@@ -113,9 +135,12 @@ class Rates:
         scaled.
 
         Raises:
-            ConfigError: The rates that there are were timed on another machine, or with another number of jobs.
+            ConfigError: The rates that there are were timed on another machine, or with another number of jobs; or a
+                method has crops.schedule.
         """
         wanted = dict.fromkeys(_of_run(run) for run in runs if run.method != RANDOM)
+        for key in wanted:
+            self._refuse_schedule(key)
         new = [key for key in wanted if self._find(key) is None]
         kept = [record for record in self.records if _of_record(record) not in new]
         for name, here in self._conditions.items():
@@ -139,6 +164,8 @@ class Rates:
         for number in range(ROUNDS):
             timed, sentences = time_all(missing[:: -1 if number % 2 else 1])
             failed += sentences
+            done = {run for run, _ in timed}
+            missing = [run for run in missing if run in done]  # what has failed would fail again
             for run, rate in timed:
                 rounds.setdefault(_of_run(run), []).append(rate)
         known = {key: record for key in rounds if (record := self._find(key))}
@@ -156,7 +183,7 @@ class Rates:
                 }
                 self.records = [r for r in self.records if _of_record(r) != key] + [record]
         write_json(self.path, self.records)
-        return list(dict.fromkeys(failed))
+        return failed
 
     @property
     def timed_on(self) -> str:
@@ -168,6 +195,15 @@ class Rates:
         rates = {key: record["crops_per_s"] for key in set(map(_of_run, runs)) if (record := self._find(key))}
         timed = (run for run in runs if run.method == RANDOM or _of_run(run) in rates)
         return [replace(run, budget=round(60 * run.minutes * rates.get(_of_run(run), 0.0))) for run in timed]
+
+    def _refuse_schedule(self, key: Key) -> None:
+        """Raise ConfigError where crops change their size: some seconds would be those of the first size."""
+        cfg = self._runner.config.pretrain_config(_endless(key), "x", 1, "x")
+        if cfg is not None and cfg.crops.schedule:
+            raise ConfigError(
+                f"{key[3]} has crops.schedule, which is in fractions of training.epochs, and with --minutes a method "
+                f"is timed before anybody knows how many there are; give a --budget, or leave the schedule out"
+            )
 
     def _find(self, key: Key) -> Record | None:
         """The rate of a method on some images, where it is known."""
@@ -182,7 +218,7 @@ class Rates:
 
     def _settings(self, key: Key) -> str:
         """What the rate depends on."""
-        return settings_digest(_endless(key), self._runner.config, self._runner.files).split("-")[0]
+        return pretrain_digest(_endless(key), self._runner.config, self._runner.files)
 
 
 def _endless(key: Key) -> RunSpec:

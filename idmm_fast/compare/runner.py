@@ -1,6 +1,7 @@
 """The runs of one pretraining, in one process: pretrain, evaluate the frozen features, fine-tune."""
 
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -31,6 +32,14 @@ class Runner:
 
     def __init__(self, config: SweepConfig, files: DatasetFiles, folder: Path | str, threads: int) -> None:
         self.config, self.files, self.folder, self.threads = config, files, Path(folder), threads
+
+    def name(self, run: RunSpec) -> str:
+        """What a message calls one of `runs`."""
+        return str(run)
+
+    def log(self, run: RunSpec) -> Path:
+        """What the process of a pretraining writes to."""
+        return self.folder / f"{'_'.join(map(str, run.pretrain_key)).replace(os.sep, '_')}.log"
 
     def run(self, runs: list[RunSpec], on_result: OnResult, on_failure: OnFailure) -> None:
         """Pretrain once, then evaluate and fine-tune for each of `runs`, whose results are told one by one.
@@ -74,10 +83,7 @@ class Runner:
         return cfg
 
     def _pretrain(self, run: RunSpec, train: Path, images: int, folder: Path) -> Record:
-        """What a pretraining cost ("crops", "epochs", "pretrain_seconds", "peak_mb"), kept beside the finished run.
-
-        Crops and epochs are those that were seen; with training.minutes in the sweep file the last epoch may be a part.
-        """
+        """What a pretraining cost ("crops", "epochs", "pretrain_seconds", "peak_mb"), kept beside the finished run."""
         from ..train.pretraining import pretrain
 
         cfg = self.config.pretrain_config(run, train, images, folder)
@@ -88,13 +94,11 @@ class Runner:
             with _stopwatch(folder) as seconds:
                 pretrain(self._threaded(cfg))
             used = load_config(PRETRAIN, folder / "config.yaml", {}, ()).training  # a number where cfg has auto
-            step_images = used.batch_size * used.accumulate
             steps = len((folder / "metrics.jsonl").read_text().splitlines())
-            epochs, rest = divmod(steps, -(-images // step_images))
-            seen = epochs * images + rest * step_images
+            epochs = steps // -(-images // (used.batch_size * used.accumulate))
             return {
-                "crops": seen * sum(group["count"] for group in cfg.crops.groups),
-                "epochs": round(seen / images, 2) if rest else epochs,
+                "crops": epochs * images * sum(group["count"] for group in cfg.crops.groups),
+                "epochs": epochs,
                 "pretrain_seconds": round(seconds(), 1),
                 "peak_mb": _peak_mb(),
             }
@@ -106,26 +110,31 @@ class Runner:
     def _finetune(
         self, run: RunSpec, betons: tuple[Path, Path], init: Path | None, home: Path
     ) -> tuple[Record, Config]:
-        """What a fine-tuning found, and its configuration."""
+        """What a fine-tuning found, kept beside the finished run, and its configuration."""
         from ..beton import open_beton
         from ..train.finetuning import finetune
 
         settings = settings_digest(run, self.config, self.files).split("-")[1]
         folder = home / f"finetune_{Path(run.target).name}_{run.finetune_budget}_{settings}"
-        cfg = self._threaded(self.config.finetune_config(run, betons, len(open_beton(betons[0])), init, folder))
-        with _stopwatch(folder) as seconds:
-            result = finetune(cfg)
-        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        images = self.config.finetuned_images(open_beton(betons[0]).label, run.seed)
+        cfg = self._threaded(self.config.finetune_config(run, betons, images, init, folder))
+
+        def measure() -> Record:
+            with _stopwatch(folder) as seconds:
+                result = finetune(cfg)
+            metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            return {
+                "top1": result["top1"],
+                "top5": result["top5"],
+                "labels": result["train_images"],
+                "curve": [[entry["epoch"] + 1, entry["top1"]] for entry in metrics if "top1" in entry],
+                "finetune_seconds": round(seconds(), 1),
+                "finetune_epochs": cfg.training.epochs,
+                "parameters": _count_parameters(cfg),
+            }
+
+        found = load_or_compute(folder / "found.json", measure)
         _tidy(folder, "model.safetensors")
-        found = {
-            "top1": result["top1"],
-            "top5": result["top5"],
-            "labels": result["train_images"],
-            "curve": [[entry["epoch"] + 1, entry["top1"]] for entry in metrics if "top1" in entry],
-            "finetune_seconds": round(seconds(), 1),
-            "finetune_epochs": cfg.training.epochs,
-            "parameters": _count_parameters(cfg),
-        }
         return found, cfg
 
     def _evaluate(self, finetune: Config, betons: tuple[Path, Path], init: Path | None) -> Record:

@@ -39,6 +39,7 @@ def add_main(page: Page, records: list[Record]) -> None:
         return
     datasets = {d: d for d in unique(main, "dataset")}
     methods = methods_of(main)
+    page.show(main)
 
     def get(dataset: str, method: str) -> Numbers:
         return values(main, "top1", dataset=dataset, method=method)
@@ -79,6 +80,7 @@ def _add_sizes(page: Page, dataset: str, records: list[Record], budget: Budget, 
     sizes = sorted({record["images"] for record in records if record["budget"]})
     methods = methods_of(record for record in records if record["images"] in (sizes[:-1] or sizes))
     columns = {n: f"{n:,}" for n in sizes}
+    page.show(record for record in records if record["images"] in sizes and record["method"] in methods)
 
     def get(images: int, method: str) -> Numbers:
         return values(records, "top1", method=method, images=images)
@@ -138,6 +140,9 @@ def _add_targets(page: Page, away: list[Record], records: list[Record], tuning: 
         newest = max(recipe for numbers in found for recipe, _ in numbers)
         mean = np.mean([np.mean(list(numbers.values())) for numbers in found if max(numbers)[0] == newest])
         means.append(f"{display_name(method)} {mean:.1f}")
+    home = [record for record in records if record["target"] == SAME and record["dataset"] in targets]
+    page.show(away)
+    page.show(r for r in home if not r["budget"] or (r["dataset"], r["budget"], r["method"]) in rows)
     page.add(
         f"## Transfer, fine-tuned for {tuning}",
         "Rows: the dataset and the number of crops of pretraining. Columns: the dataset of fine-tuning and evaluation.",
@@ -152,6 +157,7 @@ def add_sampling(page: Page, records: list[Record]) -> None:
     kinds = {k: k for k in ("balanced", "random") if any(record["sampling"] == k for record in sampled)}
     if len(kinds) < 2:
         return
+    page.show(sampled)
     keys = ("method", "images", "dataset", "budget", "finetune_budget")
     rows: dict[tuple, str] = {}
     for record in sampled:
@@ -181,6 +187,7 @@ def add_variants(page: Page, records: list[Record]) -> None:
             rows |= {m: display_name(m) for m in (base, *changed)}
 
         dataset, crops, tuning = place
+        page.show(record for record in mine if record["method"] in rows)
         page.add(f"## Variants: {dataset}, {crops:,} crops, then {tuning:,}")
         _add_measures(page, mine, rows, f"variants_{dataset}_{crops}_{tuning}")
 
@@ -227,6 +234,7 @@ def _add_lengths(
 ) -> None:
     """A table of methods by lengths, `axes`, the level of training from scratch, and a chart."""
     methods, lengths = axes
+    page.show(record for record in records if record["method"] in methods)
 
     def get(crops: int, method: str) -> Numbers:
         return values(records, "top1", method=method, **{which: crops})
@@ -234,10 +242,29 @@ def _add_lengths(
     page.add(markdown_table(methods, {n: f"{n:,} crops" for n in lengths}, lambda m, n: get(n, m), TOP1))
     scratch = values(records, "top1", method=RANDOM) if which == "budget" else {}
     if scratch:
+        page.show(record for record in records if record["method"] == RANDOM)
         page.add(f"Trained from scratch: {format_mean_std(scratch)}.")
     level = mean_std(scratch.values())[0] if scratch else None
     xlabel = "crops of pretraining" if which == "budget" else "crops of fine-tuning"
     page.add_figure(name, partial(plot_lines, xs=lengths, series=methods, get=get, xlabel=xlabel, scratch=level))
+
+
+def add_others(page: Page, records: list[Record]) -> None:
+    """A table of the runs that no other section shows."""
+    if not records:
+        return
+    rows: dict[tuple, str] = {}
+    for record in records:
+        images = f"{record['images']:,} {record['sampling']} of " if record["images"] else ""
+        length = f"{record['minutes']:g} minutes" if record.get("minutes") else f"{record['budget']:,} crops"
+        target = "" if record["target"] == SAME else f" of {record['target']}"
+        name = f"{display_name(record['method'])} on {images}{record['dataset']}"
+        rows[record["row"]] = f"{name}, {length}, then {record['finetune_budget']:,} crops{target}"
+
+    def get(row: tuple, measure: str) -> Numbers:
+        return values(records, measure, row=row)
+
+    page.add("## Other runs", markdown_table(rows, MEASURES, get, mark_best=False))
 
 
 def _of_methods(records: list[Record]) -> list[Record]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from ..config import ConfigError, flatten, load_yaml, make_config
 from ..config.evaluate import SCHEMA as EVALUATE
 from ..config.finetune import SCHEMA as FINETUNE
-from ..config.load import read_tree
+from ..config.load import PACKAGED, read_tree
 from ..config.pretrain import SCHEMA as PRETRAIN
 
 Config = SimpleNamespace  # what idmm_fast.config makes: cfg.section.key
@@ -19,7 +21,8 @@ Values = dict[str, Any]  # {"section.key": value}
 
 RANDOM = "random"  # the method that does not pretrain
 SAME = "same"  # the target that means: fine-tuned on the images of the pretraining
-TOP_LEVEL_KEYS = ("model", "pretrain", "finetune", "methods", "warmup_fraction", "min_crop_scale")
+NUMBERS = ("warmup_fraction", "min_crop_scale")
+TOP_LEVEL_KEYS = ("model", "pretrain", "finetune", "methods", *NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ class SweepConfig:
     it each warms up as its own file says); `min_crop_scale`, the least part of an image that a crop shows.
 
     Raises:
-        ConfigError: There is no such file, it is not YAML, it has a key that is not one of these, or a method is no
-            mapping or, by its bases, a variant of itself.
+        ConfigError: There is no such file, it is not YAML, it has a key that is not one of these or whose value is no
+            mapping or number, or a method is no mapping or, by its bases, a variant of itself.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -107,18 +110,28 @@ class SweepConfig:
         for key in self.tree:
             if key not in TOP_LEVEL_KEYS:
                 raise ConfigError(f"{path}: there is no key '{key}'; there are {', '.join(TOP_LEVEL_KEYS)}")
-        self.min_crop_scale = float(self.tree.get("min_crop_scale", 0.0))
+            if key not in NUMBERS and not isinstance(self.tree[key] or {}, dict):
+                raise ConfigError(f"{path}: {key} must be a mapping, not {self.tree[key]}")
+        self.min_crop_scale = self._read_number("min_crop_scale") or 0.0
+        self._warmup_fraction = self._read_number("warmup_fraction")
         self._methods: dict[str, Values] = self._read_methods()
+
+    def _read_number(self, key: str) -> float | None:
+        """The number of a key; None where it has none."""
+        value = self.tree.get(key)
+        try:
+            return None if value is None else float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{self.path}: {key} must be a number, not {value}") from None
 
     def _read_methods(self) -> dict[str, Values]:
         """{method: what it has of its own}."""
-        methods = self.tree.get("methods") or {}
-        if not isinstance(methods, dict):
-            raise ConfigError(f"{self.path}: methods must be a mapping, not {methods}")
-        found = {name: own or {} for name, own in methods.items()}
+        found = {str(name): own or {} for name, own in (self.tree.get("methods") or {}).items()}
         for name, own in found.items():
             if not isinstance(own, dict):
                 raise ConfigError(f"{self.path}: methods.{name} must be a mapping, not {own}")
+            if not isinstance(own.get("base", name), str):
+                raise ConfigError(f"{self.path}: methods.{name}.base must be the name of a method, not {own['base']}")
         for name in found:
             bases = [name]
             while (base := found.get(bases[-1], {}).get("base")) is not None:
@@ -146,7 +159,7 @@ class SweepConfig:
             None where the method is "random".
 
         Raises:
-            ConfigError: The method, a key or a value is not known.
+            ConfigError: The method, a key or a value is not known, or there is training.minutes.
         """
         if run.method == RANDOM:
             return None
@@ -156,7 +169,7 @@ class SweepConfig:
             group["scale"] = [max(scale, self.min_crop_scale) for scale in group["scale"]]
         epochs = max(1, round(run.budget / (images * sum(group["count"] for group in groups))))
         common = self._common(run, train, epochs, folder)
-        return make_config(PRETRAIN, {**values, "crops.groups": groups, **common})
+        return self._check_length(make_config(PRETRAIN, {**values, "crops.groups": groups, **common}), "--minutes")
 
     def finetune_config(
         self, run: RunSpec, betons: tuple[Path | str, Path | str], images: int, init: Path | None, folder: Path | str
@@ -166,9 +179,12 @@ class SweepConfig:
         Args:
             run: What is run.
             betons: What it is trained on and what it is tested on.
-            images: How many images it is trained on.
+            images: How many images it is trained on, see `finetuned_images`.
             init: The pretrained weights; None to train from scratch.
             folder: The run folder.
+
+        Raises:
+            ConfigError: As `pretrain_config` does.
         """
         epochs = max(1, round(run.finetune_budget / images))
         train, test = betons
@@ -180,7 +196,25 @@ class SweepConfig:
             "model.init": init and str(init),
             **self._common(run, train, epochs, folder),
         }
-        return make_config(FINETUNE, values)
+        return self._check_length(make_config(FINETUNE, values), "--finetune-budget")
+
+    def finetuned_images(self, labels: np.ndarray, seed: int) -> int:
+        """How many of some images a fine-tuning is trained on: those with a label, or data.per_class of each class.
+
+        Args:
+            labels: int64 (images,).
+            seed: Of the run.
+
+        Raises:
+            ConfigError: A class has fewer images, or no image has a label.
+        """
+        from ..train.finetuning import choose_rows
+
+        if (labels < 0).all():
+            raise ConfigError("a fine-tuning is trained on labels, and none of its images has one; see --targets")
+        shared = self._shared_values(FINETUNE, "finetune")
+        required = {"data.train": "x", "data.test": "x", "logging.run_dir": "x"}
+        return len(choose_rows(labels, make_config(FINETUNE, required | shared).data.per_class, seed))
 
     def evaluate_config(self, finetune: Config, betons: tuple[Path | str, Path | str], init: Path | None) -> Config:
         """The configuration that evaluates frozen features: for all methods at the resolution of `pretrain`.
@@ -216,23 +250,33 @@ class SweepConfig:
         if base is not None:
             values = self._method_values(base)
         else:
-            folder = self._methods_folder()
-            file = folder / f"{method}.yaml"
-            if not file.exists():
-                known = sorted({p.stem for p in folder.glob("*.yaml")} | set(self._methods) | {RANDOM})
-                raise ConfigError(f"there is no method '{method}'; there are {', '.join(known)}")
-            values = load_yaml(PRETRAIN, file) | self._shared_values(PRETRAIN, "pretrain")
+            files = self._method_files()
+            if method not in files:
+                known = set(files)
+                for _ in self._methods:  # variants of variants
+                    known |= {name for name, own in self._methods.items() if own.get("base") in known}
+                raise ConfigError(f"there is no method '{method}'; there are {', '.join(sorted({*known, RANDOM}))}")
+            values = load_yaml(PRETRAIN, files[method]) | self._shared_values(PRETRAIN, "pretrain")
         return values | flatten(PRETRAIN, own, f"{self.path}, methods.{method}")
 
-    def _methods_folder(self) -> Path:
-        """The folder `methods` beside the sweep file, or beside its folder."""
-        beside = self.path.parent / "methods"
-        return beside if beside.is_dir() else self.path.parent.parent / "methods"
+    def _method_files(self) -> dict[str, Path]:
+        """{method: its file} of the folders `methods` beside the sweep file, beside its folder, and that come along."""
+        folders = [folder / "methods" for folder in (PACKAGED, self.path.parent.parent, self.path.parent)]
+        return {file.stem: file for folder in folders for file in folder.glob("*.yaml")}
+
+    def _check_length(self, cfg: Config, option: str) -> Config:
+        """`cfg`, whose length is that of its run and not its own."""
+        if cfg.training.minutes:
+            raise ConfigError(
+                f"{self.path}: a training of this sweep has training.minutes={cfg.training.minutes:g}, which would end "
+                f"it whatever its budget is; leave it out, and give {option}"
+            )
+        return cfg
 
     def _common(self, run: RunSpec, train: Path | str, epochs: int, folder: Path | str) -> Values:
         """What the configurations of both trainings have."""
-        fraction = self.tree.get("warmup_fraction")
-        warmup = {} if fraction is None else {"training.warmup_epochs": float(fraction) * epochs}
+        fraction = self._warmup_fraction
+        warmup = {} if fraction is None else {"training.warmup_epochs": fraction * epochs}
         return {
             "data.train": str(train),
             "training.epochs": epochs,

@@ -138,7 +138,7 @@ def main_records(records: list[Record]) -> list[Record]:
     """What the main table is made of: all images of a dataset, the methods themselves, the most common budgets.
 
     Both trainings use all images, variants of a method and pretrainings by the minute are left out, and the budgets are
-    those that most runs of the dataset have.
+    those that most runs of the dataset have. Of several settings these are the newest, as in `values`.
 
     Args:
         records: Those of `newest`.
@@ -157,7 +157,7 @@ def main_records(records: list[Record]) -> list[Record]:
         for budget in ("budget", "finetune_budget"):
             mine = with_budget(mine, budget, most_common(record[budget] for record in mine))
         main += mine
-    return main
+    return list({(r["dataset"], r["method"], recipe_of(r), r["seed"]): r for r in main}.values())
 
 
 def main_budgets(records: list[Record]) -> dict[str, tuple[int, int]]:

@@ -10,7 +10,7 @@ from ..config.evaluate import SCHEMA as EVALUATE
 from ..config.finetune import SCHEMA as FINETUNE
 from ..config.pretrain import SCHEMA as PRETRAIN
 from ..files import write_text
-from .spec import RANDOM, SAME, Config, RunSpec, SweepConfig, digest
+from .spec import RANDOM, Config, RunSpec, SweepConfig, digest
 from .subsets import DatasetFiles, open_cached
 
 Record = dict[str, Any]  # a line of results.jsonl
@@ -82,20 +82,26 @@ def settings_digest(run: RunSpec, config: SweepConfig, files: DatasetFiles, reci
         Parts joined by "-": a digest of the pretraining ("random" if there is none), one of fine-tuning and evaluation,
         and, where not all images are used, one of the rows.
     """
-    dataset, target, test = map(open_cached, files.of(run))
-    images = run.images or len(dataset)
-    pretrain = config.pretrain_config(run, "x", images, "x")
-    finetune = config.finetune_config(run, ("x", "x"), images if run.target == SAME else len(target), None, "x")
+    _, target, test = map(open_cached, files.of(run))
+    tuned = config.finetuned_images(files.labels(run), run.seed)
+    finetune = config.finetune_config(run, ("x", "x"), tuned, None, "x")
     evaluate = config.evaluate_config(finetune, ("x", "x"), None)
     used = (counted_values(FINETUNE, finetune), counted_values(EVALUATE, evaluate))
     parts = [
-        RANDOM if pretrain is None else digest(recipe, counted_values(PRETRAIN, pretrain), dataset.fingerprint),
+        pretrain_digest(run, config, files, recipe),
         digest(recipe, *used, target.fingerprint, test.fingerprint),
     ]
     rows = files.rows(run)
     if rows is not None:
         parts.append(digest(rows.tolist()))
     return "-".join(parts)
+
+
+def pretrain_digest(run: RunSpec, config: SweepConfig, files: DatasetFiles, recipe: int = RECIPE) -> str:
+    """What a pretraining depends on besides the run, "random" if there is none; see `settings_digest`."""
+    dataset = open_cached(files.of(run)[0])
+    cfg = config.pretrain_config(run, "x", run.images or len(dataset), "x")
+    return RANDOM if cfg is None else digest(recipe, counted_values(PRETRAIN, cfg), dataset.fingerprint)
 
 
 class ResultStore:
@@ -114,12 +120,14 @@ class ResultStore:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                self.records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
-                if number < len(lines):
-                    raise ConfigError(
-                        f"line {number} of {self.path} is damaged; mend it, or delete it to repeat that run"
-                    ) from None
+                if number == len(lines):
+                    break
+                record = None
+            if not isinstance(record, dict):
+                raise ConfigError(f"line {number} of {self.path} is damaged; mend it, or delete it to repeat that run")
+            self.records.append(record)
 
     def add(self, record: Record) -> None:
         """Write a record, through to the disk."""

@@ -61,6 +61,16 @@ class DatasetFiles:
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from None
 
+    def labels(self, run: RunSpec) -> np.ndarray:
+        """The labels of what a run is fine-tuned on, int64 (images,), where a fine-tuning takes all.
+
+        Raises:
+            ConfigError, FileNotFoundError, BetonError: As `rows` does.
+        """
+        labels = open_cached(self.of(run)[1]).label
+        rows = self.rows(run) if run.target == SAME else None
+        return labels if rows is None else labels[rows]
+
     def train(self, run: RunSpec) -> Path:
         """The training beton of a run; a subset is written unless there is one of these rows of these images.
 

@@ -1,5 +1,6 @@
 """Benchmarks: small runs of each, whose figures must hang together."""
 
+import argparse
 import functools
 import json
 import os
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from helpers import ROOT, ForkedScript, run_script
 from PIL import Image
+
+from idmm_fast.bench import photographs
 
 
 def bench(*args):
@@ -114,6 +117,30 @@ def test_bad_arguments_are_a_sentence(args, says):
     assert shown.returncode == 1
     assert says in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("loader", "--workers", "0"), "--workers: a whole number, at least 1, not 0"),
+        (("loader", "--epochs", "-1"), "--epochs: a whole number, at least 0, not -1"),
+        (("end_to_end", "--steps", "0"), "--steps: a whole number, at least 1, not 0"),
+        (("writer", "--count", "many"), "--count: a whole number, at least 1, not many"),
+        (("loss", "--repeats", "0"), "--repeats: a whole number, at least 1, not 0"),
+    ],
+)
+def test_counts_that_are_none_are_refused(args, says):
+    shown = run_script("benchmark.py", *args)
+    assert shown.returncode == 2
+    assert says in shown.stderr
+
+
+def test_images_of_a_test_split_alone_are_images_to_measure_with(tree, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "test").symlink_to(tree)
+    args = argparse.Namespace(beton=None, images=tmp_path / "images", limit=7)
+    jpg, raw = photographs.open_betons(args, tmp_path)
+    assert len(jpg) == len(raw) == 7
 
 
 @pytest.mark.slow

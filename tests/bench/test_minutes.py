@@ -5,15 +5,16 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import PRETRAIN, tiny_config
 from PIL import Image
 
 from idmm_fast.bench import minutes
-from idmm_fast.beton import open_beton
+from idmm_fast.beton import open_beton, write_beton
 from idmm_fast.commands import inspect as command
-from idmm_fast.datasets import folder
+from idmm_fast.datasets import Split, folder
 from idmm_fast.inspect import Command
 from idmm_fast.train.pretraining import Pretraining
 
@@ -155,6 +156,24 @@ def test_images_of_a_folder_are_taken_from_all_classes(tmp_path, photos, monkeyp
     assert len(labels[0]) == 32
     counts = [labels[0].count(label) for label in range(4)]
     assert all(6 <= count <= 10 for count in counts)
+
+
+@pytest.mark.usefixtures("compiled_kernels")
+@pytest.mark.parametrize("last", [0, 1], ids=["in the middle", "at the end"])
+def test_a_rare_class_is_among_the_images_that_are_measured(tmp_path, monkeypatch, last):
+    """300 images of one class and three of another, which a fine-tuning needs."""
+    labels = [0] * 303
+    for row in (300, 301, 302) if last else (151, 153, 155):
+        labels[row] = 1
+    noise = list(np.random.default_rng(0).integers(0, 256, (303, 16, 16, 3), np.uint8))
+    path = tmp_path / "rare.beton"
+    write_beton(path, Split(noise, labels, ["a", "b"]), dataset="test", name="train", mode="raw", quiet=True)
+    seen = []
+    monkeypatch.setattr(minutes, "measure", lambda task, seconds: seen.append(task.labels.tolist()) or (1.0, 0.0, 1))
+    rows = [row for row in range(303) if row != 302]
+    minutes.measure_pace("finetune", TINY, open_beton(path), rows[:-1] if last else rows)
+    assert set(seen[0]) == {0, 1}
+    assert len(seen[0]) == 32
 
 
 def test_long_short_and_large_trainings_get_advice():

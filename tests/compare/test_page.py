@@ -2,6 +2,7 @@
 
 import json
 import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -187,6 +188,60 @@ def test_at_equal_time_several_variants_of_a_method_have_a_table_and_one_is_a_me
     variants = page[page.index("### Variants of recommended recipe") : page.index("### What was seen")]
     assert "| recipe a | 39.0 ± 1.0 |\n| recipe b | **42.0 ± 1.0** |" in variants
     assert "| recipe a | " in page[page.index("### What was seen") :]
+
+
+def test_runs_that_no_section_is_about_are_on_the_page_too(tmp_path):
+    """Each of them once, and none that another section shows."""
+    shown = [record(m, s, v + s) for m, v in (("random", 20.0), ("idmm", 30.0)) for s in range(2)]
+    assert "## Other runs" not in page_of(shown, tmp_path)
+    others = {
+        "IDMM on a, 10 minutes, then 100 crops of b": [
+            record("idmm", s, 71.0 + 2 * s, budget=0, minutes=10.0, target="b") for s in range(2)
+        ],
+        "IDMM on 5 balanced of a, 800 crops, then 100 crops of b": [record("idmm", 0, 72.0, images=5, target="b")],
+        "SimCLR on 5 random of a, 800 crops, then 100 crops": [
+            record("simclr", 0, 73.0, images=5, sampling="random", recipe=2)
+        ],
+        "IDMM on a, 4,000 crops, then 7 crops": [record("idmm", 0, 74.0, budget=4000, tuning=7)],
+        "trained from scratch on 5 random of a, 0 crops, then 100 crops": [
+            record("random", 0, 75.0, images=5, sampling="random")
+        ],
+    }
+    page = page_of([*shown, *(line for lines in others.values() for line in lines)], tmp_path)
+    found = table(section(page, "Other runs").strip("\n"))
+    assert list(found)[2:] == list(others)
+    assert found["IDMM on a, 10 minutes, then 100 crops of b"] == ["72.0 ± 1.4 (1)", "36.0 ± 0.7 (1)", "24.0 ± 0.5 (1)"]
+    assert found["SimCLR on 5 random of a, 800 crops, then 100 crops"] == ["73.0", "36.5", "24.3"]
+    alone = page_of(others["IDMM on a, 10 minutes, then 100 crops of b"], tmp_path)
+    assert re.findall("## .*", alone) == ["## Other runs"]
+
+
+def test_costs_are_those_of_the_runs_whose_accuracy_is_shown(tmp_path):
+    """Of several settings of a seed the newest: 60 s, then 600; one epoch, then three."""
+    lines = [
+        record("idmm", 0, top1, settings=f"{seconds}-b", pretrain_seconds=seconds, curve=[[1, top1]])
+        for top1, seconds in ((10.0, 60.0), (20.0, 600.0))
+    ]
+    page = page_of(lines, tmp_path)
+    assert "| IDMM | 20.0 |" in page
+    assert "| IDMM | 790 | 10.0 | 1 | 1.0 | 512 |" in page
+    assert "Other runs" not in page
+    timed = [
+        record("idmm", 0, 10.0 * epochs, budget=1000 * epochs, epochs=epochs, minutes=10.0, machine="m") | {"crops": n}
+        for epochs, n in ((1, 1000), (3, 3000))
+    ]
+    page = page_of(timed, tmp_path)
+    assert "| IDMM | 30.0 |" in page
+    assert "| IDMM | 3; 3,000 |" in page
+
+
+def test_the_chart_of_a_dataset_with_a_space_in_its_name_is_linked(tmp_path):
+    lines = [record("idmm", 0, v, dataset="my data", budget=n) for v, n in ((20.0, 800), (30.0, 1600))]
+    links = re.findall(r"!\[.*\]\((.*)\)", page_of(lines, tmp_path))
+    assert "assets/report_budget_my%20data_100.png" in links
+    for link in links:
+        assert re.fullmatch(r"\S+", link)
+        assert (tmp_path / unquote(link)).exists()
 
 
 def test_recipes_are_not_mixed(tmp_path):

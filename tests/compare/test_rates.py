@@ -4,14 +4,17 @@ import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from idmm_fast.beton import write_beton
 from idmm_fast.compare.rates import FIRST_STEPS, LEAST_STEPS, Rates, Timing
 from idmm_fast.compare.runner import Runner
 from idmm_fast.compare.runs import SweepAxes, make_runs
 from idmm_fast.compare.spec import SweepConfig
 from idmm_fast.compare.subsets import DatasetFiles
 from idmm_fast.config import ConfigError
+from idmm_fast.datasets import Split
 
 HERE = {"jobs": 2, "machine": "a processor, 1 core a pretraining"}
 
@@ -24,7 +27,7 @@ def runner(sweep_dir):
 
 def runs_of(sweep_dir, *methods, images=(0,), seeds=(0, 1)):
     axes = SweepAxes(["tiny"], methods, images=images, seeds=seeds, finetune_budget=["128"], minutes=0.5)
-    return make_runs(axes, sweep_dir / "data")
+    return make_runs(axes, SweepConfig(sweep_dir / "compare.yaml"), sweep_dir / "data")
 
 
 class Clock:
@@ -115,6 +118,42 @@ def test_what_can_not_be_timed_is_told_and_left_out(sweep_dir, runner):
     assert len(rates.measure(rates.missing(runs), Clock())) == 2
     assert [run.method for run in rates.with_budgets(runs)] == ["random"]
     assert rates.timed_on == HERE["machine"]
+
+
+def test_what_fails_is_timed_once(sweep_dir, runner):
+    rates, clock = Rates(sweep_dir, runner, HERE), Clock(idmm=3600.0)
+    rates.measure(rates.missing(runs_of(sweep_dir, "idmm", "simclr")), clock)
+    assert clock.asked == [["idmm", "simclr"], ["idmm"], ["idmm"]]
+    run = rates.missing(runs_of(sweep_dir, "simclr", images=(24,)))[0]
+    assert Timing(runner).name(run) == "timing simclr on 24 balanced of tiny"
+
+
+def test_a_method_whose_crops_change_their_size_has_no_rate(sweep_dir, runner):
+    """Not the one of its first size, whether it has been timed or not."""
+    runner.config._methods["grow"] = {"base": "idmm", "crops.schedule": [{"from": 0.5, "size": 32}]}
+    rates, runs = Rates(sweep_dir, runner, HERE), runs_of(sweep_dir, "idmm", "grow")
+    with pytest.raises(ConfigError, match=r"grow has crops\.schedule, .* with --minutes"):
+        rates.missing(runs)
+    assert len(rates.missing(runs_of(sweep_dir, "idmm"))) == 1
+
+
+@pytest.mark.parametrize("text", ['[{"dataset": ', "{}", "[1]"])
+def test_a_damaged_file_of_rates_is_named(sweep_dir, runner, text):
+    (sweep_dir / "rates.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"/rates\.json is damaged"):
+        Rates(sweep_dir, runner, HERE)
+
+
+def test_images_without_labels_are_timed(sweep_dir, runner):
+    """Their test images need not be there: what is timed is a pretraining, whatever is fine-tuned on."""
+    noise = list(np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8))
+    path = sweep_dir / "data" / "bare_train.beton"
+    write_beton(path, Split(noise, [-1] * 8, ["a"]), dataset="test", name="train", mode="raw", quiet=True)
+    axes = SweepAxes(["bare"], ["idmm"], targets=["tiny"], minutes=0.5)
+    runs = make_runs(axes, runner.config, sweep_dir / "data")
+    rates = Rates(sweep_dir, runner, HERE)
+    rates.measure(rates.missing(runs), Clock(idmm=3600.0))
+    assert [run.budget for run in rates.with_budgets(runs)] == [30 * 900]
 
 
 def test_the_rate_is_that_of_the_steps_after_the_first(sweep_dir, runner, monkeypatch):

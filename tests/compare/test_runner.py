@@ -5,18 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from helpers import FINETUNE, PRETRAIN
 
+from idmm_fast.beton import open_beton, write_beton
 from idmm_fast.compare.runner import Runner
+from idmm_fast.compare.runs import SweepAxes, make_runs
 from idmm_fast.compare.spec import RunSpec, SweepConfig
 from idmm_fast.compare.subsets import DatasetFiles
 from idmm_fast.config import as_dict
 from idmm_fast.config import replace as with_changes
+from idmm_fast.datasets import Split
 from idmm_fast.errors import Stopped
 from idmm_fast.train import stopwatch
+from idmm_fast.train.finetuning import choose_rows
 
 RUN = RunSpec("tiny", 0, "balanced", "idmm", 0, 768, "same", 128)  # two epochs of six crops of 64 images
 RESULT = {"top1": 50.0, "top5": 90.0, "train_images": 64}
@@ -99,20 +104,71 @@ def test_the_seconds_of_a_stopped_finetuning_are_those_of_all_its_calls(sweep_di
     clock[0] += 5000
     found, _ = runner._finetune(RUN, betons, None, sweep_dir / "home")
     assert (found["finetune_seconds"], found["top1"]) == (130.0, 50.0)
+    assert runner._finetune(RUN, betons, None, sweep_dir / "home")[0] == found  # kept
+    (kept,) = (sweep_dir / "home").rglob("found.json")
+    kept.unlink()
     monkeypatch.setattr("idmm_fast.train.finetuning.finetune", trainer(clock, [(40, 4)], FINETUNE))
     again, _ = runner._finetune(RUN, betons, None, sweep_dir / "home")
     assert again["finetune_seconds"] == 40.0
 
 
-@pytest.mark.parametrize(("steps", "epochs"), [(4, 2), (5, 2.5)])
-def test_crops_are_counted_by_the_batch_size_that_was_used(sweep_dir, monkeypatch, steps, epochs):
+def test_a_finetuning_is_not_repeated_when_the_evaluation_after_it_failed(sweep_dir, clock, monkeypatch):
+    """A second call of the finetuning would find no more seconds."""
+    run = replace(RUN, method="random", budget=0)
+    monkeypatch.setattr("idmm_fast.train.finetuning.finetune", trainer(clock, [(100, 4)], FINETUNE))
+    told = []
+    for evaluation in (MemoryError("full"), None):
+
+        def evaluate(cfg, *_, evaluation=evaluation):
+            if evaluation:
+                raise evaluation
+            return {"knn20": 2.0}
+
+        runner = make_runner(sweep_dir)
+        monkeypatch.setattr(runner, "_evaluate", evaluate)
+        runner.run([run], lambda run, result: told.append(result), lambda run, error: told.append(str(error)))
+    assert told[0] == "full"
+    assert (told[1]["finetune_seconds"], told[1]["top1"], told[1]["knn20"]) == (100.0, 50.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("per_class", "labels", "images"),
+    [(3, [0, 1] * 8, 6), (0, [-1] * 6 + [0, 1] * 5, 10), (2, [-1] * 6 + [0, 1] * 5, 4)],
+)
+def test_a_finetuning_sees_its_budget_of_the_images_that_it_takes(sweep_dir, monkeypatch, per_class, labels, images):
+    """Of so many of each class, and without those that have no label; a budget per image is of these too."""
+    tree = yaml.safe_load((sweep_dir / "compare.yaml").read_text())
+    tree["finetune"]["data"] = {"per_class": per_class}
+    (sweep_dir / "compare.yaml").write_text(yaml.safe_dump(tree))
+    noise = list(np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8))
+    for split in ("train", "test"):
+        path = sweep_dir / "data" / f"some_{split}.beton"
+        write_beton(path, Split(noise, labels, ["a", "b"]), dataset="test", name=split, mode="raw", quiet=True)
+    runner, seen = make_runner(sweep_dir), []
+    axes = SweepAxes(["some"], ["random"], finetune_budget=["240", "20x"], seeds=[5])
+    runs = make_runs(axes, runner.config, sweep_dir / "data")
+    assert [run.finetune_budget for run in runs] == [240, 20 * images]
+
+    def finetune(cfg):
+        rows = choose_rows(open_beton(cfg.data.train).label, cfg.data.per_class, cfg.training.seed)
+        seen.append(cfg.training.epochs * len(rows))
+        raise Stopped
+
+    monkeypatch.setattr("idmm_fast.train.finetuning.finetune", finetune)
+    for run in runs:
+        with pytest.raises(Stopped):
+            runner.run([run], None, None)
+    assert seen == [240, 20 * images]
+
+
+def test_crops_are_counted_by_the_batch_size_that_was_used(sweep_dir, monkeypatch):
     """A step of two batches of 16 images, whatever the sweep file says."""
     runner = make_runner(sweep_dir, batch_size="auto")
     monkeypatch.setattr(
-        "idmm_fast.train.pretraining.pretrain", lambda cfg: leave(cfg, steps, 0.0, batch_size=16, accumulate=2)
+        "idmm_fast.train.pretraining.pretrain", lambda cfg: leave(cfg, 4, 0.0, batch_size=16, accumulate=2)
     )
     cost = runner._pretrain(RUN, sweep_dir / "data" / "tiny_train.beton", 64, sweep_dir / "p")
-    assert (cost["epochs"], cost["crops"]) == (epochs, steps * 32 * 6)
+    assert (cost["epochs"], cost["crops"]) == (2, 768)
 
 
 @pytest.mark.integration

@@ -10,6 +10,7 @@ from helpers import FINETUNE, PRETRAIN, ROOT
 
 from idmm_fast.beton import open_beton, write_beton
 from idmm_fast.beton.format import SUMS_MARK
+from idmm_fast.compare import pool
 from idmm_fast.compare.pool import cores_of_jobs
 from idmm_fast.compare.runs import SweepAxes, make_runs
 from idmm_fast.compare.spec import RunSpec, SweepConfig, parse_budget
@@ -18,6 +19,8 @@ from idmm_fast.compare.subsets import DatasetFiles
 from idmm_fast.config import ConfigError, keys, load_yaml, make_config
 from idmm_fast.config.types import Float, Str
 from idmm_fast.datasets import Split
+
+METHODS = ROOT / "rn_configs" / "methods"
 
 
 def tiny(path, seed, labels=None):
@@ -142,7 +145,7 @@ def test_a_new_key_that_is_off_leaves_done_what_is_done():
 def test_runs_of_so_many_minutes_wait_for_a_budget(sweep_dir):
     """Training from scratch is the same for all lengths."""
     axes = SweepAxes(["tiny"], ["random", "idmm"], minutes=2.5)
-    scratch, timed = make_runs(axes, sweep_dir / "data")
+    scratch, timed = make_runs(axes, SweepConfig(sweep_dir / "compare.yaml"), sweep_dir / "data")
     assert (scratch.minutes, scratch.budget) == (0, 0)
     assert (timed.minutes, timed.budget) == (2.5, 0)
     assert str(timed) == "tiny, idmm, seed 0, 2.5 min +100000"
@@ -194,6 +197,9 @@ def test_only_the_last_line_of_the_results_may_be_cut_short(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"a": 1}\n{"cut sho\n{"b": 2}\n')
     with pytest.raises(ConfigError, match=r"line 2 of .*results\.jsonl is damaged"):
         ResultStore(tmp_path)
+    (tmp_path / "results.jsonl").write_text('{"a": 1}\n1\n')  # a line that was not cut
+    with pytest.raises(ConfigError, match=r"line 2 of .*results\.jsonl is damaged"):
+        ResultStore(tmp_path)
 
 
 def test_an_unknown_key_of_a_sweep_file_is_named(sweep_dir):
@@ -215,6 +221,11 @@ def test_an_unknown_key_of_a_sweep_file_is_named(sweep_dir):
         ("methods: {a: {base: b}, b: {base: a}}\n", r"methods\.a is a variant of itself: a -> b -> a"),
         ("methods: {a: {base: a}}\n", r"methods\.a is a variant of itself: a -> a"),
         ("methods: {a: [}\n", r"compare\.yaml is not YAML"),
+        ("methods: {a: {base: [idmm]}}\n", r"methods\.a\.base must be the name of a method, not \['idmm'\]"),
+        ("pretrain: [1]\n", r"compare\.yaml: pretrain must be a mapping, not \[1\]"),
+        ("model: deit\n", r"compare\.yaml: model must be a mapping, not deit"),
+        ("min_crop_scale: [1]\n", r"compare\.yaml: min_crop_scale must be a number, not \[1\]"),
+        ("warmup_fraction: few\n", r"compare\.yaml: warmup_fraction must be a number, not few"),
     ],
 )
 def test_mistakes_of_a_sweep_file_are_sentences(sweep_dir, text, says):
@@ -223,11 +234,77 @@ def test_mistakes_of_a_sweep_file_are_sentences(sweep_dir, text, says):
         SweepConfig(sweep_dir / "compare.yaml")
 
 
+def test_empty_keys_of_a_sweep_file_are_as_none(tmp_path):
+    empty = "model: {name: m}\npretrain:\nfinetune:\nmethods:\nwarmup_fraction:\nmin_crop_scale:\n"
+    run = RunSpec("x", 0, "balanced", "simclr", 0, 800, "same", 800)
+    found = []
+    for text in (empty, "model: {name: m}\n"):
+        (tmp_path / "own.yaml").write_text(text)
+        found.append(SweepConfig(tmp_path / "own.yaml").pretrain_config(run, "x", 100, "x"))
+    assert found[0] == found[1]
+    assert found[0].crops.groups[0]["scale"] == load_yaml(PRETRAIN, METHODS / "simclr.yaml")["crops.groups"][0]["scale"]
+
+
+@pytest.mark.parametrize("folder", ["", "methods"])
+def test_a_sweep_file_anywhere_has_the_methods_that_come_along(tmp_path, folder):
+    """Beside those in a folder of its own; a message names the methods that there are."""
+    methods = {"simclr": {}, "a": {"base": "simclr"}, "b": {"base": "a"}, "none": {}, "of_none": {"base": "none"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"model": {"name": "m"}, "methods": methods}))
+    if folder:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.yaml").write_text("training: {lr: 0.25}\n")
+    config = SweepConfig(tmp_path / "own.yaml")
+
+    def of(method):
+        return config.pretrain_config(RunSpec("x", 0, "balanced", method, 0, 800, "same", 1), "x", 100, "x")
+
+    assert of("b").method.name == of("simclr").method.name == "simclr"
+    if folder:
+        assert of("mine").training.lr == 0.25
+    packaged = {file.stem for file in METHODS.glob("*.yaml")}
+    there = sorted({*packaged, "a", "b", "random", *(["mine"] if folder else [])})
+    with pytest.raises(ConfigError, match=f"there is no method 'none'; there are {', '.join(there)}$"):
+        of("of_none")
+
+
+@pytest.mark.parametrize("section", ["pretrain", "finetune"])
+def test_a_sweep_file_gives_no_minutes(sweep_dir, section):
+    """They would end a training whatever the budget is that its record names."""
+    tree = yaml.safe_load((sweep_dir / "compare.yaml").read_text())
+    tree[section]["training"] = tree[section]["training"] | {"minutes": 5}
+    (sweep_dir / "compare.yaml").write_text(yaml.safe_dump(tree))
+    run = RunSpec("tiny", 0, "balanced", "idmm", 0, 1500, "same", 128)
+    files = DatasetFiles(sweep_dir / "data", sweep_dir / "made")
+    option = {"pretrain": "--minutes", "finetune": "--finetune-budget"}[section]
+    with pytest.raises(ConfigError, match=rf"compare\.yaml: .*training\.minutes=5, .* give {option}$"):
+        settings_digest(run, SweepConfig(sweep_dir / "compare.yaml"), files)
+
+
+def test_whole_epochs_that_are_far_from_a_budget_are_told_once(sweep_dir, monkeypatch, capsys):
+    """64 images, of six crops and of two: 384 and 128 crops an epoch."""
+    monkeypatch.setattr(pool, "_pending_groups", lambda *_: [])
+    config, data = SweepConfig(sweep_dir / "compare.yaml"), sweep_dir / "data"
+    axes = SweepAxes(["tiny"], ["random", "idmm", "simclr"], seeds=[0, 1], budget="540", finetune_budget=["100"])
+    pool.run_sweep(make_runs(axes, config, data), config, data, sweep_dir / "out")
+    assert capsys.readouterr().out.splitlines() == [
+        f"fine-tuning on {data}/tiny_train.beton: 128 crops instead of 100, since an epoch has 64",
+        f"idmm on {data}/tiny_train.beton: 384 crops instead of 540, since an epoch has 384",
+    ]
+
+
+@pytest.mark.parametrize("sweep", ["small", "equal_time", "paper"])
+def test_the_recommended_recipe_has_its_own_rate_in_every_sweep(sweep):
+    run = RunSpec("x", 0, "balanced", "instance_muon", 0, 800_000, "same", 1)
+    cfg = SweepConfig(ROOT / "rn_configs" / "compare" / f"{sweep}.yaml").pretrain_config(run, "x", 2040, "x")
+    assert cfg.training.lr == load_yaml(PRETRAIN, METHODS / "instance_muon.yaml")["training.lr"]
+
+
 def test_all_images_of_the_pretraining_are_the_same_target(sweep_dir):
     """However they are named; some of them are not all. The table of transfer has its diagonal by that."""
     axes = {"datasets": ["tiny"], "methods": ["idmm"], "targets": ["same", "tiny"]}
-    assert [run.target for run in make_runs(SweepAxes(**axes), sweep_dir / "data")] == ["same"]
-    some = make_runs(SweepAxes(**axes, images=[16]), sweep_dir / "data")
+    config, data = SweepConfig(sweep_dir / "compare.yaml"), sweep_dir / "data"
+    assert [run.target for run in make_runs(SweepAxes(**axes), config, data)] == ["same"]
+    some = make_runs(SweepAxes(**axes, images=[16]), config, data)
     assert [run.target for run in some] == ["same", "tiny"]
 
 

@@ -225,6 +225,33 @@ def test_a_sweep_has_a_time_or_a_budget(sweep_dir):
     assert "--minutes: not allowed with argument --budget" in shown.stderr
     shown = run_script("compare.py", *sweep_args(sweep_dir, *TWO_METHODS)[:6], *TWO_METHODS, "--minutes", "-1")
     assert "a number of minutes above 0, not -1" in shown.stderr
+    shown = run_script("compare.py", *sweep_args(sweep_dir, *TWO_METHODS)[:6], *TWO_METHODS, "--minutes", "abc")
+    assert "a number of minutes above 0, not abc" in shown.stderr
+
+
+def test_all_methods_that_come_along_are_in_the_help():
+    shown = run_script("compare.py", "--help")
+    methods = " ".join(shown.stdout.split()).split("--methods NAME [NAME ...] ")[-1].split(" or a variant")[0]
+    named = {word.strip(",") for word in methods.split()}
+    assert {file.stem for file in (ROOT / "rn_configs" / "methods").glob("*.yaml")} | {"random"} <= named
+
+
+@pytest.mark.integration
+def test_a_method_that_fails_while_it_is_timed_is_named(sweep_dir):
+    """Once; and no results that are not there."""
+    tree = yaml.safe_load((sweep_dir / "compare.yaml").read_text())
+    tree["methods"]["bad"] = {"base": "simclr", "method.options": {"no_such": 1}}
+    (sweep_dir / "compare.yaml").write_text(yaml.safe_dump(tree))
+    args = ["--datasets", "tiny", "--methods", "bad", "--minutes", "0.01"]
+    shown = run_script("compare.py", *sweep_args(sweep_dir)[:6], *args)
+    assert shown.returncode == 1
+    failed = [line for line in shown.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1
+    assert failed[0].startswith("failed: timing bad on tiny: ValueError: method.options: simclr has no 'no_such'")
+    (log,) = re.findall(r"; see (.*)$", failed[0])
+    assert Path(log).name == "tiny_0_balanced_bad_0_timing.log"
+    assert "no_such" in Path(log).read_text()
+    assert "results.jsonl" not in shown.stdout
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "two"])
