@@ -74,6 +74,7 @@ def pretrain(
         values = {"model.name": DEFAULT_MODEL} | values | _values({"model": _section(model)}, pretrain_config.SCHEMA)
         cfg = make_config(pretrain_config.SCHEMA, laid_over(values, _values(sections, pretrain_config.SCHEMA)))
         check_files(cfg)
+        pretrain_config.check(cfg)
         return cfg
 
     configured(STAND_INS)  # mistakes are told before a conversion, which may take long
@@ -128,6 +129,7 @@ def finetune(
         values |= _values({"model": section}, finetune_config.SCHEMA)
         cfg = make_config(finetune_config.SCHEMA, laid_over(values, _values(sections, finetune_config.SCHEMA)))
         check_files(cfg)
+        finetune_config.check(cfg)
         return cfg
 
     configured(STAND_INS)  # mistakes are told before a conversion, which may take long

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TEST_SHARE = 0.2  # of each class, held out by a fine-tuning where there is no test split
 # In place of what `convert` gives, so that a configuration is checked before: files that are there.
-STAND_INS = dict.fromkeys(("train", "test"), Path(os.devnull))
+STAND_INS = dict.fromkeys(("train", "val", "test"), Path(os.devnull))
 
 
 def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:

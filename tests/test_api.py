@@ -342,6 +342,8 @@ def test_mistakes_are_told_before_a_folder_is_converted(folder):
                 train("my_images", "run", **given)
     with pytest.raises(ConfigError, match=r"data\.test: gone\.beton does not exist"):
         idmm_fast.finetune("my_images", "run", test="gone.beton")
+    with pytest.raises(ConfigError, match=r"model\.init_head needs model\.init"):
+        idmm_fast.finetune("my_images", "run", model={"init_head": True})
     assert not (folder / "cache").exists()
 
 

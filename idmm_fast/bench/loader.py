@@ -30,7 +30,7 @@ from tqdm import tqdm
 from ..beton.read import Beton
 from ..files import write_json
 from ..loader import MultiCropLoader
-from ..plots.figure import new_figure
+from ..plots.figure import new_figure, save_figure
 from . import epochs, spread
 from .baselines import BASELINES
 from .machine import describe_machine
@@ -216,7 +216,7 @@ def _plot(result: dict[str, Any], path: Path) -> None:
         left = {mode: left[mode] + w for mode, w in zip(left, widths)}
     stages.set(title="where our time goes", xlabel="microseconds an image")
     stages.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from ..cli import help_head, run
-from ..config import check_files, finetune, keys, parse, pretrain
+from ..config import check_files, finetune, keys, make_config, parse, pretrain
 from ..config.evaluate import SCHEMA, run_config
+from ..config.load import Values
 from ..convert import TEST_SHARE
 from .folders import betons_of_folder
 
@@ -33,7 +34,7 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
         help_head(__doc__, SCRIPT, prog),
         aliases={"checkpoint": "model.init", "data": "data.train", "test": "data.test", "out": "logging.run_dir"},
         ignored=[*keys(pretrain.SCHEMA), *keys(finetune.SCHEMA)],
-        prepare=lambda values, typed: betons_of_folder(SCHEMA, values, typed, TEST_SHARE),
+        prepare=lambda values, typed: betons_of_folder(_check, values, typed, TEST_SHARE),
     )
     check_files(cfg)
 
@@ -62,6 +63,11 @@ def evaluate(argv: Sequence[str], prog: str = SCRIPT) -> None:
             print(printable(f"report: {classifier['folder']}/report.md"))
     if cfg.logging.run_dir:
         print(printable(f"picture: {Path(cfg.logging.run_dir) / 'neighbours.png'}"))
+
+
+def _check(values: Values) -> None:
+    """Refuse values that can't be used, before anything is begun."""
+    check_files(make_config(SCHEMA, values))
 
 
 def main(argv: Sequence[str] | None = None, prog: str = SCRIPT) -> None:

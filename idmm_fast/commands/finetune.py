@@ -19,8 +19,9 @@ from functools import partial
 from typing import Any
 
 from ..cli import help_head, run
-from ..config import ConfigError, check_files, keys, laid_over, model_of, parse, pretrain
+from ..config import ConfigError, check_files, keys, laid_over, make_config, model_of, parse, pretrain
 from ..config import finetune as schema
+from ..config.load import Values
 from ..convert import TEST_SHARE
 from .folders import betons_of_folder
 
@@ -83,12 +84,19 @@ def _folds(argv: Sequence[str]) -> tuple[int, list[str]]:
     return 0, list(argv)
 
 
+def _check(values: Values) -> None:
+    """Refuse values that can't be used, before anything is begun."""
+    cfg = make_config(schema.SCHEMA, values)
+    check_files(cfg)
+    schema.check(cfg)
+
+
 def _prepared(values: dict[str, Any], typed: dict[str, Any], folds: int) -> dict[str, Any]:
     """Values with betons in place of a folder, and, where no model is typed, that of model.init."""
     if "model.name" not in typed:
         values = laid_over(values | model_of(values.get("model.init")), typed)
     share = 0.0 if folds else TEST_SHARE
-    values = betons_of_folder(schema.SCHEMA, values, typed, share, ("train", "test", "val"))
+    values = betons_of_folder(_check, values, typed, share, ("train", "test", "val"))
     if folds and values.get("data.test") is None and "data.train" in values:
         values = values | {"data.test": values["data.train"]}  # each fold has its own
     return values

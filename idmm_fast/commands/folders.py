@@ -1,16 +1,15 @@
 """A folder of images in place of a .beton file: it is converted once, and kept."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import check_files, make_config
-from ..config.load import Schema
+from ..config.load import Values
 from ..convert import STAND_INS, convert
 
 
 def betons_of_folder(
-    schema: Schema,
+    check: Callable[[Values], object],
     values: dict[str, Any],
     typed: Container[str] = (),
     test_share: float = 0.0,
@@ -19,7 +18,7 @@ def betons_of_folder(
     """Values of a configuration, with .beton files in place of a folder.
 
     Args:
-        schema: what the values are checked by before a conversion, which may take long.
+        check: called with all values before a conversion, which may take long; raises ConfigError.
         values: {"section.key": value}; where data.train is a folder, its splits take the place of keys that are not
             given.
         typed: the keys that were typed on the command line. Where data.train is one of them, a file's data.test and
@@ -42,5 +41,5 @@ def betons_of_folder(
         given = {key: value for key, value in values.items() if value is not None or key not in found}
         return found | given | {"data.train": found["data.train"]}
 
-    check_files(make_config(schema, with_betons(STAND_INS)))
+    check(with_betons(STAND_INS))
     return with_betons(convert(data, 0.0 if values.get("data.test") else test_share))

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..cli import help_head, run
-from ..config import check_files, finetune, keys, parse, pretrain
+from ..config import check_files, finetune, keys, make_config, parse, pretrain
 from ..config.load import Values
 from .folders import betons_of_folder
 
@@ -31,7 +31,7 @@ def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
 
     def prepare(values: Values, typed: Values) -> Values:
         data.append(values.get("data.train"))
-        return betons_of_folder(pretrain.SCHEMA, values, typed)
+        return betons_of_folder(_check, values, typed)
 
     cfg = parse(
         pretrain.SCHEMA,
@@ -59,6 +59,13 @@ def train(argv: Sequence[str], prog: str = SCRIPT) -> None:
         print(f"done: {folder} ({', '.join(name for name in FILES if (folder / name).exists())})")
         for line in _next_commands(str(folder), str(data[0]), cfg):
             print(printable(line))
+
+
+def _check(values: Values) -> None:
+    """Refuse values that can't be used, before anything is begun."""
+    cfg = make_config(pretrain.SCHEMA, values)
+    check_files(cfg)
+    pretrain.check(cfg)
 
 
 def _next_commands(run: str, data: str, cfg: SimpleNamespace) -> list[str]:

@@ -8,7 +8,8 @@ from urllib.parse import quote
 from matplotlib.axes import Axes
 
 from ..config import ConfigError
-from ..plots.figure import new_figure
+from ..files import write_text
+from ..plots.figure import new_figure, save_figure
 from . import sections
 from .equal_time import add_equal_time, is_timed
 from .spec import RANDOM
@@ -40,7 +41,7 @@ class Page:
         file.parent.mkdir(exist_ok=True)
         figure = new_figure(9, 4.2)
         plot(figure.subplots())
-        figure.savefig(file, dpi=90)
+        save_figure(figure, file, 90)
         self.add(f"![{name.replace('_', ' ')}](assets/{quote(file.name)})")
 
     def show(self, records: Iterable[Record]) -> None:
@@ -53,7 +54,7 @@ class Page:
 
     def write(self) -> None:
         """Write the Markdown file."""
-        self.path.write_text("\n\n".join(part.strip("\n") for part in self._parts) + "\n", encoding="utf-8")
+        write_text(self.path, "\n\n".join(part.strip("\n") for part in self._parts) + "\n")
 
 
 def write_page(out: Path | str, path: Path | str | None = None) -> Path:

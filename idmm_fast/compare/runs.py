@@ -67,7 +67,7 @@ def make_runs(axes: SweepAxes, config: SweepConfig, data: Path | str) -> list[Ru
             minutes=minutes,
         )
         each = finetune_budget.endswith("x")
-        tuned = config.finetuned_images(files.labels(run), seed) if each else 1
+        tuned = files.finetuned_images(run, config) if each else 1
         runs.append(replace(run, finetune_budget=parse_budget(finetune_budget, tuned)))
     return list(dict.fromkeys(runs))
 
@@ -81,7 +81,7 @@ def off_budget(run: RunSpec, config: SweepConfig, files: DatasetFiles) -> list[s
         files: The betons.
     """
     dataset, target, _ = files.of(run)
-    tuned = config.finetuned_images(files.labels(run), run.seed)
+    tuned = files.finetuned_images(run, config)
     finetune = config.finetune_config(run, ("x", "x"), tuned, None, "x")
     trainings = [(f"fine-tuning on {target}", finetune.training.epochs, tuned, run.finetune_budget)]
     images = run.images or len(open_cached(dataset))

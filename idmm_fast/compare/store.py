@@ -83,7 +83,7 @@ def settings_digest(run: RunSpec, config: SweepConfig, files: DatasetFiles, reci
         and, where not all images are used, one of the rows.
     """
     _, target, test = map(open_cached, files.of(run))
-    tuned = config.finetuned_images(files.labels(run), run.seed)
+    tuned = files.finetuned_images(run, config)
     finetune = config.finetune_config(run, ("x", "x"), tuned, None, "x")
     evaluate = config.evaluate_config(finetune, ("x", "x"), None)
     used = (counted_values(FINETUNE, finetune), counted_values(EVALUATE, evaluate))

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..beton.read import Beton
 from ..config import ConfigError
-from .spec import SAME, RunSpec, beton_path, digest
+from .spec import SAME, RunSpec, SweepConfig, beton_path, digest
 
 
 @functools.lru_cache
@@ -70,6 +70,14 @@ class DatasetFiles:
         labels = open_cached(self.of(run)[1]).label
         rows = self.rows(run) if run.target == SAME else None
         return labels if rows is None else labels[rows]
+
+    def finetuned_images(self, run: RunSpec, config: SweepConfig) -> int:
+        """How many images a run is fine-tuned on, see `SweepConfig.finetuned_images`."""
+        labels = self.labels(run)
+        try:
+            return config.finetuned_images(labels, run.seed)
+        except ConfigError as error:
+            raise ConfigError(f"{self.of(run)[1]}, {run}: {error}") from None
 
     def train(self, run: RunSpec) -> Path:
         """The training beton of a run; a subset is written unless there is one of these rows of these images.

@@ -185,8 +185,7 @@ def find_run_config(path: str | Path) -> Path | None:
     if str(path).startswith(BY_NAME):
         return None
     path = Path(path)
-    folders = [path if path.is_dir() else path.parent]
-    folders += [p.parent for p in (path, *list(path.parents)[:2]) if p.name == "checkpoints"]  # aside_1/*.pt in it too
+    folders = (path, *list(path.parents)[:3])  # the last for RUN/checkpoints/aside_1/*.pt
     return next((f / "config.yaml" for f in folders if _is_run_config(f / "config.yaml")), None)
 
 

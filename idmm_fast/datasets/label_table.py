@@ -21,6 +21,7 @@ LABELS = (
     *("dx", "variety", "type", "class_id", "label_id", "category_id", "y"),
 )
 SPLITS = ("split", "set", "subset", "partition", "dataset", "usage")
+_OF_OTHER_THINGS_TOO = ("set", "dataset", "usage")  # may say where an image is from
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,11 @@ def _columns(
 
 
 def _split_column(table: Path, called: list[str], rows: list[dict[str, str]], remarks: list[str]) -> str | None:
-    """The first column that is called like one of splits, but for those that hold other things alone."""
+    """The first column that is called like one of splits, but for those whose name and content are of other things."""
     for name in called:
         said = [row[name] for row in rows if row.get(name)]
-        if not said or any(map(split_of, said)):  # of a few that are none, the first is named in an error
-            return name
+        if name.lower() not in _OF_OTHER_THINGS_TOO or not said or any(map(split_of, said)):
+            return name  # of values that are no splits the first is named in an error
         remarks.append(f"{table}: the column {name} is not taken for one of splits: it holds none, first {said[0]}")
     return None
 

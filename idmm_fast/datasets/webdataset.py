@@ -109,7 +109,9 @@ def _read_shard(path: Path, left_out: LeftOut) -> tuple[list[FileSlice], dict[st
                 stem, _, extension = member.name.rpartition(".")
                 if not member.isfile():
                     continue
-                if any(is_hidden(part) for part in member.name.split("/") if part.strip(".")):
+                *folders, name = member.name.split("/")
+                # A tar may hold the whole path of its images, with hidden folders in it.
+                if is_hidden(name) or any(is_hidden(folder) for folder in folders if not folder.startswith(".")):
                     left_out.add("hidden files and folders, or a system's", f"{path}:{member.name}")
                 elif f".{extension.lower()}" in image_endings():
                     images.append(FileSlice(path, member.offset_data, member.size, member.name))

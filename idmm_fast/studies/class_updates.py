@@ -24,7 +24,7 @@ from ..files import write_json
 from ..loader import Augment, MultiCropLoader, Views
 from ..losses import instance_loss
 from ..models import Normalize, create_backbone, feature_dim, init_head
-from ..plots.figure import new_figure
+from ..plots.figure import new_figure, save_figure
 
 SMOOTHING = 0.1
 
@@ -177,7 +177,7 @@ def _plot(result: dict[str, Figures], path: Path) -> None:
     loss.set(xlabel="epoch", title="loss")
     moving.legend(fontsize=8)
     norm.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def summary(result: dict[str, Figures]) -> str:

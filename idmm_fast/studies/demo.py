@@ -26,9 +26,9 @@ from ..config.evaluate import SCHEMA as EVALUATE
 from ..config.finetune import SCHEMA as FINETUNE
 from ..config.pretrain import SCHEMA as PRETRAIN
 from ..evaluate.frozen import evaluate_frozen
-from ..files import load_or_compute, write_json
+from ..files import load_or_compute, write_json, write_text
 from ..plots.curves import read_metrics
-from ..plots.figure import new_figure
+from ..plots.figure import new_figure, save_figure
 from ..train import finetuning, pretraining
 from ..train.stopwatch import stopwatch
 
@@ -82,7 +82,7 @@ def run_demo(
         made = {"machine": _machine(), "results": results, "seeds": seeds, "minutes": round(seconds() / 60, 1)}
         report = described | made
         write_json(folder / "report.json", report)
-        (folder / "report.md").write_text(_page(report), encoding="utf-8")
+        write_text(folder / "report.md", _page(report))
         _plot(report, folder)
     return report
 
@@ -270,7 +270,7 @@ def _plot(report: Report, folder: Path) -> None:
         axes[name].set_title(title)
     _plot_losses(axes["loss"], report, folder)
     _plot_accuracies(axes["bars"], report)
-    figure.savefig(folder / "report.png", dpi=75)
+    save_figure(figure, folder / "report.png", 75)
 
 
 def _plot_losses(axis: Axes, report: Report, folder: Path) -> None:

@@ -192,7 +192,8 @@ def set_aside(folder: str | Path, step: int, epochs: int | None = None) -> Path 
     best = Path(folder) / "best.pt"
     if epochs is not None and best.exists():
         with contextlib.suppress(ValueError):  # damaged
-            later += [best] * (load(best).get("epoch", epochs - 1) >= epochs)
+            if load(best).get("epoch", epochs - 1) >= epochs:
+                later.append(best)
     if not later:
         return None
     aside = first_free(Path(folder) / "aside")

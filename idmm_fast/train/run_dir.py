@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..beton import Beton
 from ..config import ConfigError, as_dict
+from ..config.load import find_run_config
 from ..evaluate.classes import class_names
 from ..files import sha256, write_text
 from ..lock import Lock
@@ -143,14 +144,14 @@ class RunDir:
             if self.state is not None:
                 self._check_same_config(config)
                 self._check_same_inputs(betons, init)
-            elif (self.folder / "config.yaml").exists() and not (self.folder / "starts.jsonl").exists():
+            if not self._has_starts() and (self.folder / "config.yaml").exists() and not find_run_config(self.folder):
                 raise ConfigError(
                     f"{self.folder}/config.yaml is not of a run, and a run's would be written over it. "
                     f"Rename it, or use another --out."
                 )
-            for left in (*self.folder.iterdir(), *self.checkpoints.glob("*.tmp")):
-                if left.parent == self.checkpoints or _is_left_over(left.name):
-                    left.unlink()  # a process that was killed while it wrote left it
+            left = [path for path in self.folder.iterdir() if _is_left_over(path.name)]
+            for path in (*left, *self.checkpoints.glob("*.tmp")):
+                path.unlink()  # a process that was killed while it wrote left it
             if self.state is not None:
                 self._set_aside(self.state["loader"]["epoch"] if resume != "auto" else None)
             trackers = Trackers(self.folder, config, bool(self.state))
@@ -167,9 +168,13 @@ class RunDir:
 
     def _find_checkpoint(self, resume: str) -> tuple[Path, dict[str, Any]] | tuple[None, None]:
         """(path, content) of the checkpoint to resume from, or (None, None)."""
-        is_finished = any((self.folder / name).exists() for name in ("backbone.safetensors", "model.safetensors"))
-        if resume in ("auto", "no") and is_finished and not checkpoint.listing(self.checkpoints):
-            raise ConfigError(f"{self.folder} holds a finished run, without its checkpoints. Use another --out.")
+        weights = [self.folder / name for name in ("backbone.safetensors", "model.safetensors")]
+        made = [str(path) for path in weights if path.exists()]
+        if resume in ("auto", "no") and made and self._has_starts() and not checkpoint.listing(self.checkpoints):
+            raise ConfigError(
+                f"{self.folder} holds a finished run, without its checkpoints. Use another --out, or delete {made[0]} "
+                f"to train it anew."
+            )
         if resume == "auto":
             return checkpoint.newest(self.checkpoints)
         if resume != "no":
@@ -195,6 +200,10 @@ class RunDir:
                 f"Or start another: --out DIR (logging.run_dir)."
             )
         return None, None
+
+    def _has_starts(self) -> bool:
+        """Whether a run was begun in the folder."""
+        return (self.folder / "starts.jsonl").exists()
 
     def _own_folders(self) -> list[Path]:
         """Where checkpoints of this run may lie."""

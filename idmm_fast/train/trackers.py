@@ -221,7 +221,9 @@ class Trackers:
     def close(self) -> None:
         """End the runs there; where an exception is on its way, as killed by a signal or failed."""
         error = sys.exc_info()[1]
-        outcome = "FINISHED" if error is None else "KILLED" if isinstance(error, Stopped) else "FAILED"
+        outcome = (
+            "FINISHED" if error is None else "KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED"
+        )
         for sender in self._senders:
             sender.close(outcome)
         self._senders = []

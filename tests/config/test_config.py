@@ -256,7 +256,7 @@ def test_another_programs_config_is_none_of_a_run(tmp_path, content):
     assert find_run_config(tmp_path / "weights" / "x.pth") is None
 
 
-def test_the_config_of_a_run_is_beside_its_files_or_above_its_checkpoints(tmp_path, monkeypatch):
+def test_the_config_of_a_run_is_beside_its_files_or_above_them(tmp_path, monkeypatch):
     run, whole = (
         tmp_path / "run",
         {"model": {"name": "x", "image_size": 32, "options": {}}, "logging": {"run_dir": "r"}},
@@ -265,10 +265,8 @@ def test_the_config_of_a_run_is_beside_its_files_or_above_its_checkpoints(tmp_pa
     (run / "weights").mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump(whole))
     assert read_run_config(run) == whole
-    for of in ("", "backbone.safetensors", "checkpoints", "checkpoints/best.pt", "checkpoints/aside_1/best.pt"):
+    for of in ("", "backbone.safetensors", "checkpoints", "checkpoints/aside_1/best.pt", "weights/x.pth"):
         assert find_run_config(run / of) == run / "config.yaml", of
-    for other in ("weights", "weights/x.pth", "weights/deep/x.pth"):
-        assert find_run_config(run / other) is None, other
     monkeypatch.chdir(run)
     assert find_run_config("timm:deit_tiny_patch16_224.fb_in1k") is None
     assert find_run_config("backbone.safetensors") == Path("config.yaml")

@@ -1031,7 +1031,7 @@ def test_a_label_that_is_null_is_none(tmp_path, photos):
 
 
 def test_hidden_members_of_a_webdataset_are_passed_over_as_in_folders(tmp_path, photos):
-    """macOS's tar writes ._NAME beside each file; "./" before a name hides nothing."""
+    """macOS's tar writes ._NAME beside each file; "./" before a name hides nothing, nor does the path of all images."""
     members = {
         "./._a.jpg": b"\0\5\x16\7",
         "./a.jpg": photo_bytes(photos[0]),
@@ -1039,7 +1039,9 @@ def test_hidden_members_of_a_webdataset_are_passed_over_as_in_folders(tmp_path, 
         "b.jpg": photo_bytes(photos[1]),
         "b.cls": b"y",
         "__MACOSX/c.jpg": b"",
-        "d/.trash/d.jpg": b"",
+        "d/.d.jpg": b"",
+        "home/.cache/f.jpg": photo_bytes(photos[3]),
+        "home/.cache/f.cls": b"y",
         "../e.jpg": photo_bytes(photos[2]),
         "../e.cls": b"x",
     }
@@ -1049,8 +1051,8 @@ def test_hidden_members_of_a_webdataset_are_passed_over_as_in_folders(tmp_path, 
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))
     split = datasets.load("webdataset", None, shards=str(tmp_path / "a.tar"))["train"]
-    assert split.names == ["./a.jpg", "b.jpg", "../e.jpg"]
-    assert [split.classes[label] for label in split.labels] == ["x", "y", "x"]
+    assert split.names == ["./a.jpg", "b.jpg", "home/.cache/f.jpg", "../e.jpg"]
+    assert [split.classes[label] for label in split.labels] == ["x", "y", "y", "x"]
     assert [(entry["count"], entry["first"]) for entry in split.left_out] == [(3, f"{tmp_path}/a.tar:./._a.jpg")]
 
 

@@ -214,6 +214,7 @@ MISTAKES = {
     "two labels": ("file,label\na.jpg,x\na.jpg,y\n", r"row 3 says other things of .*a\.jpg than .*row 2"),
     "two files": ("file,label\nc.jpg,x\n", r"row 2: c\.jpg may be .*one/c\.jpg or .*two/c\.jpg"),
     "a strange split": ("file,label,split\na.jpg,x,train\nb.jpg,x,later\n", "row 3: 'later' is not a split"),
+    "strange splits alone": ("file,label,split\na.jpg,x,tr\nb.jpg,x,te\n", "row 2: 'tr' is not a split"),
     "a class that training has not": (
         "file,label,split\na.jpg,x,train\nb.jpg,y,test\n",
         "of the test split has the class y",

@@ -74,7 +74,7 @@ def test_trainings_can_be_configured_as_the_pages_say(page, verb, rest):
     rest = re.sub(r"--folds \d+|--stages", "", re.sub(r"=[A-Z]\b", "=7", rest))
     schema, folder, found = TRAININGS[verb]
     cfg = parse(schema, shlex.split(rest), "", SHORT, configs=folder, prepare=lambda values, typed: found | values)
-    assert cfg.model.name
+    {"pretrain": pretrain, "finetune": finetune}[verb].check(cfg)
 
 
 def test_there_are_commands_of_every_script():

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers import FINETUNE, read_losses, tiny_config
 from hypothesis import HealthCheck, Phase, given, strategies
 from hypothesis import settings as examples
 from safetensors.torch import load_file, save_file
 
 from idmm_fast.beton import BetonError, open_beton, write_beton
-from idmm_fast.config import ConfigError
+from idmm_fast.config import ConfigError, as_dict
 from idmm_fast.datasets import Split
 from idmm_fast.evaluate.online import OnlineEvaluation
 from idmm_fast.loader import MultiCropLoader
@@ -284,6 +285,9 @@ def test_a_finished_run_without_checkpoints_is_not_trained_over(kept, few):
         with pytest.raises(ConfigError, match="holds a finished run, without its checkpoints"):
             pretrain(tiny_config(few, folder, training__resume=resume, **options))
     assert (folder / "backbone.safetensors").read_bytes() == before
+    (folder / "backbone.safetensors").unlink()
+    pretrain(tiny_config(few, folder, training__resume="auto", **options))
+    assert (folder / "backbone.safetensors").read_bytes() == before
 
 
 def test_what_is_not_of_a_run_stays_in_its_folder(few, tmp_path):
@@ -292,7 +296,8 @@ def test_what_is_not_of_a_run_stays_in_its_folder(few, tmp_path):
     with pytest.raises(ConfigError, match=r"config\.yaml is not of a run"):
         pretrain(tiny_config(few, tmp_path, **options))
     assert "mine" in (tmp_path / "config.yaml").read_text()
-    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(tiny_config(few, "elsewhere", **options))))  # a run's
+    (tmp_path / "model.safetensors").touch()  # of somebody else
     (tmp_path / "part.tmp").mkdir()
     left = (
         tmp_path / "notes.tmp",
