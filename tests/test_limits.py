@@ -208,9 +208,8 @@ def test_without_locale_and_home(tmp_path, monkeypatch, capsys):
     options = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     torch.manual_seed(0)
     save_backbone(create_backbone("vit_tiny_patch16_224", 32, options=options), trained / "backbone.safetensors")
-    (trained / "config.yaml").write_text(
-        yaml.safe_dump({"model": {"name": "vit_tiny_patch16_224", "image_size": 32, "options": options}})
-    )
+    model = {"name": "vit_tiny_patch16_224", "image_size": 32, "options": options}
+    (trained / "config.yaml").write_text(yaml.safe_dump({"model": model, "logging": {"run_dir": str(trained)}}))
     shown = run(
         "features, files = idmm_fast.embed(sys.argv[1], sys.argv[2], 'f.csv')\n"
         "assert features.shape == (6, 32) and all(Path(f).exists() for f in files)\nsys.stdout.flush()\n"
