@@ -186,7 +186,7 @@ def find_run_config(path: str | Path) -> Path | None:
         return None
     path = Path(path)
     folders = (path, *list(path.parents)[:3])  # the last for RUN/checkpoints/aside_1/*.pt
-    return next((f / "config.yaml" for f in folders if _is_run_config(f / "config.yaml")), None)
+    return next((f / "config.yaml" for f in folders if is_run_config(f / "config.yaml")), None)
 
 
 def read_run_config(path: str | Path) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def read_run_config(path: str | Path) -> dict[str, Any]:
     return yaml.safe_load(found.read_text(encoding="utf-8")) if found else {}
 
 
-def _is_run_config(path: Path) -> bool:
+def is_run_config(path: Path) -> bool:
     """Whether a file is the configuration of a run, with all its keys: others are named config.yaml too."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import limits
 from ..config import ConfigError, replace
-from ..config.load import Schema, find_run_config, read_run_config
+from ..config.load import Schema, is_run_config, read_run_config
 from ..runtime import distributed
 from ..runtime.device import Runtime
 from .run_dir import effective_resume
@@ -190,7 +190,7 @@ def _started_size(cfg: SimpleNamespace) -> int | None:
     """training.batch_size of the run that `cfg` resumes; None where there is no such run."""
     resume = effective_resume(cfg.logging.run_dir, cfg.training.resume)
     folder = Path(cfg.logging.run_dir)
-    is_begun = resume != "auto" or find_run_config(folder) == folder / "config.yaml"  # and not one that it lies in
+    is_begun = resume != "auto" or is_run_config(folder / "config.yaml")  # and not one that it lies in
     if resume == "no" or not is_begun:
         return None
     size = read_run_config(folder if resume == "auto" else resume).get("training", {}).get("batch_size")

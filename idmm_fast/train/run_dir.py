@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..beton import Beton
 from ..config import ConfigError, as_dict
-from ..config.load import find_run_config
+from ..config.load import is_run_config
 from ..evaluate.classes import class_names
 from ..files import sha256, write_text
 from ..lock import Lock
@@ -144,9 +144,10 @@ class RunDir:
             if self.state is not None:
                 self._check_same_config(config)
                 self._check_same_inputs(betons, init)
-            if not self._has_starts() and (self.folder / "config.yaml").exists() and not find_run_config(self.folder):
+            config_file = self.folder / "config.yaml"
+            if config_file.exists() and not self._has_starts() and not is_run_config(config_file):
                 raise ConfigError(
-                    f"{self.folder}/config.yaml is not of a run, and a run's would be written over it. "
+                    f"{config_file} is not of a run, and a run's would be written over it. "
                     f"Rename it, or use another --out."
                 )
             left = [path for path in self.folder.iterdir() if _is_left_over(path.name)]
@@ -156,7 +157,7 @@ class RunDir:
                 self._set_aside(self.state["loader"]["epoch"] if resume != "auto" else None)
             trackers = Trackers(self.folder, config, bool(self.state))
             record_start(self.folder / "starts.jsonl", self.state["step"] if self.state else 0)
-            write_text(self.folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            write_text(config_file, yaml.safe_dump(config, sort_keys=False))
             self._metrics = MetricsLog(self.folder, self.state, trackers)
             return path
         except BaseException:

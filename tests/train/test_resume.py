@@ -308,6 +308,11 @@ def test_what_is_not_of_a_run_stays_in_its_folder(few, tmp_path):
         path.touch()
     pretrain(tiny_config(few, tmp_path, **options))
     assert [path.exists() for path in (tmp_path / "part.tmp", *left)] == [True, True, True, False]
+    below = tmp_path / "below"  # the folder of a run
+    below.mkdir()
+    (below / "config.yaml").write_text("training: {lr: 1.0e-3}")
+    with pytest.raises(ConfigError, match=r"below/config\.yaml is not of a run"):
+        pretrain(tiny_config(few, below, **options))
 
 
 def test_the_folder_is_locked_until_all_is_written(few, tmp_path, monkeypatch):
