@@ -36,7 +36,7 @@ def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
             share of each class of its training images. Which images is the same on every machine.
 
     Returns:
-        {"train": path}, and of "val", "test" (whose images have labels) and "unlabelled" those that there are.
+        {"train": path}, and of "val" and "test" (whose images have labels) those that there are.
 
     Raises:
         DatasetError: for a folder that is not laid out so, or has no training images.
@@ -52,7 +52,7 @@ def convert(data: str | Path, test_share: float = 0.0) -> dict[str, Path]:
     betons = {name: target / f"{name}.beton" for name in splits}
 
     def missing() -> list[str]:
-        return [name for name, beton in betons.items() if not (beton.exists() and beton.with_suffix(".txt").exists())]
+        return [name for name, beton in betons.items() if not _is_converted(beton)]
 
     if missing():
         target.mkdir(parents=True, exist_ok=True)
@@ -87,6 +87,17 @@ def shown_stem(beton: Path) -> str:
     return f"{beton.parent.name.rpartition('-')[0]}_{beton.stem}" if _is_ours(beton) else beton.stem
 
 
+def _is_converted(beton: Path) -> bool:
+    """Whether a beton and the list beside it are there; one that was damaged since does not count."""
+    from .beton import BetonError, open_beton
+
+    try:
+        open_beton(beton)
+    except (BetonError, OSError):
+        return False
+    return _list_of(beton).exists()
+
+
 def _list_of(beton: Path) -> Path:
     """Where the files of a beton's rows are listed. Outside the cache a .txt has what `--subset` chose, by name."""
     return beton.with_suffix(".txt" if _is_ours(beton) else ".files.txt")
@@ -97,7 +108,7 @@ def _is_ours(beton: Path) -> bool:
 
 
 def _with_tests(splits: dict[str, Split], test_share: float, data: Path) -> tuple[dict[str, Split], float]:
-    """(splits whose "test", if there is one, has labels; the share of the training images that it was made of)."""
+    """(the splits to convert, the share of the training images that "test" was made of)."""
     from .datasets import DatasetError, name_tests, with_test_split
 
     if "train" not in splits:
@@ -105,6 +116,7 @@ def _with_tests(splits: dict[str, Split], test_share: float, data: Path) -> tupl
             f"{data} has no training images, only those of: {', '.join(splits)}. Add {data}/train/CLASS."
         )
     splits = name_tests(splits, val=test_share > 0)
+    splits.pop("unlabelled", None)  # nothing reads it from a beton; predictions are of the files
     if "test" in splits or not test_share:
         return splits, 0.0
     return with_test_split(splits, test_share, 0), test_share

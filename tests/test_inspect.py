@@ -329,6 +329,22 @@ def test_suggested_commands_are_understood(monkeypatch, tmp_path):
         assert "No image was found under my images" in end.value.code
 
 
+def test_a_class_of_a_long_name_has_its_sheet(tmp_path):
+    found = Inspection({"train": Split([], [], ["漢" * 90, "k" * 240])}, thumbnails={})
+    for label in (0, 1):
+        found.thumbnails["train", label] = [Image.new("RGB", (9, 8))]
+    files = write_sheets(found, tmp_path)
+    assert [len(list(tmp_path.iterdir())), *(file.name[:12] for file in files)] == [2, "train_0000_漢", "train_0001_k"]
+
+
+def test_it_is_looked_whether_the_training_images_fit_into_memory(root, monkeypatch):
+    """As a conversion does, which chooses for each split."""
+    seen = []
+    monkeypatch.setattr("idmm_fast.inspect.look.choose_mode", lambda images: seen.append(len(images)) or "raw")
+    found = inspect([root], quiet=True)
+    assert seen == [len(found.sources["train"])]
+
+
 def test_many_classes_share_contact_sheets(tmp_path):
     """Of thirty classes, each of one colour, 25 rows on the first page and 5 on the second."""
     images = found([3] * 30)

@@ -220,15 +220,15 @@ def write_beton(path: str | Path, split: "Split", *, dataset: str, name: str, **
     path, chosen = Path(path), WriteOptions(**options)
     if len(split) == 0:
         raise WriteError(f"the {name} split is empty; nothing to convert")
+    sidecar, temporary = sidecar_path(path), path.with_name(path.name + ".tmp")
+    if not path.exists() and sidecar.exists() and not _is_sidecar(sidecar):
+        raise WriteError(f"{sidecar} is not of a conversion, and would be written over; rename it")
     mode = choose_mode(split.images, chosen.max_resolution) if chosen.mode == "auto" else chosen.mode
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = Lock(path.with_name(path.name + ".lock"), str(path))
     except OSError as error:
         raise WriteError(f"{path.parent} can't be written: {error.strerror or error}") from error
-    sidecar, temporary = sidecar_path(path), path.with_name(path.name + ".tmp")
-    if not path.exists() and sidecar.exists() and not _is_sidecar(sidecar):
-        raise WriteError(f"{sidecar} is not of a conversion, and would be written over; rename it")
     if temporary.exists():
         tqdm.write(f"{temporary}: left by a conversion that was interrupted; beginning anew", file=sys.stderr)
     try:

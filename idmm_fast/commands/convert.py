@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import cli, datasets
+from ..errors import Stopped
 from ..files import replacing
 
 if TYPE_CHECKING:
@@ -188,7 +189,9 @@ def load(args: argparse.Namespace) -> dict[str, datasets.Split]:
         args.ds,
         args.root or datasets.raw_folder(args.ds),
         partial=args.partial or listing is not None,
+        whole=listing is not None,
         seed=args.seed,
+        test_share=args.test_share,
         subset=args.subset,
         per_class=args.per_class,
         total=args.total,
@@ -201,10 +204,6 @@ def load(args: argparse.Namespace) -> dict[str, datasets.Split]:
         split_column=args.split_column,
         unpack_to=str(datasets.raw_folder(args.ds, str(args.out / "raw"))),
     )
-    if args.test_share:
-        if "test" in splits and splits["test"].has_labels():
-            raise datasets.DatasetError(f"{args.root or args.ds} has a test split; leave out --test-share.")
-        splits = datasets.with_test_split(splits, args.test_share, args.seed)
     return datasets.choose_listed(splits, listing) if listing else splits
 
 
@@ -220,10 +219,16 @@ def convert(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
         KeyboardInterrupt: It was stopped; of the splits that the exception names the new file is there.
     """
     splits = load(args)
-    from ..beton import account_lines, printable
+    from ..beton import WriteError, account_lines, printable
 
     stem = (args.name or args.ds).rstrip("/").rsplit("/", 1)[-1]
     new = {split: args.out / f"{stem}_{split}.beton" for split in splits}
+    for split, path in new.items():
+        if _has_list(args, split) and (listed := path.with_suffix(".txt")).exists() and not path.exists():
+            raise WriteError(
+                f"{listed} is of no conversion that is there, and the list of the chosen images would take its place; "
+                f"rename or delete it"
+            )
     skipped, accounts = 0, {}
     try:
         for split, path in new.items():
@@ -272,7 +277,7 @@ def _convert_split(
         splits={name: len(each) for name, each in splits.items()},
     )
     chosen = path.with_suffix(".txt")
-    if args.subset or (split == "train" and (args.per_class or args.total or args.ds.startswith("sin10k"))):
+    if _has_list(args, split):
         names = "".join(f"{content.name(i)}\n" for i in range(len(content)))
         with replacing(chosen) as draft:
             draft.write_text(names, encoding="utf-8", errors="surrogateescape")
@@ -286,6 +291,12 @@ def _convert_split(
     for skip in written.skipped:
         print(f"  skipped {skip['file']}: {skip['reason']}", file=sys.stderr)
     return written
+
+
+def _has_list(args: argparse.Namespace, split: str) -> bool:
+    """Whether the images of a split are chosen at random, and so listed in NAME_SPLIT.txt."""
+    is_sample = args.per_class or args.total or (args.ds.startswith("sin10k") and not args.split_list)
+    return bool(args.subset or (split == "train" and is_sample))
 
 
 def run(args: argparse.Namespace, stopped: Callable[[], bool]) -> None:
@@ -322,8 +333,11 @@ def write_datasets(argv: Sequence[str], prog: str = SCRIPT) -> None:
         run(args, lambda: bool(numbers))
     except KeyboardInterrupt as stopped:
         if stopped.args:
-            sys.exit(f"stopped after {' and '.join(stopped.args)}: convert again, so that all splits fit together")
-        sys.exit("stopped; nothing was left under the final name")
+            told = f"stopped after {' and '.join(stopped.args)}: convert again, so that all splits fit together"
+        else:
+            told = "stopped" + "; nothing was left under the final name" * bool(args.ds)
+        print(told, file=sys.stderr)
+        sys.exit(Stopped.exit_code)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -93,7 +93,9 @@ def load(
     /,
     *,
     partial: bool = False,
+    whole: bool = False,
     seed: int = 0,
+    test_share: float = 0.0,
     subset: int = 0,
     per_class: int = 0,
     total: int = 0,
@@ -105,7 +107,9 @@ def load(
         name: One of `names()`.
         root: Where its raw files are, or are downloaded to.
         partial: Take what is there, whatever the official counts.
+        whole: All images of a dataset that is a choice of another's (sin10k).
         seed: Of the random choices below.
+        test_share: Of each class, held out as the test split before any other choice; see `with_test_split`.
         subset: At most so many images of each split; 0 for all.
         per_class: So many training images of each class; 0 for all.
         total: So many training images in all; 0 for all.
@@ -116,7 +120,8 @@ def load(
         {"train": Split, "test": Split, ...}
 
     Raises:
-        DatasetError: The raw files are missing, can't be fetched or are not what they should be.
+        DatasetError: The raw files are missing, can't be fetched or are not what they should be; there is a test split
+            with labels, and test_share.
     """
     module = _module(name)
     if hasattr(module, "read"):
@@ -127,12 +132,17 @@ def load(
                 module.prepare(root)
             folder = locate(module.SOURCE, root)
         splits = module.read(folder)
-        per_class = per_class or (0 if total else getattr(module, "PER_CLASS", 0))
-        total = total or getattr(module, "TOTAL", 0)
+        if not whole:
+            per_class = per_class or (0 if total else getattr(module, "PER_CLASS", 0))
+            total = total or getattr(module, "TOTAL", 0)
         if not hasattr(module, "BASE"):  # a sample is counted after it is drawn
             _check_counts(name, module.SOURCE, splits, partial)
     else:
         splits = module.load(root, **{k: options.get(k) for k in getattr(module, "OPTIONS", ())})
+    if test_share:
+        if "test" in splits and splits["test"].has_labels():
+            raise DatasetError(f"{root} has a test split; leave out --test-share.")
+        splits = with_test_split(splits, test_share, seed)
     if per_class or total:
         if "train" not in splits:
             raise DatasetError(

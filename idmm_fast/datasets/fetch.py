@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from .split import DatasetError
+from .tar import StrictTarInfo
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
@@ -118,7 +119,7 @@ def unpack(archive: Path, target: Path) -> None:
                     file.extract(member, draft)
         else:
             total = 0
-            with tarfile.open(archive) as file:
+            with tarfile.open(archive, tarinfo=StrictTarInfo) as file:
                 for member in tqdm(file, desc=f"unpacking {archive.name}", unit="file", disable=None):
                     _check(member.name, target)
                     total += member.size

@@ -125,6 +125,10 @@ def _class_names(kind: Any) -> list[str] | None:
     return list(kind.names) if hasattr(kind, "names") else None
 
 
+def _is_no_label(value: int | str | None) -> bool:
+    return value in (None, "") or (isinstance(value, int) and value < 0)
+
+
 def _encode_labels(
     values: Any, column: str, names: list[str] | None, trained: list[str] | None
 ) -> tuple[list[int], list[str]]:
@@ -138,7 +142,7 @@ def _encode_labels(
             f"the column {column} holds {type(strange).__name__}, not whole numbers or text; name another one with "
             f"--label-column"
         )
-    texts = [None if value in (None, "") or value == -1 else str(value).strip() for value in values]
+    texts = [None if _is_no_label(value) else str(value).strip() for value in values]
     found = sorted({text for text in texts if text is not None}, key=natural_order)
     classes = found if trained is None else trained
     strange = [text for text in found if text not in classes]

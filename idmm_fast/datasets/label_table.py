@@ -231,7 +231,7 @@ class _Files:
         for near in (table.parent, self.root):
             exact = [image for image in hits if (near / name) in (image, image.with_suffix(""))]
             hits = exact or hits
-        if "/" not in name and split in self._splits:  # images of other splits may be called the same
+        if split and "/" not in name and split in self._splits:  # images of other splits may be called the same
             hits = [image for image in hits if self.split_of_folder(image) in (split, None)]
             hits = [image for image in hits if self.split_of_folder(image)] or hits
         if not hits:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from .fetch import download, unpack
@@ -34,13 +35,17 @@ def writable_root(source: Source, root: Path, unpack_to: Path | None) -> Path:
     beside = unpack_to.with_name(f"{unpack_to.name}-{_key(root)}")
     print(f"{root} can't be written, so what is unpacked or downloaded goes to {beside}", file=sys.stderr)
     beside.mkdir(parents=True, exist_ok=True)
-    for old in beside.iterdir():
-        if old.is_symlink():  # to what may have moved since
-            old.unlink()
-    for entry in sorted(root.iterdir()) if root.is_dir() else []:
-        unfinished = is_hidden(entry.name) or entry.name.endswith((".part", ".unpacking"))
-        if not unfinished and not (beside / entry.name).exists():
-            (beside / entry.name).symlink_to(entry.resolve())
+    finished = {
+        entry.name: entry.resolve()
+        for entry in (root.iterdir() if root.is_dir() else [])
+        if not is_hidden(entry.name) and not entry.name.endswith((".part", ".unpacking"))
+    }
+    for old in beside.iterdir():  # those that are right stay: another process may read through them
+        if old.is_symlink() and Path(os.readlink(old)) != finished.get(old.name):
+            old.unlink(missing_ok=True)
+    for name, target in finished.items():
+        with suppress(FileExistsError):
+            (beside / name).symlink_to(target)
     return beside
 
 

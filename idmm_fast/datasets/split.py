@@ -108,7 +108,8 @@ class Split:
     def hold_out(self, fraction: float, seed: int) -> tuple["Split", "Split"]:
         """Divide into a training and a test split, each class alike.
 
-        Images are chosen as in `sample`. Those without a label stay in the training split.
+        The test images are the last of the order whose first `sample` takes: with the same seed a sample of all images
+        has none of them, unless it is larger than what is left. Images without a label stay in the training split.
 
         Args:
             fraction: Of each class that goes into the test split, 0 to 1; at least one image of a class that has two.
@@ -123,7 +124,7 @@ class Split:
         counts = self.images_per_class()
         left = [held_out_of(count, fraction) for count in counts]
         test = set()
-        for i in self._shuffled(seed):
+        for i in reversed(self._shuffled(seed)):
             if self.labels[i] >= 0 and left[self.labels[i]] > 0:
                 left[self.labels[i]] -= 1
                 test.add(i)

@@ -284,12 +284,12 @@ def _find_by_file(listing: SplitList, candidates: Iterable[tuple[str, ImageSourc
 
 
 def _as_listed(listing: SplitList, image: ListedImage, source: ImageSource) -> tuple[ImageSource, bool]:
-    """The form of a found image that has the listed digest, else its last form; and whether it has it."""
+    """The form of a found image that has the listed digest, else its last form; and whether no other was listed."""
     form = source
     try:
         for form in _forms(listing, source):
-            if not image.luma or luma_digest(form) == image.luma:
+            if image.luma and luma_digest(form) == image.luma:
                 return form, True
     except _UNREADABLE as error:
         raise DatasetError(f"{image.file} (line {image.line} of {listing.path}) can't be read: {error}.") from None
-    return form, False
+    return form, not image.luma

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .image_files import LeftOut, image_endings, is_hidden
 from .split import DatasetError, FileSlice, Split
+from .tar import StrictTarInfo
 
 OPTIONS = ("shards", "no_labels")
 
@@ -61,7 +62,8 @@ def load(root: Path | None, shards: str | None, no_labels: str | None = None) ->
         {"train": Split}
 
     Raises:
-        DatasetError: A shard is missing or not an uncompressed tar, there is no image, or not all have labels.
+        DatasetError: A shard is missing, damaged or not an uncompressed tar, a label can't be read, there is no image,
+            or not all have labels.
     """
     if not shards:
         raise DatasetError("--ds webdataset needs --shards, e.g. --shards 'dir/{000..011}.tar'")
@@ -69,7 +71,7 @@ def load(root: Path | None, shards: str | None, no_labels: str | None = None) ->
     found: list[str | None] = []
     left_out = LeftOut()
     for path in tqdm(expand(shards), desc="shards", disable=None):
-        shard, labels = _read_shard(path, left_out)
+        shard, labels = _read_shard(path, left_out, with_labels=not no_labels)
         images += shard
         found += [None if no_labels else labels.get(_stem(image.name), labels.get(_key(image.name))) for image in shard]
     if not images:
@@ -81,8 +83,8 @@ def load(root: Path | None, shards: str | None, no_labels: str | None = None) ->
             f"labels with --no-labels."
         )
     names = ["all" if label is None else label for label in found]
-    numbers = all(name.isdigit() for name in names)
-    classes = sorted(set(names), key=int if numbers else None)
+    are_numbers = all(name.isdecimal() for name in names)
+    classes = sorted(set(names), key=(lambda name: (int(name), name)) if are_numbers else None)  # "1" and "01" differ
     index = {c: k for k, c in enumerate(classes)}
     files = [image.name for image in images]
     return {"train": Split(images, [index[name] for name in names], classes, files, left_out=left_out.listing())}
@@ -99,12 +101,13 @@ def _key(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def _read_shard(path: Path, left_out: LeftOut) -> tuple[list[FileSlice], dict[str, str]]:
+def _read_shard(path: Path, left_out: LeftOut, with_labels: bool) -> tuple[list[FileSlice], dict[str, str]]:
     """The images of a shard, and {key: label}."""
     images: list[FileSlice] = []
     labels: dict[str, str] = {}
     try:
-        with tarfile.open(path, "r:") as file:  # uncompressed, so that images can be read in place
+        # Uncompressed, so that images can be read in place.
+        with tarfile.open(path, "r:", tarinfo=StrictTarInfo) as file:
             for member in file:
                 stem, _, extension = member.name.rpartition(".")
                 if not member.isfile():
@@ -115,11 +118,14 @@ def _read_shard(path: Path, left_out: LeftOut) -> tuple[list[FileSlice], dict[st
                     left_out.add("hidden files and folders, or a system's", f"{path}:{member.name}")
                 elif f".{extension.lower()}" in image_endings():
                     images.append(FileSlice(path, member.offset_data, member.size, member.name))
-                elif extension in ("cls", "json"):
-                    label = _label(_content(file, member), extension)
+                elif with_labels and extension in ("cls", "json"):
+                    try:
+                        label = _label(_content(file, member), extension)
+                    except ValueError as error:
+                        raise DatasetError(f"{path}: the label in {member.name} can't be read: {error}") from None
                     if label:
                         labels[stem] = label
-    except (tarfile.TarError, ValueError) as error:
+    except tarfile.TarError as error:
         raise DatasetError(f"{path} is not an uncompressed tar of a WebDataset: {error}") from None
     return images, labels
 

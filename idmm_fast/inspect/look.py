@@ -64,7 +64,7 @@ class Inspection:
         images: All that were looked at.
         lines: The account of what was read.
         thumbnails: {(split, label): small images, a few}.
-        stored: "raw" or "jpg", what a conversion would choose; "" of betons.
+        stored: "raw" or "jpg", what a conversion would choose for the split `training`; "" of betons.
     """
 
     sources: Mapping[str, Split | Beton]
@@ -115,7 +115,7 @@ def inspect(paths: Sequence[Path], labels: Mapping[str, str] | None = None, quie
     accounts = {name: make_account(split, range(len(split)), [], []) for name, split in splits.items()}
     result = Inspection(splits)
     result.lines = account_lines(accounts, result.classes)
-    result.stored = choose_mode([image for split in splits.values() for image in split.images])
+    result.stored = choose_mode(splits[result.training].images)
     for name, split in splits.items():
         rows = [(label, str(image), i) for i, (label, image) in enumerate(zip(split.labels, split.images))]
         _look(result, name, rows, _file_reader(split), quiet)

@@ -39,8 +39,8 @@ def _name(found: Inspection, split: str, label: int) -> str:
 
 
 def _file_name(text: str) -> str:
-    """Text with nothing in it that a file's name can't have."""
-    return re.sub(r"[^\w.-]+", "_", printable(text))
+    """The beginning of a text, with nothing in it that a file's name can't have; at most 200 bytes."""
+    return re.sub(r"[^\w.-]+", "_", printable(text)).encode()[:200].decode("utf-8", "ignore")
 
 
 def _write_class(found: Inspection, key: tuple[str, int], images: list[Image.Image], out: Path) -> Path:
@@ -49,7 +49,7 @@ def _write_class(found: Inspection, key: tuple[str, int], images: list[Image.Ima
     sheet = Image.new("RGB", (columns * THUMBNAIL, -(-len(images) // columns) * THUMBNAIL), "white")
     for k, image in enumerate(images):
         sheet.paste(image, (k % columns * THUMBNAIL, k // columns * THUMBNAIL))
-    file = out / _file_name(f"{key[0]}_{key[1]:04d}_{_name(found, *key)}.png")
+    file = out / f"{_file_name(f'{key[0]}_{key[1]:04d}_{_name(found, *key)}')}.png"
     _save(sheet, file)
     return file
 

@@ -303,6 +303,7 @@ def test_a_file_that_is_no_sidecar_is_not_written_over(tree, tmp_path):
     with pytest.raises(WriteError, match=r"mine_train\.json is not of a conversion"):
         write_beton(beton, split, dataset="x", name="train", quiet=True)
     assert beton.with_suffix(".json").read_text() == '{"annotations": [1, 2, 3]}'
+    assert not list(tmp_path.glob("*.lock"))
     beton.with_suffix(".json").unlink()
     write_beton(beton, split, dataset="x", name="train", quiet=True)
     beton.unlink()  # its sidecar may be written over

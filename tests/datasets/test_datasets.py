@@ -34,6 +34,7 @@ from idmm_fast.datasets import (
     fetch,
     imagenet,
     indoor67,
+    pets,
     raw_files,
     read_split_list,
 )
@@ -735,6 +736,25 @@ def archives_of_pets(root, value):
     return [path.read_bytes() for path in datasets.load("pets", made, partial=True)["train"].images]
 
 
+def test_links_to_raw_files_that_are_right_are_not_made_anew(tmp_path, monkeypatch):
+    """Another conversion may read through them; those whose files have moved are mended, those without one removed."""
+    root, out = tmp_path / "raw", tmp_path / "out" / "pets"
+    archives_of_pets(root, 100)
+    for name in ("a.jpg", "b.jpg"):
+        photo(root / name, 1)
+    read_only(root, monkeypatch)
+    beside = raw_files.writable_root(pets.SOURCE, root, out)
+    made = {path.name: path.lstat().st_ino for path in beside.iterdir()}
+    (root / "b.jpg").unlink()
+    (beside / "a.jpg").unlink()
+    (beside / "a.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    assert raw_files.writable_root(pets.SOURCE, root, out) == beside
+    assert (beside / "a.jpg").resolve() == root / "a.jpg"
+    assert not os.path.lexists(beside / "b.jpg")
+    kept = {path.name: path.lstat().st_ino for path in beside.iterdir() if path.name != "a.jpg"}
+    assert kept == {"images.tar.gz": made["images.tar.gz"], "annotations.tar.gz": made["annotations.tar.gz"]}
+
+
 def test_another_folders_archives_are_not_taken_for_those_unpacked_before(tmp_path, monkeypatch):
     """Nor is an earlier download for the folder that is named, nor an old archive for a newer one of the same name."""
     roots = [tmp_path / "a", tmp_path / "b"]
@@ -899,12 +919,27 @@ def test_a_fraction_of_each_class_is_held_out_the_same_everywhere(tmp_path):
     train, test = whole.hold_out(0.2, 0)
     assert sorted([*train.images, *test.images]) == whole.images
     # Pinned, so that a change of the choice, on whatever machine or version, is seen.
-    assert [test.name(i) for i in range(3)] == ["a/1.jpg", "a/4.jpg", "b/2.jpg"]
+    assert [test.name(i) for i in range(3)] == ["a/0.jpg", "a/8.jpg", "b/0.jpg"]
     assert whole.hold_out(0.2, 1)[1].images != test.images
     refused = script(*options, "--root", make_two(tmp_path / "two"))
     assert refused.returncode == 1
     assert "has a test split; leave out --test-share" in refused.stderr
     assert script(*options[:-1], "1.5", "--root", tmp_path / "mine").returncode == 2
+
+
+@pytest.mark.parametrize(("choice", "number"), [("per_class", 8), ("total", 12), ("subset", 10)])
+def test_a_sample_has_no_image_of_the_test_split_that_is_held_out(tmp_path, choice, number):
+    """In one conversion, and in two: a small training set may be tested on the test split of the whole."""
+    for n in range(20):
+        photo(tmp_path / "mine" / "ab"[n % 2] / f"{n}.jpg", n)
+    whole = datasets.load("folder", tmp_path / "mine", test_share=0.2)
+    assert [len(split) for split in whole.values()] == [16, 4]
+    apart = datasets.load("folder", tmp_path / "mine", **{choice: number})["train"]
+    at_once = datasets.load("folder", tmp_path / "mine", test_share=0.2, **{choice: number})
+    for few in (apart, at_once["train"]):
+        assert len(few) == (16 if choice == "per_class" else number)
+        assert not set(few.images) & set(whole["test"].images)
+    assert at_once["test"].images == whole["test"].images
 
 
 def test_images_right_under_the_root_are_chosen_the_same_whatever_it_is_called(tmp_path, monkeypatch):
@@ -961,6 +996,16 @@ def make_two(root):
     for split in ("train", "test"):
         photo(root / split / "a" / "1.jpg", 5)
     return root
+
+
+def test_a_list_of_somebody_else_is_not_written_over(tmp_path):
+    notes = tmp_path / "out" / "folder_train.txt"
+    write(notes, ["my own notes"])
+    refused = script("--ds", "folder", "--root", make_two(tmp_path / "in"), "--out", tmp_path / "out", "--subset", 1)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: {notes} is of no conversion that is there, and the list of the chosen")
+    assert notes.read_text() == "my own notes\n"
+    assert [path.name for path in notes.parent.iterdir()] == [notes.name]
 
 
 def test_a_list_of_chosen_images_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -1028,6 +1073,59 @@ def test_a_label_that_is_null_is_none(tmp_path, photos):
     with pytest.raises(DatasetError, match=r"2 of 3 images have no label .*first .*0\.jpg"):
         datasets.load("webdataset", None, shards=shards)
     assert datasets.load("webdataset", None, shards=shards, no_labels="yes")["train"].classes == ["all"]
+
+
+@pytest.mark.parametrize("damage", ["a header", "cut between members", "cut in a header"])
+def test_a_damaged_tar_is_not_read_in_part(shards, tmp_path, damage):
+    """tarfile takes what is not a header for the end of the archive."""
+    whole = (shards / "000.tar").read_bytes()
+    with tarfile.open(shards / "000.tar") as file:
+        offset = file.getmembers()[4].offset
+    changed = bytearray(whole)
+    changed[offset + 3] ^= 1
+    data = {"a header": bytes(changed), "cut between members": whole[:offset], "cut in a header": whole[: offset + 99]}
+    (tmp_path / "bad.tar").write_bytes(data[damage])
+    with pytest.raises(DatasetError, match=rf"bad\.tar is not .*damaged or cut short, at byte {offset}"):
+        datasets.load("webdataset", None, shards=str(tmp_path / "bad.tar"))
+    with pytest.raises(DatasetError, match=rf"bad\.tar was not unpacked: .*at byte {offset}"):
+        fetch.unpack(tmp_path / "bad.tar", tmp_path / "unpacked")
+    assert not list((tmp_path / "unpacked").iterdir())
+
+
+def shard_of(path, **labels):
+    """A shard of images with these labels, bytes of a .cls each."""
+    with tarfile.open(path, "w") as file:
+        for k, (name, label) in enumerate(labels.items()):
+            for extension, data in (("jpg", photo_bytes(np.full((8, 8, 3), k, np.uint8))), ("cls", label)):
+                info = tarfile.TarInfo(f"{name}.{extension}")
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def test_labels_of_a_webdataset_that_can_not_be_read_are_named_or_not_looked_at(tmp_path):
+    shard = shard_of(tmp_path / "a.tar", x=b"0", y=b"\xff\0")
+    with pytest.raises(DatasetError, match=r"a\.tar: the label in y\.cls can't be read"):
+        datasets.load("webdataset", None, shards=shard)
+    assert datasets.load("webdataset", None, shards=shard, no_labels="yes")["train"].classes == ["all"]
+
+
+def test_classes_of_a_webdataset_have_one_order(tmp_path):
+    """Numbers as numbers, equal ones as text; what only looks like a digit is text."""
+    shard = shard_of(tmp_path / "a.tar", x=b"10", y=b"1", z=b"01", w=b"2")
+    assert datasets.load("webdataset", None, shards=shard)["train"].classes == ["01", "1", "2", "10"]
+    shard = shard_of(tmp_path / "b.tar", x="²".encode(), y=b"10")
+    assert datasets.load("webdataset", None, shards=shard)["train"].classes == ["10", "²"]
+
+
+def test_negative_labels_of_hugging_face_are_none(tmp_path, photos):
+    """-100 is what its losses leave out."""
+    import datasets as hf
+
+    rows = {"image": [Image.fromarray(photos[k]) for k in range(4)], "label": [0, 1, -1, -100]}
+    hf.DatasetDict(train=hf.Dataset.from_dict(rows).cast_column("image", hf.Image())).save_to_disk(str(tmp_path / "x"))
+    split = datasets.load("hf", None, name=str(tmp_path / "x"))["train"]
+    assert (split.labels, split.classes) == ([0, 1, -1, -1], ["0", "1"])
 
 
 def test_hidden_members_of_a_webdataset_are_passed_over_as_in_folders(tmp_path, photos):
@@ -1228,6 +1326,15 @@ def test_a_list_without_digests_takes_files_as_they_are(originals, tmp_path):
     assert splits["train"].images == [originals / "b_01.jpg", originals / "a_00.jpg"]
     assert (splits["train"].labels, splits["train"].classes) == ([1, 0], ["b", "z"])
     assert splits["test"].labels == [1]
+
+
+def test_a_list_without_digests_prepares_images_as_its_settings_say(originals, tmp_path):
+    tree = tmp_path / "tree"
+    listing = read_split_list(write_list(tmp_path / "list.txt", tree, ("shorter_side 64", "quality 88"), digest=False))
+    splits = choose_listed(datasets.load("folder", originals), listing)
+    images = [image for split in splits.values() for image in split.images]
+    made = {path.name: path.read_bytes() for path in tree.rglob("*.jpg")}
+    assert {Path(str(image)).name: image.read_bytes() for image in images} == made
 
 
 def test_other_pixels_than_those_of_the_list_are_said(originals, tmp_path, photos, capsys):

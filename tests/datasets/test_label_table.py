@@ -234,3 +234,11 @@ def test_mistakes_in_tables_are_sentences(mistake, tmp_path):
     plant(tmp_path, labels="file,label\na.jpg,x\n")
     with pytest.raises(DatasetError, match="has no column none, which --label-column names"):
         read(tmp_path, tmp_path / "labels.csv", label_column="none")
+
+
+def test_an_image_outside_the_folders_of_splits_changes_nothing_for_those_inside(tmp_path):
+    plant(tmp_path, *(f"train/{k}.jpg" for k in range(3)), labels="id,breed\n0,x\n1,y\n2,x\n")
+    wanted = read(tmp_path, tmp_path / "labels.csv")
+    plant(tmp_path, "sample.jpg", "extra/9.jpg")
+    assert read(tmp_path, tmp_path / "labels.csv") == wanted
+    assert len(wanted["train"]) == 3
