@@ -55,6 +55,7 @@ lock:  ## renew constraints.txt after a change of pyproject.toml (ARGS=--upgrade
 	@PYTHON="$(PYTHON)" bash scripts/lock.sh $(ARGS)
 
 wheel: $(READY)  ## build a wheel into dist/
+	rm -rf build  # else modules that were removed since are in it
 	$(PY) -m pip wheel -q --no-deps --wheel-dir dist .
 
 clean:  ## remove what was made, but neither raw data nor runs

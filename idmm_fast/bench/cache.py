@@ -24,7 +24,7 @@ import numpy as np
 from ..beton import open_beton
 from ..files import write_json
 from ..loader import ImageCache, MultiCropLoader, open_cache
-from .machine import describe_machine
+from .machine import describe_machine, on_cores
 from .photographs import open_betons
 from .rounds import median_min_max, print_systems, time_rounds
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         MemoryError: the pixels don't fit into memory.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with on_cores(args.workers), tempfile.TemporaryDirectory() as scratch:
         jpg, raw = open_betons(args, scratch)
         rows = np.arange(min(args.limit, len(jpg)))
         again = Path(shutil.copy(jpg.path, Path(scratch) / "again.beton"))  # else its memory would be found

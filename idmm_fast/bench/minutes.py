@@ -99,7 +99,10 @@ def measure_pace(
         batch = min(len(rows), DEFAULT_BATCH_SIZE if torch.cuda.is_available() else _ON_CPU)
         chosen = _some(rows, 2 * batch, labels)
         beton = _write(source, chosen, Path(folder) / "some.beton", mode)
+        # Images are stored as JPEGs where their pixels do not fit into memory: then they are decoded in every epoch.
+        cache = {"data.cache": "none"} if mode == "jpg" and isinstance(source, Split) else {}
         values = {
+            **cache,
             **keys,
             "data.train": str(beton),
             "data.test": str(beton),

@@ -145,14 +145,21 @@ class Recipes:
         if schema is FINETUNE:
             changes["logging.report"] = False  # pictures are no part of the schedule's minutes
             changes["progressive.stages"] = [
-                stage | self._scaled(stage.get("training.epochs", cfg.training.epochs), cfg.training.warmup_epochs)
+                stage
+                | self._scaled(
+                    stage.get("training.epochs", cfg.training.epochs),
+                    stage.get("training.warmup_epochs", cfg.training.warmup_epochs),
+                )
                 for stage in cfg.progressive.stages
             ]
         return replace(schema, cfg, changes)
 
     def _scaled(self, epochs: int, warmup: float) -> Values:
         epochs = max(1, round(epochs * self._scale))
-        return {"training.epochs": epochs, "training.warmup_epochs": min(warmup, epochs / 10)}
+        return {
+            "training.epochs": epochs,
+            "training.warmup_epochs": min(warmup, epochs / 10) if self._scale < 1 else warmup,
+        }
 
     def parts(self, stage: str) -> list[Part]:
         """The trainings of a stage."""

@@ -139,7 +139,11 @@ def _add_cache_and_writer(command: Command) -> None:
         "--images", type=Path, metavar="DIR", help="a tree of JPEGs (default: crops of scikit-learn's two photographs)"
     )
     writer.add_argument(
-        "--count", type=_count, default=2000, metavar="N", help="images a run, the tree's over and over (default: 2000)"
+        "--count",
+        type=partial(_count, least=10),
+        default=2000,
+        metavar="N",
+        help="images a run, the tree's over and over (default: 2000)",
     )
     writer.add_argument(
         "--workers",

@@ -58,13 +58,14 @@ def _add_minutes(page: Page, records: list[Record], columns: dict[Column, str], 
         f"({'; '.join(machines)}). How many crops a method sees in it is a result."
         + (" Improved: with the recipe's Muon, rate and colour jitter." * has_improved),
     )
-    for measure, title in MEASURES.items():
+    for measure, title in MEASURES.items() if rows else ():  # none where all are variants
         titles = {method: display_name(method, measure) for method in rows}
         page.add(markdown_table(titles, columns, partial(get, measure), f"{title}, %"))
-    page.add("### The best of each column", _lead_table(rows, columns, get))
-    series = {method: display_name(method) for method in rows}
-    name = f"equal_time_{length.replace(' ', '_').replace(',', '')}"
-    page.add_figure(name, lambda axis: plot_bars(axis, columns, series, lambda c, m: get("top1", m, c), TOP1))
+    if rows:
+        page.add("### The best of each column", _lead_table(rows, columns, get))
+        series = {method: display_name(method) for method in rows}
+        name = f"equal_time_{length.replace(' ', '_').replace(',', '')}"
+        page.add_figure(name, lambda axis: plot_bars(axis, columns, series, lambda c, m: get("top1", m, c), TOP1))
     for base, variants in parts.items():
         titles = {method: display_name(method) for method in [base, *sort_methods(variants)]}
         own = {c: title for c, title in columns.items() if any(get("top1", v, c) for v in variants)}

@@ -15,16 +15,17 @@ from dataclasses import replace
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from ..errors import ConfigError
 from ..files import write_json
 from .runner import OnFailure, OnResult, Runner
-from .spec import RANDOM, SAME, RunSpec
+from .spec import RANDOM, SAME, RunSpec, digest
 from .store import Record, pretrain_digest
 
 ROUNDS = 3
 SECONDS = 8.0  # of a timing at most, without its first steps
-FIRST_STEPS = 4  # they compile, and find batches that were made before them
+FIRST_STEPS = 4  # at least: they compile, and find batches that were made before them
 LEAST_STEPS = 8  # of a timing, however long they take
 _ENDLESS = 1 << 40  # crops
 
@@ -72,18 +73,19 @@ class Timing(Runner):
             def after_step(self, step: int, progress: float) -> None:
                 super().after_step(step, progress)
                 marks.append(time.perf_counter())
-                if len(marks) >= FIRST_STEPS + LEAST_STEPS and marks[-1] - marks[FIRST_STEPS - 1] >= seconds:
-                    raise _EnoughError(self.cfg)
+                first = first_steps(self)
+                if len(marks) >= first + LEAST_STEPS and marks[-1] - marks[first - 1] >= seconds:
+                    raise _EnoughError(self.cfg, first)
 
         try:
             train_task(Timed, self._threaded(cfg))
         except _EnoughError as end:
-            cfg = end.cfg
+            cfg, first = end.cfg, end.first
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         steps_per_epoch = -(-images // (cfg.training.batch_size * cfg.training.accumulate))
         crops = images / steps_per_epoch * sum(group["count"] for group in cfg.crops.groups)  # of a step, on average
-        return crops * (len(marks) - FIRST_STEPS) / (marks[-1] - marks[FIRST_STEPS - 1])
+        return crops * (len(marks) - first) / (marks[-1] - marks[first - 1])
 
     def name(self, run: RunSpec) -> str:
         """See Runner.name; the budget is no number that anybody asked for."""
@@ -95,11 +97,17 @@ class Timing(Runner):
         return log.with_name(log.name.replace(str(run.budget), "timing"))
 
 
-class _EnoughError(Exception):
-    """Ends a training that was timed long enough, of the configuration `cfg`."""
+def first_steps(task: Any) -> int:
+    """How many steps of a Pretraining are not like those after: they compile, or decode what is kept from then on."""
+    rounds = task.cfg.crops.spread if task.cfg.crops.spread > 1 else int(bool(task.loader.cache.size))
+    return max(FIRST_STEPS, rounds * -(-len(task.loader) // task.cfg.training.accumulate))
 
-    def __init__(self, cfg: SimpleNamespace) -> None:
-        self.cfg = cfg
+
+class _EnoughError(Exception):
+    """Ends a training of the configuration `cfg` that was timed long enough, but for its `first` steps."""
+
+    def __init__(self, cfg: SimpleNamespace, first: int) -> None:
+        self.cfg, self.first = cfg, first
 
 
 class Rates:
@@ -140,7 +148,7 @@ class Rates:
         """
         wanted = dict.fromkeys(_of_run(run) for run in runs if run.method != RANDOM)
         for key in wanted:
-            self._refuse_schedule(key)
+            self._refuse_what_changes(key)
         new = [key for key in wanted if self._find(key) is None]
         kept = [record for record in self.records if _of_record(record) not in new]
         for name, here in self._conditions.items():
@@ -176,6 +184,7 @@ class Rates:
                 record = {
                     **dict(zip(_KEY, key)),
                     "settings": self._settings(key),
+                    "speed": self._speed(key),
                     **self._conditions,
                     "crops_per_s": round(scale * statistics.median(rates), 1),
                     "rounds": [round(rate, 1) for rate in rates],
@@ -196,9 +205,14 @@ class Rates:
         timed = (run for run in runs if run.method == RANDOM or _of_run(run) in rates)
         return [replace(run, budget=round(60 * run.minutes * rates.get(_of_run(run), 0.0))) for run in timed]
 
-    def _refuse_schedule(self, key: Key) -> None:
-        """Raise ConfigError where crops change their size: some seconds would be those of the first size."""
+    def _refuse_what_changes(self, key: Key) -> None:
+        """Raise ConfigError where a training of another length, or later in it, is of another speed."""
         cfg = self._runner.config.pretrain_config(_endless(key), "x", 1, "x")
+        if cfg is not None and cfg.training.compile == "auto":
+            raise ConfigError(
+                f"{key[3]} has training.compile=auto, which depends on the number of steps, and with --minutes a "
+                f"method is timed before anybody knows how many there are; write true or false"
+            )
         if cfg is not None and cfg.crops.schedule:
             raise ConfigError(
                 f"{key[3]} has crops.schedule, which is in fractions of training.epochs, and with --minutes a method "
@@ -212,13 +226,22 @@ class Rates:
     def _is_valid(self, record: Record) -> bool:
         """Whether a rate is of the configuration and images as they are now."""
         try:
-            return bool(record["settings"] == self._settings(_of_record(record)))
+            key = _of_record(record)
+            same_speed = record.get("speed") in (None, self._speed(key))  # files of before have none
+            return bool(same_speed and record["settings"] == self._settings(key))
         except ConfigError:  # the method is no longer there
             return False
 
     def _settings(self, key: Key) -> str:
-        """What the rate depends on."""
+        """What the rate and the result of a training depend on."""
         return pretrain_digest(_endless(key), self._runner.config, self._runner.files)
+
+    def _speed(self, key: Key) -> str:
+        """What the rate alone depends on."""
+        cfg = self._runner.config.pretrain_config(_endless(key), "x", 1, "x")
+        assert cfg is not None  # nobody times training from scratch
+        training, data = cfg.training, cfg.data
+        return digest(training.compile, training.device, training.channels_last, data.num_workers, data.cache)
 
 
 def _endless(key: Key) -> RunSpec:

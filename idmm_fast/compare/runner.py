@@ -54,7 +54,8 @@ class Runner:
         first = runs[0]
         train = self.files.train(first)
         home = self._home(first)
-        cost = self._pretrain(first, train, len(open_beton(train)), home / "pretrain")
+        images = len(open_beton(train))
+        cost = {"pretraining_images": images} | self._pretrain(first, train, images, home / "pretrain")
         init = None if first.method == RANDOM else home / "pretrain" / "backbone.safetensors"
         frozen: dict[str, Record] = {}
         for run in runs:

@@ -63,11 +63,16 @@ def add_fewer_images(page: Page, records: list[Record]) -> None:
     def images_of(record: Record) -> int:
         return record["images"]
 
+    def labels_of(record: Record) -> int:
+        return record["labels"]
+
     for dataset in unique((record for record in own if record["images"]), "dataset"):
-        mine = [r | {"images": r["images"] or r["labels"]} for r in own if r["dataset"] == dataset]
+        # Records of before say only how many images a fine-tuning took: all that there are, in those.
+        mine = [r | {"images": r.get("pretraining_images", r["images"] or r["labels"])} for r in own]
+        mine = [record for record in mine if record["dataset"] == dataset]
         most = max(map(images_of, mine))
         few = {images_of(record) for record in mine if images_of(record) < most} or {most}
-        for tuning, tuning_unit, tuned in by_equal_budget(mine, "finetune_budget", images_of):
+        for tuning, tuning_unit, tuned in by_equal_budget(mine, "finetune_budget", labels_of):
             scratch = [record for record in tuned if not record["budget"]]
             pretrained = [record for record in tuned if record["budget"]]
             for crops, unit, group in by_equal_budget(pretrained, "budget", images_of):

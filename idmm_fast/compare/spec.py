@@ -232,6 +232,9 @@ class SweepConfig:
             "model.image_size": PRETRAIN["model"][1]["image_size"].default if size is None else size,
             "model.name": finetune.model.name,
             "model.options": finetune.model.options,
+            "model.mean": finetune.model.mean,
+            "model.std": finetune.model.std,
+            "data.on_error": finetune.data.on_error,
             "training.seed": finetune.training.seed,
             "training.device": finetune.training.device,
             "training.amp": finetune.training.amp,
@@ -261,7 +264,8 @@ class SweepConfig:
 
     def _method_files(self) -> dict[str, Path]:
         """{method: its file} of the folders `methods` beside the sweep file, beside its folder, and that come along."""
-        folders = [folder / "methods" for folder in (PACKAGED, self.path.parent.parent, self.path.parent)]
+        beside = self.path.absolute().parent
+        folders = [folder / "methods" for folder in (PACKAGED, beside.parent, beside)]
         return {file.stem: file for folder in folders for file in folder.glob("*.yaml")}
 
     def _check_length(self, cfg: Config, option: str) -> Config:

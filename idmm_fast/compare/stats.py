@@ -64,8 +64,9 @@ def recipe_of(record: Record) -> int:
 
 
 def row_of(record: Record) -> tuple:
-    """What records that differ only in the seed have in common."""
-    return *(record[key] for key in ROW), *([record["minutes"]] if record.get("minutes") else [])
+    """What records that differ only in the seed have in common; of minutes that were timed again the crops differ."""
+    minutes = record.get("minutes")
+    return *(record[key] for key in ROW if not (minutes and key == "budget")), *([minutes] if minutes else [])
 
 
 def newest(records: list[Record]) -> list[Record]:

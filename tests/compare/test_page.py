@@ -119,6 +119,17 @@ def test_fewer_images_by_the_image_as_at_the_papers_size(tmp_path):
     assert "fine-tuning 200 of each image" in page
 
 
+def test_the_number_of_images_is_that_of_the_pretraining_whatever_is_fine_tuned_on(tmp_path):
+    """As with data.per_class, or where images have no label."""
+    lines = [
+        record("idmm", 0, v, images=n % 2000, labels=200, budget=8000, tuning=900, pretraining_images=n)
+        for n, v in ((100, 10.0), (500, 20.0), (2000, 30.0))
+    ]
+    page = section(page_of(lines, tmp_path), "Fewer images: a, 8,000 crops in all, then 900 in all")
+    assert "| fine-tuned, top-1, % | 100 | 500 | 2,000 |" in page
+    assert "| IDMM | 10.0 | 20.0 | 30.0 |" in page
+
+
 def test_variants_at_another_budget_have_a_section_of_their_own(tmp_path):
     lines = [
         record("idmm", 0, 30.0),
@@ -188,6 +199,28 @@ def test_at_equal_time_several_variants_of_a_method_have_a_table_and_one_is_a_me
     variants = page[page.index("### Variants of recommended recipe") : page.index("### What was seen")]
     assert "| recipe a | 39.0 ± 1.0 |\n| recipe b | **42.0 ± 1.0** |" in variants
     assert "| recipe a | " in page[page.index("### What was seen") :]
+
+
+def test_minutes_that_were_timed_again_are_not_averaged_with_those_before(tmp_path):
+    """Other crops for the same minutes: of two recipes the newer counts, as it does with a budget."""
+    lines = [
+        record(m, s, v + s, budget=budget, minutes=3.0, recipe=recipe, machine="a processor")
+        for m, v, budget, recipe in (("idmm", 10.0, 1000, 1), ("idmm", 50.0, 1100, 2), ("simclr", 45.0, 1000, 2))
+        for s in range(3)
+    ]
+    page = section(page_of(lines, tmp_path), "Equal time: 3 minutes, then 100 crops")
+    assert "| IDMM | **51.0 ± 1.0** |" in page
+    assert "IDMM: 5.0 ± 0.0 (SimCLR)" in page
+
+
+def test_variants_alone_have_their_table(tmp_path):
+    lines = [
+        record(m, 0, v, budget=9, base="idmm", minutes=1.0, machine="a")
+        for m, v in (("recipe_a", 20.0), ("recipe_b", 30.0))
+    ]
+    page = section(page_of(lines, tmp_path), "Equal time: 1 minutes, then 100 crops")
+    assert "### The best of each column" not in page
+    assert "| recipe a | 20.0 |\n| recipe b | **30.0** |" in page
 
 
 def test_runs_that_no_section_is_about_are_on_the_page_too(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from idmm_fast.beton import write_beton
-from idmm_fast.compare.rates import FIRST_STEPS, LEAST_STEPS, Rates, Timing
+from idmm_fast.compare.rates import FIRST_STEPS, LEAST_STEPS, Rates, Timing, first_steps
 from idmm_fast.compare.runner import Runner
 from idmm_fast.compare.runs import SweepAxes, make_runs
 from idmm_fast.compare.spec import SweepConfig
@@ -137,6 +137,22 @@ def test_a_method_whose_crops_change_their_size_has_no_rate(sweep_dir, runner):
     assert len(rates.missing(runs_of(sweep_dir, "idmm"))) == 1
 
 
+def test_a_rate_holds_for_one_way_of_computing(sweep_dir, runner):
+    """Whether a network is compiled changes no result, and how fast it comes."""
+    runs = runs_of(sweep_dir, "idmm")
+    rates = Rates(sweep_dir, runner, HERE)
+    rates.measure(rates.missing(runs), Clock(idmm=900.0))
+    assert rates.missing(runs) == []
+    runner.config.tree["pretrain"]["data"] = {"cache": "memory"}
+    assert len(Rates(sweep_dir, runner, HERE).missing(runs)) == 1
+
+
+def test_whether_a_method_is_compiled_is_known_before_it_is_timed(sweep_dir, runner):
+    runner.config._methods["either"] = {"base": "idmm", "training.compile": "auto"}
+    with pytest.raises(ConfigError, match=r"either has training\.compile=auto, .* write true or false"):
+        Rates(sweep_dir, runner, HERE).missing(runs_of(sweep_dir, "either"))
+
+
 @pytest.mark.parametrize("text", ['[{"dataset": ', "{}", "[1]"])
 def test_a_damaged_file_of_rates_is_named(sweep_dir, runner, text):
     (sweep_dir / "rates.json").write_text(text)
@@ -154,6 +170,16 @@ def test_images_without_labels_are_timed(sweep_dir, runner):
     rates = Rates(sweep_dir, runner, HERE)
     rates.measure(rates.missing(runs), Clock(idmm=3600.0))
     assert [run.budget for run in rates.with_budgets(runs)] == [30 * 900]
+
+
+@pytest.mark.parametrize(
+    ("size", "spread", "accumulate", "wanted"), [(0, 1, 1, FIRST_STEPS), (9, 1, 1, 50), (9, 1, 7, 8), (9, 6, 1, 300)]
+)
+def test_the_first_steps_end_where_all_images_are_decoded(size, spread, accumulate, wanted):
+    """JPEGs that are kept, or whose crops are, are decoded in the first epochs alone."""
+    cfg = SimpleNamespace(crops=SimpleNamespace(spread=spread), training=SimpleNamespace(accumulate=accumulate))
+    loader = type("Loader", (), {"cache": SimpleNamespace(size=size), "__len__": lambda self: 50})()
+    assert first_steps(SimpleNamespace(cfg=cfg, loader=loader)) == wanted
 
 
 def test_the_rate_is_that_of_the_steps_after_the_first(sweep_dir, runner, monkeypatch):

@@ -267,6 +267,27 @@ def test_a_sweep_file_anywhere_has_the_methods_that_come_along(tmp_path, folder)
         of("of_none")
 
 
+def test_methods_beside_the_folder_of_a_sweep_file_are_found_from_inside_it(tmp_path, monkeypatch):
+    for name in ("sweeps", "methods"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "sweeps" / "own.yaml").write_text("model: {name: m}\n")
+    (tmp_path / "methods" / "mine.yaml").write_text("training: {lr: 0.25}\n")
+    monkeypatch.chdir(tmp_path / "sweeps")
+    run = RunSpec("x", 0, "balanced", "mine", 0, 800, "same", 1)
+    assert SweepConfig("own.yaml").pretrain_config(run, "x", 100, "x").training.lr == 0.25
+
+
+def test_frozen_features_are_evaluated_as_the_fine_tuning_reads_images(sweep_dir):
+    tree = yaml.safe_load((sweep_dir / "compare.yaml").read_text())
+    tree["model"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.2, 0.2, 0.2]}
+    tree.setdefault("finetune", {})["data"] = {"on_error": "replace"}
+    (sweep_dir / "own.yaml").write_text(yaml.safe_dump(tree))
+    config = SweepConfig(sweep_dir / "own.yaml")
+    run = RunSpec("tiny", 0, "balanced", "idmm", 0, 800, "same", 64)
+    cfg = config.evaluate_config(config.finetune_config(run, ("x", "x"), 64, None, "x"), ("x", "x"), None)
+    assert (cfg.data.on_error, cfg.model.mean, cfg.model.std) == ("replace", [0.1, 0.2, 0.3], [0.2, 0.2, 0.2])
+
+
 @pytest.mark.parametrize("section", ["pretrain", "finetune"])
 def test_a_sweep_file_gives_no_minutes(sweep_dir, section):
     """They would end a training whatever the budget is that its record names."""
