@@ -39,6 +39,7 @@ def pretrain(
     epochs: int | None = None,
     init: str | Path | None = None,
     config: str | Path | None = None,
+    data_options: Mapping[str, Any] | None = None,
     **sections: Mapping[str, Any],
 ) -> Path:
     """Pretrain on images alone.
@@ -57,7 +58,8 @@ def pretrain(
             None: random weights.
         config: a YAML file below all this, or the name of one in rn_configs/: "own" is the recommended recipe, for 20
             minutes. None: the paper's recipe.
-        sections: other keys of `train_idmm.py --help`, a dict a section: training={"batch_size": 64},
+        data_options: keys of the section `data`: {"num_workers": 2}.
+        sections: keys of the other sections of `train_idmm.py --help`, a dict a section: training={"batch_size": 64},
             cutmix={"alpha": 0}.
 
     Returns:
@@ -72,7 +74,8 @@ def pretrain(
         values = laid_over(values, _run_values(betons["train"], betons.get("test"), out, epochs))
         values |= {"model.init": str(init) if init else None}
         values = {"model.name": DEFAULT_MODEL} | values | _values({"model": _section(model)}, pretrain_config.SCHEMA)
-        cfg = make_config(pretrain_config.SCHEMA, laid_over(values, _values(sections, pretrain_config.SCHEMA)))
+        given = _values({**sections, "data": data_options or {}}, pretrain_config.SCHEMA)
+        cfg = make_config(pretrain_config.SCHEMA, laid_over(values, given))
         check_files(cfg)
         pretrain_config.check(cfg)
         return cfg
@@ -97,6 +100,7 @@ def finetune(
     model: str | Mapping[str, Any] | None = None,
     epochs: int | None = None,
     config: str | Path | None = None,
+    data_options: Mapping[str, Any] | None = None,
     **sections: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Fine-tune with labels. Called again, it resumes, as `pretrain` does.
@@ -111,7 +115,8 @@ def finetune(
             config="own" fine-tunes a run of any model; that of `config` where `init` is None or does not say.
         epochs: passes over the data. None: what `config` says, 200 without one.
         config: a YAML file below all this, or the name of one in rn_configs/finetune/; None: the paper's recipe.
-        sections: other keys of `finetune.py --help`, a dict a section.
+        data_options: keys of the section `data`: {"per_class": 10}.
+        sections: keys of the other sections of `finetune.py --help`, a dict a section.
 
     Returns:
         {"top1", "top5", ...}, percent on the test images, see train.finetuning.finetune.
@@ -127,7 +132,8 @@ def finetune(
         values |= {"model.init": str(init) if init else None, "data.val": str(val) if val else None}
         values = {"model.name": DEFAULT_MODEL} | values | ({} if "name" in section else model_of(values["model.init"]))
         values |= _values({"model": section}, finetune_config.SCHEMA)
-        cfg = make_config(finetune_config.SCHEMA, laid_over(values, _values(sections, finetune_config.SCHEMA)))
+        given = _values({**sections, "data": data_options or {}}, finetune_config.SCHEMA)
+        cfg = make_config(finetune_config.SCHEMA, laid_over(values, given))
         check_files(cfg)
         finetune_config.check(cfg)
         return cfg

@@ -127,18 +127,25 @@ def test_a_folder_without_labelled_tests_gets_a_test_split_for_fine_tuning(folde
     shutil.copytree("my_images", "elsewhere")
     assert files(convert("elsewhere", test_share=0.2)["test"]) == files(betons["test"])
     shutil.copytree("my_images/train/c/a", "my_images/test")  # flat: without labels
-    assert set(convert("my_images")) == {"train", "unlabelled"}
+    assert set(convert("my_images")) == {"train"}  # nothing would read the others
     again = convert("my_images", test_share=0.2)
-    assert set(again) == {"train", "test", "unlabelled"}
+    assert set(again) == {"train", "test"}
     assert files(again["test"]) == files(betons["test"])
-    assert set(open_beton(again["unlabelled"]).label.tolist()) == {-1}
     shutil.copytree("my_images/train/b", "my_images/val/b")
     by_val = convert("my_images", test_share=0.2)
-    assert set(by_val) == {"train", "test", "unlabelled"}
+    assert set(by_val) == {"train", "test"}
     assert files(by_val["test"]) == {path.name for path in Path("my_images/val/b").iterdir()}
     shutil.rmtree("my_images/train")
     with pytest.raises(DatasetError, match="no training images, only those of: val, test"):
         convert("my_images")
+
+
+def test_a_beton_that_was_damaged_since_is_converted_again(folder):
+    betons = convert("my_images")
+    whole = betons["train"].read_bytes()
+    betons["train"].write_bytes(whole[: len(whole) // 2])
+    assert convert("my_images") == betons
+    assert betons["train"].read_bytes() == whole
 
 
 def test_names_with_line_breaks_end_in_zero_bytes(folder):
@@ -157,6 +164,18 @@ def trained(monkeypatch):
     monkeypatch.setattr("idmm_fast.train.pretraining.pretrain", lambda cfg, evaluation: seen.append(cfg))
     monkeypatch.setattr("idmm_fast.train.finetuning.finetune", seen.append)
     return seen
+
+
+def test_any_key_can_be_given(folder, trained):
+    """The section `data` under another name, since `data` is the images."""
+    keys = {"num_workers": 1, "on_error": "replace"}
+    idmm_fast.pretrain("my_images", "run", model=TINY, data_options=keys, training={"batch_size": 5})
+    cfg = trained[-1]
+    assert (cfg.data.num_workers, cfg.data.on_error, cfg.training.batch_size) == (1, "replace", 5)
+    idmm_fast.finetune("my_images", "tuned", model=TINY, data_options={"per_class": 2})
+    assert trained[-1].data.per_class == 2
+    with pytest.raises(ConfigError, match=r"data\.num_worker.*data\.num_workers"):
+        idmm_fast.finetune("my_images", "tuned", data_options={"num_worker": 2})
 
 
 def test_a_pretraining_has_the_model_of_the_argument_then_of_the_configuration(folder, trained):
@@ -259,6 +278,15 @@ def test_a_fine_tuning_from_other_weights_under_the_same_name_begins_anew(folder
     assert "started with other images, labels or weights: it is now tuned_before_1" in capsys.readouterr().out
     old, new = (Path(run, "model.safetensors").read_bytes() for run in ("tuned_before_1", "tuned"))
     assert old != new
+
+
+def test_a_validation_split_that_was_added_begins_a_new_run(folder, capsys):
+    options = {"model": TINY, "epochs": 1, "training": {"compile": False}}
+    idmm_fast.finetune("my_images", "tuned", **options)
+    shutil.copytree("my_images/test", "my_images/val")
+    assert "val_top1" in idmm_fast.finetune("my_images", "tuned", **options)
+    assert Path("tuned_before_1/model.safetensors").is_file()
+    assert "it is now tuned_before_1" in capsys.readouterr().out
 
 
 @pytest.fixture

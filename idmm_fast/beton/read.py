@@ -110,20 +110,29 @@ class Beton:
 
         A file without checksums (FFCV's own writer) is read to its end for it.
         """
-        sums = self.sums
-        if not sums.size:
-            sums = np.empty(len(self), np.uint64)
-            checksums(self.bytes, self.ptr, self.length, sums)
         digest = hashlib.sha256()
         for column, kind in (
             (self.mode, "u1"),
             (self.height, "<i8"),
             (self.width, "<i8"),
             (self.label, "<i8"),
-            (sums, "<u8"),
+            (self.image_sums, "<u8"),
         ):
             digest.update(np.ascontiguousarray(column, kind))  # type: ignore[arg-type]  # numpy has no stub of Buffer
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def image_sums(self) -> np.ndarray:
+        """A checksum of each image's bytes, uint64 (images,); a file that has none is read to its end for them."""
+        if self.sums.size:
+            return self.sums
+        sums = np.empty(len(self), np.uint64)
+        checksums(self.bytes, self.ptr, self.length, sums)
+        return sums
+
+    def count_shared(self, other: "Beton") -> int:
+        """How many of these images are in another file too, byte for byte."""
+        return int(np.isin(self.image_sums, other.image_sums).sum())
 
     @cached_property
     def bytes(self) -> np.ndarray:

@@ -16,6 +16,7 @@ before it: 800 epochs at 224 pixels, then 100 at 448. Called again, it resumes w
 
 from collections.abc import Sequence
 from functools import partial
+from shlex import quote
 from typing import Any
 
 from ..cli import help_head, run
@@ -42,6 +43,7 @@ def tune(argv: Sequence[str], prog: str = SCRIPT) -> None:
     )
     check_files(cfg)
 
+    from ..beton import printable
     from ..runtime.distributed import is_main_process  # torch, which takes seconds, only for what is to be run
     from ..train.finetuning import finetune
     from ..train.folds import run_folds
@@ -63,7 +65,8 @@ def tune(argv: Sequence[str], prog: str = SCRIPT) -> None:
             accuracy = f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %"
             print(f"{folder}: {accuracy} on {result['test_images']} test images")
             if k == len(results):
-                print(f"next: idmm-fast predict --checkpoint {folder} --images FOLDER --out predictions.csv")
+                run = printable(quote(str(folder)))
+                print(f"next: idmm-fast predict --checkpoint {run} --images FOLDER --out predictions.csv")
         else:
             steps = cfg.training.max_steps
             print(f"{folder}: dry run of at most {steps} steps (training.max_steps); no weights were written")

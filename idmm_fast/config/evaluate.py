@@ -61,7 +61,7 @@ SCHEMA: Schema = {
 
 
 def run_config(argv: Sequence[str]) -> list[str]:
-    """The arguments that name the config.yaml of the run that --checkpoint names; none if it is no file of a run.
+    """The arguments of the run that --checkpoint names: its config.yaml, and where it lies now; none if it is no run's.
 
     Raises:
         ConfigError: if what --checkpoint names is not there.
@@ -76,5 +76,5 @@ def run_config(argv: Sequence[str]) -> list[str]:
                 )
             found = find_run_config(value)
             if found:
-                return ["--config", str(found)]
+                return ["--config", str(found), f"--logging.run_dir={found.parent}"]
     return []

@@ -1,13 +1,15 @@
-"""Whether a label means the same class in two files, and the labels of one in the numbers of the other."""
+"""Training and test images: whether a label means the same class in both, and whether images are in both."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from ..beton import Beton, BetonError
+from ..runtime import distributed
 
 
 def labelled_rows(train: Beton) -> np.ndarray:
@@ -59,6 +61,17 @@ def match_labels(train: Beton, test: Beton) -> np.ndarray:
             f"({_some(strange)}); they can only be wrong"
         )
     return labels
+
+
+def warn_of_shared(train: Beton, test: Beton) -> None:
+    """Say so where test images are among the training images: their accuracy says little."""
+    shared = test.count_shared(train) if distributed.rank() == 0 else 0
+    if shared:
+        tqdm.write(
+            f"warning: {shared} of {len(test)} images of {test.path} are in {train.path} too, so accuracy on them is "
+            f"too good",
+            file=sys.stderr,
+        )
 
 
 def class_names(train: Beton, test: Beton) -> list[str]:

@@ -165,6 +165,8 @@ def write_report(
         pictures["mistakes.png"] = "The most confident mistakes: the predicted class, and the true one"
     if train_images is not None:
         pictures["curves.png"] = "The training"
+    for stale in {"confusion.png", "mistakes.png"} - pictures.keys():  # of a report that was here before
+        (folder / stale).unlink(missing_ok=True)
     write_json(folder / "report.json", numbers)
     # Names that are no UTF-8 keep their bytes, as in predict's table.
     with replacing(folder / "test_predictions.csv") as draft:

@@ -18,7 +18,7 @@ from ..models import Normalize, create_backbone, load_backbone, resolve_normaliz
 from ..plots.neighbours import Side, plot_neighbours
 from ..runtime.device import Runtime, resolve_runtime
 from .batches import EvaluationImages
-from .classes import class_names, labelled_rows, match_labels
+from .classes import class_names, labelled_rows, match_labels, warn_of_shared
 from .features import extract
 from .knn import knn_accuracy
 from .linear import linear_accuracy
@@ -40,6 +40,7 @@ def evaluate_frozen(cfg: Any) -> dict[str, float]:
     torch.manual_seed(cfg.training.seed)
     betons = train, test = open_beton(cfg.data.train), open_beton(cfg.data.test)
     known = train.label, match_labels(train, test)
+    warn_of_shared(train, test)
     cfg = replace(SCHEMA, cfg, resolve_normalization(cfg.model))
     backbone = create_backbone(cfg.model.name, cfg.model.image_size, 0.0, cfg.model.options)
     if cfg.model.init is not None:

@@ -15,7 +15,7 @@ from ..config import ConfigError
 from ..loader import ImageCache, open_cache
 from ..models import Normalize, create_backbone
 from ..runtime.device import Runtime, resolve_runtime
-from .classes import labelled_rows, match_labels
+from .classes import labelled_rows, match_labels, warn_of_shared
 from .frozen import evaluation_images, extract_both, linear_probe
 from .knn import knn_accuracy
 
@@ -49,6 +49,7 @@ class OnlineEvaluation:
             return
         model, data = self.cfg.model, self.cfg.data
         betons = open_beton(data.train), open_beton(data.test)
+        warn_of_shared(*betons)
         every = labelled_rows(betons[0]), np.arange(len(betons[1]))
         minutes, epochs = self.cfg.training.minutes, self.cfg.training.epochs
         evaluations = 2 if minutes else -(-epochs // self.cfg.online_eval.every)

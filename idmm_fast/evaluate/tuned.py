@@ -56,7 +56,7 @@ def evaluate_classifier(cfg: Any) -> dict[str, Any] | None:
 def count_trained_on(test: Beton, run: str | Path) -> int:
     """How many of these images are in the data.train of a run, byte for byte; 0 where that file is gone."""
     train = read_run_config(run).get("data", {}).get("train")
-    return int(np.isin(test.sums, open_beton(train).sums).sum()) if train and Path(train).is_file() else 0
+    return test.count_shared(open_beton(train)) if train and Path(train).is_file() else 0
 
 
 def labels_by_name(beton: Beton, names: Sequence[str]) -> np.ndarray:

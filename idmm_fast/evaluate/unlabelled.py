@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
 from ..beton import open_beton
 from ..loader import Augment, MultiCropLoader, Views
@@ -34,7 +37,8 @@ def unlabelled_metrics(
 
     Returns:
         {"instance_top1", "rankme"}: percent of the images whose first crop has their own second crop as the nearest of
-        all images' (cosine similarity); and see `rankme`, of the first crops.
+        all images' (cosine similarity); and see `rankme`, of the first crops. {} and a sentence where features are not
+        finite.
     """
     network.eval()
     loader = MultiCropLoader(
@@ -58,6 +62,9 @@ def unlabelled_metrics(
         seconds.append(second)
     loader.close()
     first, second = torch.cat(firsts), torch.cat(seconds)
+    if not (first.isfinite().all() and second.isfinite().all()):
+        tqdm.write("features are not finite: there is no instance_top1 and no rankme", file=sys.stderr)
+        return {}
     nearest = (normalize(first, dim=1) @ normalize(second, dim=1).T).argmax(1)
     found = (nearest == torch.arange(len(first))).float().mean()
     return {"instance_top1": 100 * float(found), "rankme": rankme(first)}
@@ -66,12 +73,14 @@ def unlabelled_metrics(
 def rankme(features: torch.Tensor) -> float:
     """The effective rank of features: the exponential of the entropy of their singular values.
 
-    Garrido et al., arXiv 2210.02885, equation 1. It is between 1 (all features on a line) and d.
+    Garrido et al., arXiv 2210.02885, equation 1. It is between 1 (all features on a line, or zero) and d.
 
     Args:
         features: float (n, d).
     """
     values = torch.linalg.svdvals(features.double())
+    if not values.any():
+        return 1.0
     share = values / values.sum() + 1e-7
     return float(torch.exp(-(share * share.log()).sum()))
 

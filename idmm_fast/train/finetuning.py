@@ -16,7 +16,7 @@ from ..config import ConfigError, replace
 from ..config.finetune import SCHEMA, check
 from ..evaluate import EvaluationImages
 from ..evaluate.accuracy import top_k
-from ..evaluate.classes import class_names, match_labels
+from ..evaluate.classes import class_names, match_labels, warn_of_shared
 from ..evaluate.classification import classify, write_report
 from ..files import write_json
 from ..loader import ImageCache, MultiCropLoader, Views, open_cache
@@ -80,6 +80,8 @@ class Finetuning(Task):
         self.eval_labels = {
             split: torch.from_numpy(match_labels(train_beton, self.betons[split])) for split in ("test", self.chosen_by)
         }
+        for split in self.eval_labels:
+            warn_of_shared(train_beton, self.betons[split])
         self.label_names = class_names(train_beton, test_beton)
         cfg = replace(SCHEMA, cfg, resolve_normalization(cfg.model))
         self.rows = choose_rows(train_beton.label, cfg.data.per_class, cfg.training.seed)

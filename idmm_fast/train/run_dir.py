@@ -243,7 +243,7 @@ class RunDir:
         """Refuse to resume with other images, labels or first weights."""
         known = self.state.get("data", {})
         if known and ("val" in known) != ("val" in betons):
-            raise ConfigError(
+            raise OtherInputs(
                 f"{self.folder} was started {'with' if 'val' in known else 'without'} data.val; a run resumes as it "
                 f"started. Use another --out for another run."
             )

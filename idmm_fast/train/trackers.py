@@ -199,6 +199,7 @@ class Trackers:
         is_part = re.fullmatch(r"(fold|stage)_\d+", folder.name)
         title = f"{folder.parent.name}/{folder.name}" if is_part else folder.name
         self._senders: list[_Sender] = []
+        self._outer = sys.exc_info()[1]  # that a caller handles just now
         for name, kind in kinds.items():
             if asked.get(name) is None:
                 continue
@@ -219,8 +220,9 @@ class Trackers:
             sender.add((time.time(), values, step))
 
     def close(self) -> None:
-        """End the runs there; where an exception is on its way, as killed by a signal or failed."""
+        """End the runs there; where an exception has come up since they began, as killed by a signal or failed."""
         error = sys.exc_info()[1]
+        error = None if error is self._outer else error
         outcome = (
             "FINISHED" if error is None else "KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED"
         )

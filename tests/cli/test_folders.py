@@ -59,6 +59,19 @@ def test_evaluation_of_a_run_reads_the_folder_that_is_named(folder, asked, tiny_
     assert images_of(asked[-1]) == {"train": 64, "test": 64}
 
 
+def test_pictures_of_a_run_go_where_it_lies_now(asked, tiny_beton, tmp_path):
+    """Its configuration says where it was: there another run may be."""
+    run = tmp_path / "moved"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text(f"data: {{train: {tiny_beton}, test: {tiny_beton}}}\n{MODEL}")
+    (run / "checkpoints" / "best.pt").touch()
+    for checkpoint in (run, run / "checkpoints" / "best.pt"):
+        assert run_script("evaluate.py", "--checkpoint", checkpoint).returncode == 0
+        assert asked[-1].logging.run_dir == str(run)
+    run_script("evaluate.py", "--checkpoint", run, "--logging.run_dir=elsewhere")
+    assert asked[-1].logging.run_dir == "elsewhere"
+
+
 @pytest.mark.parametrize("script", ["train_idmm.py", "finetune.py", "evaluate.py"])
 @pytest.mark.parametrize(
     ("mistake", "said"),

@@ -20,7 +20,7 @@ from idmm_fast.evaluate.classification import Classified, expected_calibration_e
 from idmm_fast.evaluate.tuned import labels_by_name
 from idmm_fast.models import load_trained
 from idmm_fast.train import checkpoint
-from idmm_fast.train.finetuning import finetune
+from idmm_fast.train.finetuning import Finetuning, finetune
 from idmm_fast.train.folds import _write as write_fold
 from idmm_fast.train.folds import run_folds
 
@@ -47,13 +47,14 @@ def test_numbers_are_scikit_learns():
         for ours, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
             assert row[ours] == pytest.approx(100 * theirs[row["name"]][key])
         assert row["images"] == theirs[row["name"]]["support"]
-    kept = predicted < 6
     assert numbers["top1"] == pytest.approx(100 * (predicted == found.labels).mean())
     assert numbers["balanced_accuracy"] == pytest.approx(
         np.mean([100 * (predicted[found.labels == k] == k).mean() for k in range(6)])
     )
-    if kept.all():
-        assert numbers["balanced_accuracy"] == pytest.approx(100 * balanced_accuracy_score(found.labels, predicted))
+    in_images = found.probabilities[:, :6]
+    among = measure(Classified(found.rows, found.labels, in_images / in_images.sum(1, keepdims=True), found.names[:6]))
+    theirs = 100 * balanced_accuracy_score(found.labels, in_images.argmax(1))
+    assert among["balanced_accuracy"] == pytest.approx(theirs)
     top5 = [label in np.argsort(-p)[:5] for label, p in zip(found.labels, found.probabilities)]
     assert numbers["top5"] == pytest.approx(100 * np.mean(top5))
 
@@ -82,6 +83,20 @@ def test_a_report_says_how_far_its_numbers_go(tmp_path, monkeypatch):
     assert "| share of the most frequent class | 60.00 |" in page
     assert "top-5" not in page
     assert "| c | 2 | 0.0 | - | 0.0 | b |" in page
+
+
+def test_pictures_of_an_earlier_report_do_not_stay(tmp_path, monkeypatch):
+    """Neither of mistakes where there are none, nor of confusion where there are too many classes."""
+    monkeypatch.setattr(classification, "plot_confusion", lambda matrix, names, path: path.touch())
+    monkeypatch.setattr(classification, "plot_mistakes", lambda *args: args[3].touch())
+    images, pictures = EvaluationImages("x.beton", 32, 1), {"confusion.png", "mistakes.png"}
+    for right, most, wanted in ((False, 60, pictures), (True, 60, {"confusion.png"}), (True, 2, set())):
+        predicted = np.arange(3) if right else np.array([1, 1, 2])
+        found = Classified(np.arange(3), np.arange(3), np.eye(3, dtype=np.float32)[predicted], ["a", "b", "c"])
+        monkeypatch.setattr(classification, "_PICTURE_CLASSES", most)
+        write_report(found, images, tmp_path, "title")
+        assert {path.name for path in tmp_path.glob("*.png")} == wanted
+        assert all((name in (tmp_path / "report.md").read_text()) == (name in wanted) for name in pictures)
 
 
 def test_each_image_has_a_line_with_its_prediction(tmp_path, monkeypatch):
@@ -163,23 +178,27 @@ def test_evaluate_reports_a_classifier_on_any_beton(tiny_beton, tmp_path, withou
 
 
 @pytest.mark.integration
-def test_a_validation_split_chooses_the_epoch(tiny_beton, tmp_path, without_pictures):
+def test_a_validation_split_chooses_the_epoch(tiny_beton, tmp_path, without_pictures, monkeypatch):
     """The weights of the epoch with the highest accuracy on it are kept, and tested once."""
     for name, rows in (("train", range(0, 40)), ("val", range(40, 52)), ("test", range(52, 64))):
         write_subset(tiny_beton, list(rows), tmp_path / f"{name}.beton")
     values = {f"data.{name}": str(tmp_path / f"{name}.beton") for name in ("val", "test")}
     values |= {"training.epochs": 6, "training.evaluate_every": 1, "training.lr": 2e-2}
     cfg = tiny_config(tmp_path / "train.beton", tmp_path / "f", FINETUNE, **values)
+    original, scripted = Finetuning.evaluate, (10, 20, 60, 30, 60, 40)
+    monkeypatch.setattr(
+        Finetuning, "evaluate", lambda self, epoch, last: original(self, epoch, last) | {"top1": scripted[epoch]}
+    )
     result = finetune(cfg)
     lines = [json.loads(line) for line in (tmp_path / "f" / "metrics.jsonl").read_text().splitlines()]
     on_val = [line["top1"] for line in lines if "top1" in line]
-    assert len(on_val) == 6
+    assert on_val == [*scripted]
     assert (result["val_top1"], result["best_epoch"]) == (max(on_val), on_val.index(max(on_val)))
     assert (result["val_images"], result["test_images"]) == (12, 12)
-    if result["best_epoch"] < 5:
-        best = checkpoint.load(tmp_path / "f" / "checkpoints" / "best.pt")
-        kept = load_trained(tmp_path / "f").network.state_dict()
-        assert all((kept[key] == value).all() for key, value in best["model"].items())
+    best = checkpoint.load(tmp_path / "f" / "checkpoints" / "best.pt")
+    kept = load_trained(tmp_path / "f").network.state_dict()
+    assert best["epoch"] == 2
+    assert all((kept[key] == value).all() for key, value in best["model"].items())
     without = finetune(tiny_config(tmp_path / "train.beton", tmp_path / "g", FINETUNE, **values | {"data.val": None}))
     assert "val_top1" not in without
 

@@ -18,7 +18,9 @@ from idmm_fast.beton import open_beton, printable, write_beton
 from idmm_fast.beton.format import JPG
 from idmm_fast.config import ConfigError
 from idmm_fast.datasets import Split
-from idmm_fast.evaluate.predict import find_images
+from idmm_fast.evaluate import prediction_files
+from idmm_fast.evaluate.predict import Predictions, find_images
+from idmm_fast.evaluate.prediction_files import as_rows, write_predictions
 from idmm_fast.loader import evaluation_loader
 from idmm_fast.loader.image_files import ImageFiles
 from idmm_fast.models import load_trained
@@ -204,6 +206,24 @@ def test_names_and_damage_of_every_kind_are_written(ending, tuned, odd_images, t
 
 
 ODD_BYTES = b"a\nb\xe9\x1b"
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_a_table_is_written_whole_or_not_at_all(ending, tmp_path, monkeypatch):
+    found = Predictions(["a.jpg", "b.jpg"], ["x"], np.zeros((2, 1), int), np.ones((2, 1), np.float32), {})
+    out = tmp_path / f"t.{ending}"
+    write_predictions(found, out)
+    whole = out.read_bytes()
+
+    def fail_midway(found):
+        yield next(as_rows(found))
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(prediction_files, "as_rows", fail_midway)
+    with pytest.raises(OSError, match="the disk is full"):
+        write_predictions(found, out)
+    assert out.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_name_is_said_in_one_line_of_letters_that_the_terminal_has(monkeypatch):

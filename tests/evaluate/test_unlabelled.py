@@ -3,11 +3,13 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import tiny_config
 from torch import nn
 
+from idmm_fast.evaluate import unlabelled
 from idmm_fast.evaluate.unlabelled import rankme, unlabelled_metrics
 from idmm_fast.runtime.device import resolve_runtime
 from idmm_fast.train.pretraining import pretrain
@@ -52,6 +54,30 @@ def test_images_are_found_again_by_what_their_crops_share(raw_beton):
     assert constant["rankme"] == pytest.approx(1, abs=1e-3)
     assert colours["instance_top1"] > 2 * constant["instance_top1"]
     assert 1 < colours["rankme"] < 6
+
+
+def test_so_many_images_are_compared_and_the_same_each_time(raw_beton, monkeypatch):
+    monkeypatch.setattr(unlabelled, "IMAGES", 9)
+    rows = unlabelled._sample(str(raw_beton))
+    assert len(set(rows.tolist())) == 9
+    assert rows.max() > 20  # of 40: not the first ones
+    assert np.array_equal(rows, unlabelled._sample(str(raw_beton)))
+
+
+class Spoilt(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, images):
+        return torch.full((len(images), 4), self.value)
+
+
+def test_features_that_are_not_finite_or_zero_end_no_training(raw_beton, capsys):
+    runtime = resolve_runtime(CPU, 0)
+    assert unlabelled_metrics(Spoilt(float("nan")), str(raw_beton), 32, runtime) == {}
+    assert "features are not finite" in capsys.readouterr().err
+    assert unlabelled_metrics(Spoilt(0.0), str(raw_beton), 32, runtime)["rankme"] == 1
 
 
 def test_a_run_logs_it_and_trains_as_without(tiny_beton, tmp_path, without_pictures):

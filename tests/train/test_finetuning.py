@@ -8,11 +8,14 @@ import pytest
 import torch
 from helpers import FINETUNE, TINY_VIT, read_losses, remove_later_checkpoints, tiny_config
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 from idmm_fast.beton import open_beton
+from idmm_fast.beton.subset import write_subset
 from idmm_fast.config import ConfigError
 from idmm_fast.evaluate import EvaluationImages
 from idmm_fast.evaluate.accuracy import top_k
+from idmm_fast.loader.cutmix import sample_mixup
 from idmm_fast.models import Classifier, create_backbone, init_head, load_backbone
 from idmm_fast.runtime.device import resolve_runtime
 from idmm_fast.train import checkpoint
@@ -30,6 +33,40 @@ def test_finetuning_beats_chance_and_reports(tiny_beton, pretrained_run, tmp_pat
     assert json.loads((tmp_path / "f" / "result.json").read_text()) == result
     curve = read_losses(tmp_path / "f")
     assert curve[-8:].mean() < curve[:8].mean()
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_images_are_mixed_by_mixup_in_even_epochs_and_by_cutmix_in_odd_ones(tiny_beton, tmp_path, epoch):
+    """The loss is that of the mixture, written out; where pixels come mixed from the loader, they stay as they are."""
+    values = {"mixup_cutmix__alpha": 1.0, "training__label_smoothing": 0.1, "training__seed": 5}
+    task = Finetuning(tiny_config(tiny_beton, tmp_path / "f", FINETUNE, **values))
+    task.prepared = task.model.eval()
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    rows, others = torch.randperm(64, generator=draw)[:12].chunk(2)
+    lam = torch.rand(6, generator=draw)
+    x = task.model.normalize(images)
+    if epoch == 0:
+        level, partner = sample_mixup(5, epoch, 2, 6, 1.0)
+        assert 0.05 < level < 0.95
+        x, lam = level * x + (1 - level) * x[partner], torch.full((6,), level)
+        others = rows[partner]
+    losses = [
+        cross_entropy(task.model.head(task.model.backbone(x)), task.labels[of], reduction="none", label_smoothing=0.1)
+        for of in (rows, others)
+    ]
+    wanted = (lam * losses[0] + (1 - lam) * losses[1]).mean()
+    found = task.loss([(images, rows, others if epoch else rows, torch.ones(6) if epoch == 0 else lam)], epoch, 2)
+    assert found.item() == pytest.approx(task.loader.loss_weight(2) * wanted.item(), rel=1e-5)
+
+
+def test_test_images_that_are_training_images_are_told(tiny_beton, tmp_path, capsys):
+    write_subset(tiny_beton, np.arange(9), tmp_path / "nine.beton")
+    write_subset(tiny_beton, np.arange(9, 64), tmp_path / "rest.beton")
+    for train, is_told in ((tiny_beton, True), (tmp_path / "rest.beton", False)):
+        Finetuning(tiny_config(train, tmp_path / "f", FINETUNE, data__test=str(tmp_path / "nine.beton")))
+        told = f"warning: 9 of 9 images of {tmp_path / 'nine.beton'} are in {train} too"
+        assert (told in capsys.readouterr().err) == is_told
 
 
 def test_best_checkpoint_is_kept_beside_the_last(tiny_beton, tmp_path):

@@ -127,6 +127,19 @@ def test_clipped_gradients_are_those_of_torch_for_one_parameter_after_another(mo
         assert all(torch.equal(p.grad, w) for p, w in zip(parameters, wanted) if w is not None)
 
 
+def test_rates_and_decays_are_the_schedules_times_those_of_each_group(tiny_beton, tmp_path):
+    """In the middle of a cosine both are half way from their first to their last value."""
+    values = {"training__lr": 1.0, "training__weight_decay": 0.2, "training__weight_decay_end": 0.6}
+    training = tiny_config(tiny_beton, tmp_path, **values).training
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(1))], "scale": s, "decays": d} for s, d in ((1, 1), (0.5, 0), (0.25, 1))
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    set_schedule([optimizer], training, 5, 10, 0)
+    found = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert found == [pytest.approx(pair) for pair in ((0.5, 0.4), (0.25, 0.0), (0.125, 0.4))]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_layers_learn_at_the_rates_of_timms_layer_decay(tiny_beton, tmp_path, optimizer):
     values = {"training__layer_decay": 0.5, "training__optimizer": optimizer, "training__decay_norm_bias": False}

@@ -193,6 +193,12 @@ def test_a_run_that_fails_is_a_failed_run_there(stand_ins, tiny_beton, tmp_path)
         pretrain(tiny_config(tiny_beton, tmp_path / "run", logging__wandb="a", logging__mlflow="known", **values))
     assert wandb.CALLS[-1] == ("finish", "run1", 1)
     assert mlflow.CALLS[-1] == ("end", "abc", "FAILED")
+    values = {"training__epochs": 1, "logging__mlflow": "known"}
+    try:
+        raise MemoryError("of a first try")
+    except MemoryError:  # which a second one answers; it does not fail
+        pretrain(tiny_config(tiny_beton, tmp_path / "second", **values))
+    assert mlflow.CALLS[-1] == ("end", "abc", "FINISHED")
 
 
 @pytest.mark.parametrize("name", trackers.PACKAGES)
