@@ -401,7 +401,7 @@ def test_the_documents_are_made_of_the_results(tmp_path):
     made = write_page(ROOT / "results" / "equal_time", tmp_path / "results-equal-time.md").read_text()
     assert made == (ROOT / "docs" / "results-equal-time.md").read_text()
     # The sections: of whole datasets and of fewer images, of the recipe's parts, of six times the time.
-    leads, *_ = (table(part)["fine-tuned, top-1"] for part in re.split(r"(?=\| lead over the second)", made)[1:])
+    leads, _, longer = (table(part)["fine-tuned, top-1"] for part in re.split(r"(?=\| lead over the second)", made)[1:])
     # The README has both arms of a method in one cell, and the columns of whole datasets.
     page, readme = (table(text[text.index("| fine-tuned, top-1, %") :]) for text in (made, README.read_text()))
     for name, cells in readme.items():
@@ -418,6 +418,8 @@ def test_the_documents_are_made_of_the_results(tmp_path):
     fewer = [lead.fullmatch(leads[k])[1] for k in (4, 5, 6)]
     assert f"The lead is {others[0]}, {others[1]} and {others[2]} on" in " ".join(said.split())
     assert f"250, 500 and 1,000 images of flowers90 it is {', '.join(fewer)}" in " ".join(said.split())
+    flowers, cifar = (lead.fullmatch(cell)[1] for cell in longer)
+    assert f"in six times the time {flowers} on flowers90, {cifar} on cifar10" in " ".join(said.split())
     assert len(readme) == 1 + sum(not name.endswith(", improved") for name in list(page)[1:])
 
 
