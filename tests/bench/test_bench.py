@@ -125,7 +125,7 @@ def test_bad_arguments_are_a_sentence(args, says):
         (("loader", "--workers", "0"), "--workers: a whole number, at least 1, not 0"),
         (("loader", "--epochs", "-1"), "--epochs: a whole number, at least 0, not -1"),
         (("end_to_end", "--steps", "0"), "--steps: a whole number, at least 1, not 0"),
-        (("writer", "--count", "many"), "--count: a whole number, at least 1, not many"),
+        (("writer", "--count", "many"), "--count: a whole number, at least 10, not many"),
         (("loss", "--repeats", "0"), "--repeats: a whole number, at least 1, not 0"),
     ],
 )

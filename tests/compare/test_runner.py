@@ -200,5 +200,5 @@ def test_a_run_that_fails_harms_no_other_of_its_pretraining(sweep_dir, monkeypat
 
     with pytest.raises(Stopped):
         runner.run(runs, tell, tell)
-    done = {"crops": 6, "top1": 1.0, "knn20": 2.0}
+    done = {"pretraining_images": 64, "crops": 6, "top1": 1.0, "knn20": 2.0}
     assert told == [(runs[0], done), (runs[1], error), (runs[2], done)]
