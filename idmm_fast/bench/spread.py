@@ -51,7 +51,7 @@ def _measure(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     """The figures."""
     jpg, raw = open_betons(args, scratch)
     if len(jpg) < _BATCHES:
-        raise ValueError(f"{args.images} has {len(jpg)} images, less than the {_BATCHES} batches of an epoch")
+        raise ValueError(f"{len(jpg)} images are less than the {_BATCHES} batches of an epoch")
     batch = min(args.limit, len(jpg)) // _BATCHES
     rows, epochs = np.arange(_BATCHES * batch), _ROUNDS * args.spread
     cache = open_cache(jpg, rows, "memory")

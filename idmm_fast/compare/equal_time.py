@@ -58,10 +58,10 @@ def _add_minutes(page: Page, records: list[Record], columns: dict[Column, str], 
         f"({'; '.join(machines)}). How many crops a method sees in it is a result."
         + (" Improved: with the recipe's Muon, rate and colour jitter." * has_improved),
     )
-    for measure, title in MEASURES.items() if rows else ():  # none where all are variants
-        titles = {method: display_name(method, measure) for method in rows}
-        page.add(markdown_table(titles, columns, partial(get, measure), f"{title}, %"))
-    if rows:
+    if rows:  # else all are variants
+        for measure, title in MEASURES.items():
+            titles = {method: display_name(method, measure) for method in rows}
+            page.add(markdown_table(titles, columns, partial(get, measure), f"{title}, %"))
         page.add("### The best of each column", _lead_table(rows, columns, get))
         series = {method: display_name(method) for method in rows}
         name = f"equal_time_{length.replace(' ', '_').replace(',', '')}"
